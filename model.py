@@ -1,0 +1,380 @@
+"""RoBERTa in one file, top to bottom: configuration, attention, block, encoder, heads; then the files on disk.
+
+Reads and writes directories in HuggingFace's layout (`config.json`, `pytorch_model.bin`), never the network.
+The six linear layers of a block are named as the papers on adapters name them, in every model here:
+`q k v o` (attention) and `u d` (feed-forward up, down). Shapes: B batch, L length, d width, V vocabulary.
+"""
+
+import json
+import os
+import pickle
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+# ------------------------------------------------------------------------------------------------ RoBERTa
+
+
+@dataclass
+class RobertaConfig:
+    """Sizes of a RoBERTa (Liu et al., 2019); the fields have the names that HuggingFace's config.json gives them."""
+
+    vocab_size: int = 50265
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 514  # pad_token_id + 1 of these rows are never used: 512 tokens
+    type_vocab_size: int = 1
+    pad_token_id: int = 1
+    bos_token_id: int = 0
+    eos_token_id: int = 2
+    layer_norm_eps: float = 1e-5
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None  # None: hidden_dropout_prob
+    initializer_range: float = 0.02
+
+    @property
+    def max_length(self):
+        """The longest input, in tokens: positions are numbered from pad_token_id + 1."""
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+
+ROBERTA_BASE = RobertaConfig()
+ROBERTA_LARGE = RobertaConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+
+
+class RobertaEmbeddings(nn.Module):
+    """Word, position and token-type embeddings, summed and normalised: input_ids (B, L) -> (B, L, d)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.pad = config.pad_token_id
+        self.max_length = config.max_length
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=self.pad)
+        self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size, padding_idx=self.pad)
+        self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids):
+        if input_ids.shape[1] > self.max_length:
+            raise ValueError(f"input of {input_ids.shape[1]} tokens: the position table holds {self.max_length}")
+        not_pad = input_ids != self.pad
+        positions = not_pad.cumsum(1) * not_pad + self.pad  # padding keeps pad_token_id, the rest count up from there
+        x = self.word(input_ids) + self.position(positions) + self.token_type.weight[0]  # one segment type in RoBERTa
+        return self.dropout(self.norm(x))
+
+
+class RobertaAttention(nn.Module):
+    """Bidirectional multi-head self-attention: x (B, L, d), mask (B, 1, 1, L) bool or None -> (B, L, d)."""
+
+    def __init__(self, config):
+        super().__init__()
+        d = config.hidden_size
+        self.n_head = config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+        self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
+
+    def forward(self, x, mask):
+        def heads(t):
+            return t.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, L, d) -> (B, n_head, L, d / n_head)
+
+        p = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(heads(self.q(x)), heads(self.k(x)), heads(self.v(x)), mask, dropout_p=p)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+class RobertaBlock(nn.Module):
+    """Attention, then feed-forward; each is added to its input, and the sum normalised (post-norm)."""
+
+    def __init__(self, config):
+        super().__init__()
+        d, eps = config.hidden_size, config.layer_norm_eps
+        self.attention = RobertaAttention(config)
+        self.attention_norm = nn.LayerNorm(d, eps=eps)
+        self.u = nn.Linear(d, config.intermediate_size)
+        self.d = nn.Linear(config.intermediate_size, d)
+        self.ffn_norm = nn.LayerNorm(d, eps=eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x, mask):
+        x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
+        return self.ffn_norm(x + self.dropout(self.d(F.gelu(self.u(x)))))  # the exact (erf) GELU
+
+
+class Roberta(nn.Module):
+    """The encoder: input_ids (B, L) int64, attention_mask (B, L) or None -> last states (B, L, d).
+
+    With `return_states=True`: (last states, [the output of each block, (B, L, d)]).
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embeddings = RobertaEmbeddings(config)
+        self.blocks = nn.ModuleList(RobertaBlock(config) for _ in range(config.num_hidden_layers))
+        self.apply(self._initialise)
+
+    def _initialise(self, module):
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            nn.init.zeros_(module.weight[module.padding_idx])
+
+    def forward(self, input_ids, attention_mask=None, return_states=False):
+        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        x = self.embeddings(input_ids)
+        states = []
+        for block in self.blocks:
+            x = block(x, mask)
+            states.append(x)
+        return (x, states) if return_states else x
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+class Pretrained(nn.Module):
+    """A model that reads and writes a directory in HuggingFace's layout, by the tables below it in its class.
+
+    NAMES    our module names -> theirs, `{}` for the layer; a module that is not in the table has the same name in both
+    PREFIX   the body's name, in front of its tensors in the file or not: both layouts are read
+    HEAD     names that may be absent from the file, all together: a head that has not been trained yet
+    DROPPED  names in the file that this model has no use for: buffers, other models' heads
+    TIED     names in the file that must repeat another tensor of it
+    """
+
+    CONFIG, MODEL_TYPE, ARCHITECTURE, PREFIX = None, "", "", ""
+    NAMES, HEAD, DROPPED, TIED = {}, (), (), {}
+
+    @classmethod
+    def from_pretrained(cls, directory, **options):
+        """The model of a directory, in float32 and eval mode. Raises ValueError with the file and key that is wrong."""
+        directory = Path(directory)
+        model = cls(read_config(directory, cls.CONFIG, cls.MODEL_TYPE), **options)
+        path = directory / "pytorch_model.bin"
+        model._load(read_state(path), path)
+        return model.eval()
+
+    def save_pretrained(self, directory, dtype=torch.float32, **config):
+        """Writes `config.json`, with the entries of `config` added, and `pytorch_model.bin`, in `dtype`."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        state = {self._their_name(ours): tensor.detach().to("cpu", dtype) for ours, tensor in self.state_dict().items()}
+        described = {"architectures": [self.ARCHITECTURE], "model_type": self.MODEL_TYPE}
+        described |= asdict(self.config) | self._head_config() | config
+        write_file(directory / "pytorch_model.bin", lambda file: torch.save(self._to_file(state), file))
+        write_file(directory / "config.json", lambda file: file.write(json.dumps(described, indent=2).encode() + b"\n"))
+
+    def _head_config(self):
+        return {}
+
+    def _from_file(self, state):
+        return state
+
+    def _to_file(self, state):
+        return state
+
+    def _their_name(self, ours):
+        """roberta.blocks.3.attention.q.weight -> roberta.encoder.layer.3.attention.self.query.weight"""
+        module, _, kind = ours.rpartition(".")
+        if not module.startswith(self.PREFIX):
+            return ours
+        layer = re.search(r"(?<=\.)\d+(?=\.)", module)
+        if layer:
+            module = module[: layer.start()] + "{}" + module[layer.end() :]
+        theirs = self.PREFIX + self.NAMES[module.removeprefix(self.PREFIX)]
+        return f"{theirs.format(layer.group())}.{kind}" if layer else f"{theirs}.{kind}"
+
+    def _load(self, state, path):
+        """Copies a file's tensors into the model: every name and every shape is checked, in both directions."""
+
+        def wrong(key, problem):
+            return ValueError(f"{path}: tensor '{key}' {problem}")
+
+        bare = {key.removeprefix(self.PREFIX): key for key in state}
+        state = self._from_file({short: state[key] for short, key in bare.items()})
+        for copied, original in self.TIED.items():
+            if copied in state and original in state and not torch.equal(state.pop(copied), state[original]):
+                raise wrong(copied, f"differs from '{original}', to which it should be tied")
+        expected = {self._their_name(ours).removeprefix(self.PREFIX): ours for ours in self.state_dict()}
+        head = [key for key in expected if key.startswith(self.HEAD)]
+        if not any(key in state for key in head):
+            expected = {key: ours for key, ours in expected.items() if key not in head}
+        ours = self.state_dict()
+        for key, name in expected.items():
+            shape = tuple(ours[name].shape)
+            if key not in state:
+                raise wrong(key, f"is missing: expected shape {shape}")
+            if tuple(state[key].shape) != shape:
+                raise wrong(bare.get(key, key), f"has shape {tuple(state[key].shape)}: expected {shape}")
+        for key, tensor in state.items():
+            if key not in expected and not key.startswith(self.DROPPED):
+                shape = tuple(tensor.shape)
+                raise wrong(bare.get(key, key), f"of shape {shape} is not expected in a {self.ARCHITECTURE}")
+        self.load_state_dict({name: state[key] for key, name in expected.items()}, strict=False)
+
+
+def read_config(directory, config_class, model_type):
+    """config.json as `config_class`; keys it has no field for are ignored. Raises ValueError if it is another model."""
+    path = Path(directory) / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file: expected a checkpoint directory in HuggingFace's layout") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if found.get("model_type") != model_type:
+        raise ValueError(f"{path}: model_type is {found.get('model_type')!r}: expected '{model_type}'")
+    for key, only in SUPPORTED.items():
+        if found.get(key, only[0]) not in only:
+            raise ValueError(f"{path}: {key} is {found[key]!r}: this model has {' or '.join(map(repr, only))} only")
+    names = {field.name for field in fields(config_class)}
+    return config_class(**{key: value for key, value in found.items() if key in names})
+
+
+SUPPORTED = {  # what else a config.json may ask for, and these models do not do
+    "hidden_act": ("gelu",),
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+}
+
+
+def read_state(path):
+    """The tensors of a pytorch_model.bin, memory-mapped where it is a zip. Raises ValueError for anything else."""
+    path = Path(path)
+    if not path.is_file():
+        others = sorted(p.name for p in path.parent.glob("*.safetensors*"))
+        only = f" (it has only {others[0]}, which is not read here)" if others else ""
+        raise ValueError(f"{path}: no such file{only}: expected PyTorch weights, pytorch_model.bin")
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{path}: refused, it holds more than tensors or is damaged ({reason})") from None
+    except (RuntimeError, EOFError, OSError, ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"{path}: truncated or not a PyTorch file ({str(error).splitlines()[0]})") from None
+    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise ValueError(f"{path}: expected a state dict, names to tensors")
+    return state
+
+
+def write_file(path, write):
+    """Calls write(file) on a temporary name, then renames it: `path` is the old file or the whole new one, always."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+# ------------------------------------------------------------------------------------------------ RoBERTa's heads
+
+OTHERS = ("pooler.", "lm_head.", "classifier.", "qa_outputs.")
+
+
+class RobertaModel(Pretrained):
+    """What RoBERTa with a head on it has in common: `self.roberta`, the configuration and the names."""
+
+    CONFIG, MODEL_TYPE, PREFIX = RobertaConfig, "roberta", "roberta."
+    NAMES = {
+        "embeddings.word": "embeddings.word_embeddings",
+        "embeddings.position": "embeddings.position_embeddings",
+        "embeddings.token_type": "embeddings.token_type_embeddings",
+        "embeddings.norm": "embeddings.LayerNorm",
+        "blocks.{}.attention.q": "encoder.layer.{}.attention.self.query",
+        "blocks.{}.attention.k": "encoder.layer.{}.attention.self.key",
+        "blocks.{}.attention.v": "encoder.layer.{}.attention.self.value",
+        "blocks.{}.attention.o": "encoder.layer.{}.attention.output.dense",
+        "blocks.{}.attention_norm": "encoder.layer.{}.attention.output.LayerNorm",
+        "blocks.{}.u": "encoder.layer.{}.intermediate.dense",
+        "blocks.{}.d": "encoder.layer.{}.output.dense",
+        "blocks.{}.ffn_norm": "encoder.layer.{}.output.LayerNorm",
+    }
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.roberta = Roberta(config)
+
+
+class ClassificationHead(nn.Module):
+    """HuggingFace's head on the first token: dropout, dense, tanh, dropout, out_proj; (B, d) -> (B, num_labels)."""
+
+    def __init__(self, config, num_labels):
+        super().__init__()
+        p = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(p)
+        self.out_proj = nn.Linear(config.hidden_size, num_labels)
+
+    def forward(self, x):
+        return self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(x)))))
+
+
+class RobertaClassifier(RobertaModel):
+    """model(input_ids (B, L), attention_mask (B, L) or None) -> logits (B, num_labels); one label is regression."""
+
+    ARCHITECTURE = "RobertaForSequenceClassification"
+    HEAD = ("classifier.",)
+    DROPPED = ("embeddings.position_ids", *(name for name in OTHERS if name != "classifier."))
+
+    def __init__(self, config, num_labels=2):
+        super().__init__(config)
+        self.num_labels = num_labels
+        self.classifier = ClassificationHead(config, num_labels)
+        self.classifier.apply(self.roberta._initialise)
+
+    def _head_config(self):
+        names = {i: f"LABEL_{i}" for i in range(self.num_labels)}
+        head = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
+        return head | ({"problem_type": "regression"} if self.num_labels == 1 else {})
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.classifier(self.roberta(input_ids, attention_mask)[:, 0])
+
+
+class MaskedLMHead(nn.Module):
+    """dense, GELU, layer norm, then the word embeddings again as output layer: (…, d) -> (…, V)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, x, embedding):
+        return F.linear(self.layer_norm(F.gelu(self.dense(x))), embedding, self.bias)
+
+
+class RobertaMaskedLM(RobertaModel):
+    """model(input_ids (B, L), attention_mask (B, L) or None) -> logits (B, L, V), with tied embeddings.
+
+    With `where` (B, L) bool: the logits of those positions alone, (number of them, V), as pretraining needs.
+    """
+
+    ARCHITECTURE = "RobertaForMaskedLM"
+    DROPPED = ("embeddings.position_ids", *(name for name in OTHERS if name != "lm_head."))
+    TIED = {"lm_head.decoder.weight": "embeddings.word_embeddings.weight", "lm_head.decoder.bias": "lm_head.bias"}
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.lm_head = MaskedLMHead(config)
+        self.lm_head.apply(self.roberta._initialise)
+
+    def forward(self, input_ids, attention_mask=None, where=None):
+        states = self.roberta(input_ids, attention_mask)
+        return self.lm_head(states if where is None else states[where], self.roberta.embeddings.word.weight)
