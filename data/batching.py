@@ -1,0 +1,48 @@
+"""Batches of token sequences: which examples go together, and how they are padded."""
+
+import numpy as np
+import torch
+
+
+def shuffled_batches(lengths, batch_size, seed):
+    """Index lists of an epoch's batches: every example once, in an order made from `seed`, neighbours of like length.
+
+    Shuffles, sorts each run of 50 batches by length, cuts it into batches, and shuffles these: nearly no padding, and
+    still another mixture each epoch. Only the last batch of all may be short.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(lengths))
+    lengths = np.asarray(lengths)
+    batches = []
+    for start in range(0, len(order), 50 * batch_size):
+        run = order[start : start + 50 * batch_size]
+        run = run[np.argsort(lengths[run], kind="stable")]
+        # a run that does not divide evenly leaves its shortest examples as the short batch
+        first = len(run) % batch_size
+        batches += [run[:first]] * (first > 0) + [run[i : i + batch_size] for i in range(first, len(run), batch_size)]
+    return [batches[i].tolist() for i in rng.permutation(len(batches))]
+
+
+def sorted_batches(lengths, batch_size):
+    """Index lists from the longest to the shortest, for scoring: a batch that is too large for memory fails first."""
+    order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def pad(sequences, value, device="cpu"):
+    """Token lists -> input_ids (B, L) int64, padded with `value` to the longest, and mask (B, L), None if all are equal.
+
+    Without padding the mask says nothing, and attention without one is faster.
+    """
+    longest = max(map(len, sequences))
+    ids = torch.tensor([tokens + [value] * (longest - len(tokens)) for tokens in sequences])
+    if all(len(tokens) == longest for tokens in sequences):
+        return ids.to(device), None
+    lengths = torch.tensor([len(tokens) for tokens in sequences])
+    return ids.to(device), (torch.arange(longest) < lengths[:, None]).to(device)
+
+
+def padding_share(lengths, batches):
+    """The part of all positions in these batches that is padding, between 0 and 1."""
+    used = sum(lengths[i] for batch in batches for i in batch)
+    return 1 - used / sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)

@@ -1,0 +1,83 @@
+"""Official files, fetched once into a cache, checked, and unpacked."""
+
+import hashlib
+import http.client
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data import UserError
+
+WAYS_OUT = "connect to the network, name local files with --model DIR --data DIR, or use --model mini"
+
+
+def cache():
+    """Where fetched data is kept: $XDG_CACHE_HOME/hut, or ~/.cache/hut."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hut"
+
+
+def fetch(url, path, sha256):
+    """Downloads `url` to `path` unless it is there already; under a temporary name until size and sha256 are right.
+
+    With sha256=None the digest is printed and not checked. Raises UserError if the address can't be reached, the file is
+    cut off, or its digest differs.
+    """
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    digest, received = hashlib.sha256(), 0
+    try:
+        with urllib.request.urlopen(url, timeout=60) as reply, part.open("wb") as file:
+            size = int(reply.headers.get("Content-Length") or 0)
+            with tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name) as bar:
+                while block := reply.read(1 << 20):
+                    file.write(block)
+                    digest.update(block)
+                    received += len(block)
+                    bar.update(len(block))
+            file.flush()
+            os.fsync(file.fileno())
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{url} could not be reached ({getattr(error, 'reason', error)}): {WAYS_OUT}") from None
+    if size and received != size:
+        problem = f"was cut off after {received} of {size} bytes: try again"
+    elif sha256 and digest.hexdigest() != sha256:
+        problem = f"has sha256 {digest.hexdigest()}: expected {sha256}; it was not kept"
+    else:
+        if not sha256:
+            print(f"{url}: sha256 {digest.hexdigest()}, not checked: none is known for this file")
+        os.replace(part, path)
+        return
+    part.unlink()
+    raise UserError(f"{url} {problem}")
+
+
+def unpack(archive, folder):
+    """Unpacks the one top folder of a zip as `folder`, all or nothing.
+
+    Raises UserError for a damaged archive or a name in it that leads out of the folder.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        try:
+            with zipfile.ZipFile(archive) as content:
+                for name in content.namelist():
+                    if name.startswith(("/", "\\")) or ".." in Path(name.replace("\\", "/")).parts or ":" in name:
+                        raise UserError(f"{archive}: '{name}' leads out of the folder; nothing was unpacked")
+                content.extractall(temporary)
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise UserError(f"{archive}: not a whole zip file ({error}): delete it and try again") from None
+        tops = [entry for entry in Path(temporary).iterdir() if entry.name != "__MACOSX"]
+        if len(tops) != 1 or not tops[0].is_dir():
+            raise UserError(f"{archive}: expected one folder in it, found {sorted(entry.name for entry in tops)}")
+        if folder.exists():
+            shutil.rmtree(folder)  # left by something that was interrupted: whoever calls has found it incomplete
+        os.replace(tops[0], folder)

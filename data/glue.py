@@ -1,0 +1,220 @@
+"""GLUE (Wang et al., 2019): the nine tasks' official files -> examples -> token sequences."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data import UserError
+from data.download import cache, fetch, unpack
+
+
+class Example(NamedTuple):
+    """One row: a sentence or a pair, and a class index, a score (STS-B), or None (a test row)."""
+
+    first: str
+    second: str | None
+    label: int | float | None
+
+
+class Task(NamedTuple):
+    """Where a task's texts and labels stand in its files, and what its labels are called.
+
+    `columns` are names in the header, but for CoLA, whose files have none: there they are the columns of every row.
+    `labels` are the strings in the files, in the order of the classes; none: a score. `names` say what they mean.
+    """
+
+    folder: str
+    texts: tuple[str, ...]
+    label: str
+    labels: tuple[str, ...] = ("0", "1")
+    names: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()  # of a file without header
+    dev: tuple[str, ...] = ("dev",)
+    test: tuple[str, ...] = ("test",)
+
+    @property
+    def num_labels(self):
+        return len(self.labels) or 1
+
+    @property
+    def label_names(self):
+        return self.names or self.labels
+
+
+ENTAILMENT = ("entailment", "not_entailment")
+TASKS = {
+    "cola": Task("CoLA", ("sentence",), "label", names=("unacceptable", "acceptable"),
+                 columns=("source", "label", "star", "sentence")),
+    "sst2": Task("SST-2", ("sentence",), "label", names=("negative", "positive")),
+    "mrpc": Task("MRPC", ("#1 String", "#2 String"), "Quality", names=("different", "paraphrase")),
+    "qqp": Task("QQP", ("question1", "question2"), "is_duplicate", names=("different", "duplicate")),
+    "stsb": Task("STS-B", ("sentence1", "sentence2"), "score", labels=()),
+    "mnli": Task("MNLI", ("sentence1", "sentence2"), "gold_label", labels=("entailment", "neutral", "contradiction"),
+                 dev=("dev_matched", "dev_mismatched"), test=("test_matched", "test_mismatched")),
+    "qnli": Task("QNLI", ("question", "sentence"), "label", labels=ENTAILMENT),
+    "rte": Task("RTE", ("sentence1", "sentence2"), "label", labels=ENTAILMENT),
+    "wnli": Task("WNLI", ("sentence1", "sentence2"), "label", names=("different", "same")),
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def read_split(task, path, labelled=True):
+    """The examples of one file, checked row by row; -> (examples, number of rows skipped, which is 0 but for QQP).
+
+    Raises UserError, with file and line, for a file that is missing, empty or not UTF-8, a row with too few columns, an
+    unknown label, and a score that is no number from 0 to 5.
+    """
+    spec = TASKS[task]
+    examples, skipped = [], 0
+    rows = read_tsv(path)
+    if spec.columns and labelled:
+        columns, first = list(spec.columns), 0
+    else:
+        columns, first = (rows[0] if rows else []), 1
+    needed = (*spec.texts, spec.label) if labelled else spec.texts
+    for name in needed:
+        if name not in columns:
+            raise UserError(f"{path}:1: no column '{name}' in the header: expected {', '.join(needed)}")
+    where = [columns.index(name) for name in needed]
+    for line, row in enumerate(rows[first:], first + 1):
+        if len(row) <= max(where):
+            if task == "qqp":  # the official training file has a few such rows
+                skipped += 1
+                continue
+            raise UserError(f"{path}:{line}: {len(row)} columns: expected {len(columns)}, separated by tabs")
+        texts = [row[i] for i in where[: len(spec.texts)]]
+        label = _label(spec, row[where[-1]], f"{path}:{line}") if labelled else None
+        examples.append(Example(texts[0], texts[1] if len(texts) == 2 else None, label))
+    if not examples:
+        raise UserError(f"{path}: no examples in it: expected rows of {', '.join(needed)}, separated by tabs")
+    return examples, skipped
+
+
+def _label(spec, text, where):
+    if spec.labels:
+        if text not in spec.labels:
+            raise UserError(f"{where}: unknown label '{text}': expected {' or '.join(spec.labels)}")
+        return spec.labels.index(text)
+    try:
+        score = float(text)
+    except ValueError:
+        score = None
+    if score is None or not 0 <= score <= 5:
+        raise UserError(f"{where}: score '{text}': expected a number from 0 to 5")
+    return score
+
+
+def read_tsv(path):
+    """Rows of columns, with no quoting rules: a lone " is text. A BOM is dropped; UTF-8 is required."""
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}: name the folder that holds CoLA/, SST-2/ … with --data DIR") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: not UTF-8: byte 0x{raw[error.start]:02x}; convert the file") from None
+    # only \n ends a row: a sentence may hold other characters that str.splitlines takes for line ends
+    return [line.rstrip("\r").split("\t") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def read_mrpc_raw(folder):
+    """MRPC from Microsoft's own files: {"train": …, "dev": …, "test": …}, dev being the rows that GLUE's authors chose."""
+    ids = folder / "dev_ids.tsv"
+    ids = {tuple(row[:2]) for row in read_tsv(ids if ids.exists() else folder / "mrpc_dev_ids.tsv")}
+    splits = {"train": [], "dev": [], "test": []}
+    for source in ("train", "test"):
+        path = folder / f"msr_paraphrase_{source}.txt"
+        for line, row in enumerate(read_tsv(path)[1:], 2):
+            if len(row) < 5:
+                raise UserError(f"{path}:{line}: {len(row)} columns: expected 5, separated by tabs")
+            quality, first_id, second_id, first, second = row[:5]
+            if source == "test":
+                splits["test"].append(Example(first, second, None))
+            else:
+                label = _label(TASKS["mrpc"], quality, f"{path}:{line}")
+                splits["dev" if (first_id, second_id) in ids else "train"].append(Example(first, second, label))
+    return splits
+
+
+def load(task, data=None, train_file=None, dev_file=None, test=False):
+    """{"train": …, "dev": …} or, with `test`, {"test": …}: lists of examples; MNLI has dev_matched, dev_mismatched.
+
+    `data` is the folder that holds CoLA/, SST-2/ …; without it the official files are fetched once into the cache.
+    `train_file` and `dev_file` stand in for single files of it; one dev file is then all there is of dev.
+    """
+    spec = TASKS[task]
+    given = {"train": train_file, spec.dev[0]: dev_file}
+    names = spec.test if test else ("train", *spec.dev[: 1 if dev_file else None])
+    folder = None if all(given.get(name) for name in names) else (Path(data) if data else download(task)) / spec.folder
+    raw = {}
+    if task == "mrpc" and folder and not (folder / "train.tsv").exists() and (folder / "msr_paraphrase_train.txt").exists():
+        raw = read_mrpc_raw(folder)
+    splits = {}
+    for name in names:
+        if name in raw and not given.get(name):
+            splits[name] = raw[name]
+            continue
+        path = Path(given.get(name) or folder / f"{name}.tsv")
+        splits[name], skipped = read_split(task, path, labelled=not test)
+        if skipped:
+            print(f"{path}: {skipped} rows with too few columns skipped")
+    return splits
+
+
+# ------------------------------------------------------------------------------------------------ fetching
+
+GLUE = "https://dl.fbaipublicfiles.com/glue/data/"
+SENTEVAL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
+SHA256 = {
+    "CoLA.zip": "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff",
+    "SST-2.zip": "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa",
+    "STS-B.zip": "e60a6393de5a8b5b9bac5020a1554b54e3691f9d600b775bd131e613ac179c85",
+    "QQP.zip": "67cb8f5fe66c90a0bc1bf5792e3924f63008b064ab7a473736c919d20bb140ad",
+    "MNLI.zip": "e7c1d896d26ed6caf700110645df426cc2d8ebf02a5ab743d5a5c68ac1c83633",
+    "QNLIv2.zip": "e634e78627a29adaecd4f955359b22bf5e70f2cbd93b493f2d624138a0c0e5f5",
+    "RTE.zip": "6bf86de103ecd335f3441bd43574d23fef87ecc695977a63b82d5efb206556ee",
+    "WNLI.zip": "ae0e8e4d16f4d46d4a0a566ec7ecceccfd3fbfaa4a7a4b4e02848c0f2561ac46",
+    "msr_paraphrase_train.txt": "60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89",
+    "msr_paraphrase_test.txt": "a04e271090879aaba6423d65b94950c089298587d9c084bf9cd7439bd785f784",
+    "mrpc_dev_ids.tsv": "971d7767d81b997fd9060ade0ec23c4fc31cbb226a55d1bd4a1bac474eb81dc7",
+}
+
+
+def download(task, folder=None, glue=GLUE, senteval=SENTEVAL):
+    """Fetches a task's official files into `folder` (the cache), unless they are there; returns `folder`."""
+    folder = folder or cache() / "glue"
+    target = folder / TASKS[task].folder
+    if task == "mrpc":  # not on GLUE's own server as a whole: Microsoft's files, and GLUE's choice of dev rows
+        for place, name in ((senteval, "msr_paraphrase_train.txt"), (senteval, "msr_paraphrase_test.txt"),
+                            (glue, "mrpc_dev_ids.tsv")):  # fmt: skip
+            fetch(place + name, target / name, SHA256[name])
+    elif not target.is_dir():
+        name = {"qnli": "QNLIv2.zip"}.get(task, f"{TASKS[task].folder}.zip")
+        fetch(glue + name, folder / name, SHA256[name])
+        unpack(folder / name, target)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------ tokens
+
+
+def encode(tokenizer, examples, max_len):
+    """Token ids of each example, special tokens put in by the tokenizer's own template, at most `max_len` of them.
+
+    A pair is truncated at its longer text first.
+    """
+    tokenizer.enable_truncation(max_len, strategy="longest_first")
+    texts = [e.first if e.second is None else (e.first, e.second) for e in examples]
+    return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+
+
+def subset(examples, n):
+    """`n` examples, the same ones whatever the run's seed: files are often sorted, so not the first ones."""
+    if n is None or n >= len(examples):
+        return examples
+    return [examples[i] for i in sorted(np.random.default_rng(0).permutation(len(examples))[:n])]

@@ -1,0 +1,57 @@
+"""A checkpoint's hub name or directory -> a local directory in HuggingFace's layout, and its tokenizer."""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from data import UserError
+from data.download import WAYS_OUT
+
+FILES = ("config.json", "tokenizer.json", "pytorch_model.bin")
+MINI = Path(__file__).parent / "mini"
+
+
+def checkpoint(name_or_directory):
+    """The directory of a checkpoint; a hub name (`roberta-large`, `gpt2-medium`) is fetched by huggingface_hub.
+
+    So the user's cache, mirror (HF_ENDPOINT), token and offline setting (HF_HUB_OFFLINE) are honoured. Raises UserError
+    if there is neither such a directory nor such a name, the hub can't be reached, or it has no PyTorch weights.
+    """
+    if Path(name_or_directory).is_dir():
+        return Path(name_or_directory)
+    import huggingface_hub  # takes a second to import, and local directories do not need it
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+    huggingface_hub.utils.logging.set_verbosity_error()  # its retries would come before our one line
+    try:
+        for file in FILES:
+            path = huggingface_hub.hf_hub_download(name_or_directory, file)
+    except HFValidationError:
+        raise UserError(f"--model {name_or_directory}: no such directory, and not a hub name") from None
+    except LocalEntryNotFoundError:
+        where = huggingface_hub.constants.ENDPOINT
+        raise UserError(f"--model {name_or_directory}: {where} could not be reached, or HF_HUB_OFFLINE is set and "
+                        f"{file} is not in the cache: {WAYS_OUT}") from None  # fmt: skip
+    except EntryNotFoundError:
+        weights = file == "pytorch_model.bin"
+        problem = "only weights in another format (safetensors is not read here)" if weights else f"no {file}"
+        raise UserError(f"--model {name_or_directory}: this repository has {problem}: choose another checkpoint") from None
+    except OSError as error:
+        raise UserError(f"--model {name_or_directory}: {str(error).splitlines()[0]}") from None
+    return Path(path).parent
+
+
+def load_tokenizer(directory, vocab_size):
+    """The tokenizer.json of a checkpoint. Raises UserError if there is none, or it has more tokens than `vocab_size`."""
+    path = Path(directory) / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file: expected the checkpoint's tokenizer")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises this very class
+        raise UserError(f"{path}: not a tokenizer ({error})") from None
+    if tokenizer.get_vocab_size() > vocab_size:
+        raise UserError(f"{path}: {tokenizer.get_vocab_size()} tokens: the model's embedding has {vocab_size}")
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
