@@ -112,19 +112,23 @@ def hut_state_dict(model):
     return {name: tensor.detach().clone() for name, tensor in _adapter_tensors(model).items()}
 
 
-@torch.no_grad()
 def load_hut(model, state):
     """Writes an adapter's tensors into `model`. Raises ValueError, with nothing written, if a name or shape differs."""
-    tensors = _adapter_tensors(model)
-    for name in sorted(tensors.keys() | state.keys()):
+    copy_tensors(state, _adapter_tensors(model))
+
+
+@torch.no_grad()
+def copy_tensors(state, into):
+    """Copies `state` over the tensors of `into`, strictly: ValueError, with nothing written, on any difference."""
+    for name in sorted(into.keys() | state.keys()):
         if name not in state:
-            raise ValueError(f"adapter tensor '{name}' is missing: the adapter was made with other targets")
-        if name not in tensors:
-            raise ValueError(f"adapter tensor '{name}' is not expected: the adapter was made with other targets")
-        if state[name].shape != tensors[name].shape:
-            found, expected = tuple(state[name].shape), tuple(tensors[name].shape)
-            raise ValueError(f"adapter tensor '{name}' has shape {found}: expected {expected}")
-    for name, tensor in tensors.items():
+            raise ValueError(f"tensor '{name}' is missing: was this made with other targets?")
+        if name not in into:
+            raise ValueError(f"tensor '{name}' is not expected: was this made with other targets?")
+        if state[name].shape != into[name].shape:
+            found, expected = tuple(state[name].shape), tuple(into[name].shape)
+            raise ValueError(f"tensor '{name}' has shape {found}: expected {expected}")
+    for name, tensor in into.items():
         tensor.copy_(state[name])
 
 

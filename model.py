@@ -78,14 +78,14 @@ class RobertaAttention(nn.Module):
         super().__init__()
         d = config.hidden_size
         self.n_head = config.num_attention_heads
-        self.dropout = config.attention_probs_dropout_prob
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)  # holds p; attention itself applies it
         self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
 
     def forward(self, x, mask):
         def heads(t):
             return t.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, L, d) -> (B, n_head, L, d / n_head)
 
-        p = self.dropout if self.training else 0.0
+        p = self.dropout.p if self.training else 0.0
         y = F.scaled_dot_product_attention(heads(self.q(x)), heads(self.k(x)), heads(self.v(x)), mask, dropout_p=p)
         return self.o(y.transpose(1, 2).flatten(2))
 

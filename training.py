@@ -1,0 +1,498 @@
+"""What the training scripts share: their arguments, the run folder, checkpoints and adapters on disk, the schedule.
+
+The loop itself is not here: each script shows its own.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import pickle
+import platform
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import tokenizers
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from data import UserError
+from hut import apply_hut, copy_tensors, merge_hut
+from model import write_file
+
+RUN_FILES = ("args.json", "metrics.jsonl", "result.json", "adapter.pt", "adapter-last.pt", "checkpoint.pt")
+
+# ------------------------------------------------------------------------------------------------ command line
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but that its errors are ours: one line."""
+
+    def error(self, message):
+        raise UserError(f"{message} (--help lists all arguments)")
+
+
+def run_as_script(main):
+    """main(), with an error that the user can mend as one line on standard error and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@contextlib.contextmanager
+def mendable(where=""):
+    """hut.py and model.py import torch alone and raise ValueError: around their calls it becomes a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{where}{error}") from None
+
+
+def whole(text):
+    """An argument that counts something: 1 or more."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': expected a whole number of 1 or more")
+    return int(text)
+
+
+def positive(text):
+    """An argument that is a size or a rate: above 0."""
+    return _number(text, lambda x: 0 < x < float("inf"), "a number above 0")
+
+
+def not_negative(text):
+    return _number(text, lambda x: 0 <= x < float("inf"), "a number of 0 or more")
+
+
+def probability(text):
+    return _number(text, lambda x: 0 <= x < 1, "a number from 0 to below 1")
+
+
+def _number(text, holds, expected):
+    with contextlib.suppress(ValueError):
+        if holds(float(text)):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"'{text}': expected {expected}")
+
+
+def add_arguments(parser, methods, settings, model, r, warmup):
+    """The arguments that all training scripts have. `settings` says in words where the defaults of a run come from."""
+    group = parser.add_argument_group("method")
+    group.add_argument("--method", choices=methods, help="how to fine-tune (default: hut)")
+    group.add_argument("--r", type=int, help=f"columns of M_A and rows of M_B (default: {r}, the paper's)")
+    group.add_argument("--targets", help="layers to adapt, letters of qkvoud (default: qv, the paper's)")
+    group.add_argument("--init-adapter", metavar="FILE", help="start from this adapter, without its head")
+    group = parser.add_argument_group("model and data")
+    group.add_argument("--model", help=f"hub name, directory, or mini (default: {model}, the paper's)")
+    group.add_argument("--data", metavar="DIR", help="folder of the data set (default: fetched once into the cache)")
+    group.add_argument("--train-file", metavar="F", help="instead of the training file in --data")
+    group.add_argument("--dev-file", metavar="F", help="instead of the development file in --data")
+    group.add_argument("--limit-train", type=whole, metavar="N", help="use N training examples, the same for every seed")
+    group = parser.add_argument_group("training")
+    group.add_argument("--epochs", type=whole, help=f"(default: {settings})")
+    group.add_argument("--batch-size", type=whole, help=f"examples a batch (default: {settings})")
+    group.add_argument("--accumulate", type=whole, default=1, help="batches an optimiser step (default: 1)")
+    group.add_argument("--lr", type=positive, help=f"peak learning rate (default: {settings})")
+    group.add_argument("--head-lr", type=positive, help="that of the head (default: --lr; the paper names one rate)")
+    group.add_argument("--warmup", type=not_negative, help=f"below 1 a share of all steps, else steps (default: {warmup})")
+    group.add_argument("--weight-decay", type=not_negative, metavar="W",
+                       help="AdamW's; it pulls M_A, M_B and gamma to 0, not to the frozen model's 1 "
+                            f"(default: {settings})")  # fmt: skip
+    group.add_argument("--clip", type=positive, metavar="NORM", help="clip the gradient's norm (default: no clipping)")
+    group.add_argument("--dropout", type=probability, metavar="P", help="everywhere (default: the checkpoint's own)")
+    group.add_argument("--max-len", type=whole, metavar="TOKENS", help="truncate to this (default: 512, the paper's, or "
+                       "the model's position table if that is shorter)")  # fmt: skip
+    seeds = group.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    seeds.add_argument("--seeds", type=whole, metavar="N", help="run seeds 0 … N−1 and report mean ± std")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda if there is one)")
+    group.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the frozen model's arithmetic; adapter, head "
+                       "and optimiser are float32 (default: bfloat16 on a GPU that has it, else float32)")  # fmt: skip
+    group = parser.add_argument_group("files")
+    group.add_argument("--out", metavar="DIR", help="run folder (default: runs/<task>-<method>-r<r>-seed<seed>)")
+    group.add_argument("--resume", action="store_true", help="go on with the run in --out where it stopped")
+    group.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    group.add_argument("--adapter", metavar="FILE", help="a saved adapter, for --eval-only and --predict")
+    group.add_argument("--eval-only", action="store_true", help="score --adapter on the development set; no training")
+    group.add_argument("--export", metavar="DIR", help="write the merged model in HuggingFace's layout")
+
+
+def pick_device(name, dtype):
+    """(torch.device, dtype of the arithmetic): what was asked for, or the defaults that --help names."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name:
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise UserError(f"--device {name}: not available ({str(error).splitlines()[0]})") from None
+    if dtype is None:
+        dtype = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return device, getattr(torch, dtype)
+
+
+# ------------------------------------------------------------------------------------------------ method
+
+
+def put_in(model, method, r, targets, head=None):
+    """Prepares `model` for `method`: freezes, adapts; then unfreezes `head`, a module of it, if there is one."""
+    if method == "hut":
+        with mendable():
+            apply_hut(model, r, targets)
+    else:
+        model.requires_grad_(method == "full")
+    if head is not None:
+        head.requires_grad_(True)
+
+
+def merged(model, method):
+    """`model` with plain layers, to be used or exported as any checkpoint is."""
+    return merge_hut(model) if method == "hut" else model
+
+
+def trainable(model, head=""):
+    """(adapter, head): the trainable parameters by name; the head's are those whose names start with `head`."""
+    tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    in_head = {name: p for name, p in tensors.items() if head and name.startswith(head)}
+    return {name: p for name, p in tensors.items() if name not in in_head}, in_head
+
+
+def set_dropout(model, p):
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
+
+
+def count(tensors):
+    return sum(t.numel() for t in tensors)
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def save(path, content):
+    write_file(path, lambda file: torch.save(content, file))
+
+
+def write_json(path, content):
+    text = json.dumps(no_nan(content), indent=2, ensure_ascii=False, allow_nan=False)
+    write_file(path, lambda file: file.write(text.encode() + b"\n"))
+
+
+def write_lines(path, rows):
+    """One JSON object a line."""
+    text = "".join(json.dumps(no_nan(row), allow_nan=False) + "\n" for row in rows)
+    write_file(path, lambda file: file.write(text.encode()))
+
+
+def no_nan(content):
+    """A score that is not defined (the correlation of a constant) is null in JSON, which has no NaN."""
+    if isinstance(content, dict):
+        return {key: no_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [no_nan(value) for value in content]
+    return None if isinstance(content, float) and content != content else content
+
+
+def load_file(path, *keys):
+    """The dict saved at `path`, which must have `keys`. Raises UserError, naming the file, if it is damaged."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: truncated or damaged ({str(error).splitlines()[0]}): delete or replace it") from None
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise UserError(f"{path}: not a file of this program: it has no '{missing[0]}'")
+    return content
+
+
+def fingerprint(model, head=""):
+    """sha256 over the names, shapes and bytes of the model's tensors, the head's aside, before anything is adapted."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not (head and name.startswith(head)):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------ adapter files
+
+ADAPTER_KEYS = ("method", "config", "task", "base", "adapter", "head")
+
+
+def read_adapter(path):
+    return load_file(path, *ADAPTER_KEYS)
+
+
+def follow_adapter(args):
+    """Sets what the file of --adapter knows: method, r, targets, max_len, model. A contradicting argument is an error."""
+    found = read_adapter(args.adapter)
+    if found["task"] != args.task:
+        raise UserError(f"{args.adapter}: trained on --task {found['task']}, not {args.task}")
+    for key, value in {"method": found["method"], **found["config"]}.items():
+        given = getattr(args, key)
+        if key in ("model", "max_len"):  # another place or length is the user's to choose; the fingerprint guards the base
+            value = value if given is None else given
+        elif given not in (None, value):
+            raise UserError(f"{args.adapter}: trained with {key} {value}, not {given}: leave --{key} out")
+        setattr(args, key, value)
+
+
+def load_adapter(path, model, base, method, head="", with_head=True):
+    """Copies the tensors of an adapter file into `model`, which is prepared for `method` and has fingerprint `base`."""
+    found = read_adapter(path)
+    if found["method"] != method:
+        raise UserError(f"{path}: made with --method {found['method']}, not {method}")
+    if found["base"] != base:
+        raise UserError(
+            f"{path}: made on another base checkpoint ({found['base'][:12]}…, this one is {base[:12]}…): "
+            "name the one it was trained on with --model"
+        )
+    adapter, in_head = trainable(model, head)
+    with mendable(f"{path}: "):
+        copy_tensors(found["adapter"], adapter)
+        if with_head:
+            copy_tensors(found["head"], in_head)
+
+
+# ------------------------------------------------------------------------------------------------ the run folder
+
+
+def check_out(folder, resume, overwrite):
+    """Raises UserError if the folder holds a run and neither flag says what should become of it."""
+    present = [name for name in RUN_FILES if (folder / name).exists()]
+    if present and not (resume or overwrite):
+        raise UserError(
+            f"{folder} holds another run: --resume goes on with it, --overwrite replaces it, --out names another place"
+        )
+    return present
+
+
+def open_run(folder, settings, resume, overwrite):
+    """Makes the run folder and its args.json, with versions, device and revision; -> what checkpoint.pt holds, or None.
+
+    Raises UserError if the folder holds a run and neither flag is given, or one that was started with other settings.
+    """
+    present = check_out(folder, resume, overwrite)
+    if resume and "args.json" in present:
+        recorded = json.loads((folder / "args.json").read_text(encoding="utf-8"))["args"]
+        for key, value in settings.items():
+            if recorded.get(key) != value:
+                raise UserError(
+                    f"--resume: {folder} was started with {key} {recorded.get(key)}, not {value}: "
+                    "give the same arguments, or another --out"
+                )
+        if "checkpoint.pt" in present:
+            return load_file(folder / "checkpoint.pt", "tensors", "optimizer", "rng", *Run.STATE)
+        return None
+    for name in present:
+        (folder / name).unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "args.json", {"args": settings, **environment()})
+    return None
+
+
+def environment():
+    """What a number may depend on besides the arguments."""
+    here = Path(__file__).parent
+
+    def git(*command):
+        done = subprocess.run(["git", "-C", here, *command], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    revision = git("rev-parse", "HEAD") if (here / ".git").exists() else None
+    if revision and git("status", "--porcelain", "--untracked-files=no"):
+        revision += " with changes"
+    gpu = torch.cuda.is_available()
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "tokenizers": tokenizers.__version__,
+        },
+        "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+        "git": revision,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+class Run:
+    """Where a training run stands, and the files that say so. The loop is the script's; this counts, saves and restores.
+
+    `epoch` and `position` (optimiser steps of this epoch) are what is done; `step` counts from the start. `header` is
+    what adapter.pt says besides its tensors.
+    """
+
+    STATE = ("epoch", "position", "step", "seen", "loss_sum", "seconds", "log", "best", "last")
+    SAVE_EVERY = 600  # seconds between checkpoints within an epoch
+
+    def __init__(self, folder, header, adapter, head, optimizer, total_steps, device):
+        self.folder, self.header, self.adapter, self.head = folder, header, adapter, head
+        self.optimizer, self.total_steps, self.device = optimizer, total_steps, device
+        self.epoch = self.position = self.step = self.seen = 0
+        self.loss_sum, self.seconds, self.log, self.best, self.last = 0.0, 0.0, [], None, None
+        self.started = self.saved_at = time.time()
+        self.steps_here = 0
+        self.stopping = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number, frame):
+        """Ctrl-C is noted, so that the step can end and be saved; a second one ends the program at once."""
+        if self.stopping:
+            sys.exit(130)
+        self.stopping = True
+
+    def restore(self, saved):
+        with mendable(f"{self.folder / 'checkpoint.pt'}: "):
+            copy_tensors(saved["tensors"], self.adapter | self.head)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["rng"]["cpu"])
+        if self.device.type == "cuda" and saved["rng"]["cuda"] is not None:
+            torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
+        for key in self.STATE:
+            setattr(self, key, saved[key])
+
+    def save(self):
+        """checkpoint.pt: all that resuming needs. Batches are drawn from (seed, epoch) and need no state of their own."""
+        tensors = {name: p.detach() for name, p in (self.adapter | self.head).items()}
+        if not all(p.isfinite().all() for p in tensors.values()):
+            raise self.not_finite()
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        state = {key: getattr(self, key) for key in self.STATE} | {"seconds": self.elapsed()}
+        rng = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        optimizer = self.optimizer.state_dict()
+        save(self.folder / "checkpoint.pt", {**state, "tensors": tensors, "optimizer": optimizer, "rng": rng})
+        self.saved_at = time.time()
+
+    def not_finite(self):
+        rate = self.optimizer.param_groups[0]["lr"]
+        good = self.folder / "checkpoint.pt"
+        kept = f"; {good} is the last good state" if good.exists() else ""
+        return UserError(
+            f"the loss is not finite at step {self.step + 1} of {self.total_steps}, task {self.header['task']}, "
+            f"lr {rate:g}: lower --lr{kept}"
+        )
+
+    def elapsed(self):
+        """Seconds, those before a resumption included."""
+        return self.seconds + time.time() - self.started
+
+    def steps(self, groups):
+        """The groups of this epoch that are still to do, behind a progress bar."""
+        left = groups[self.position :]
+        self.bar = tqdm(left, f"epoch {self.epoch + 1}", initial=self.position, total=len(groups), disable=None, leave=False)
+        return self.bar
+
+    def set_lr(self, warmup):
+        factor = schedule(self.step, self.total_steps, warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * group["peak"]
+
+    def took_step(self, loss, weight):
+        """Counts an optimiser step of mean `loss` over `weight` examples (or tokens); saves now and then."""
+        self.step, self.position, self.seen = self.step + 1, self.position + 1, self.seen + weight
+        self.loss_sum += loss * weight
+        self.steps_here += 1
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.bar.set_postfix_str(f"loss {loss:.3f}, lr {rate:.1e}", refresh=False)
+        if self.steps_here == 20:
+            each = (time.time() - self.started) / 20
+            left = clock(each * (self.total_steps - self.step))
+            tqdm.write(f"about {left} to go at {1000 * each:.0f} ms a step, scoring aside")
+        if self.stopping:
+            self.stop()
+        if time.time() - self.saved_at > self.SAVE_EVERY:
+            self.save()
+
+    def stop(self):
+        self.bar.close()
+        self.save()
+        again = sys.argv if "--resume" in sys.argv else [*sys.argv, "--resume"]
+        print(f"\nstopped after step {self.step} of {self.total_steps} and saved; go on with: python {shlex.join(again)}")
+        sys.exit(130)
+
+    def end_epoch(self, scores, better):
+        """Logs the epoch and writes adapter-last.pt, metrics.jsonl, checkpoint.pt, and adapter.pt where it is better."""
+        rate = self.optimizer.param_groups[0]["lr"]
+        row = {"epoch": self.epoch + 1, "step": self.step, "train_loss": self.loss_sum / self.seen, **scores, "lr": rate}
+        self.log.append(row | {"timing": {"seconds": self.elapsed(), "examples": self.seen}})
+        self.epoch, self.position, self.seen, self.loss_sum = self.epoch + 1, 0, 0, 0.0
+        self.last = {"epoch": self.epoch, **scores}
+        parts = {"adapter": self.adapter, "head": self.head}
+        tensors = {key: {name: p.detach().cpu() for name, p in part.items()} for key, part in parts.items()}
+        save(self.folder / "adapter-last.pt", self.header | tensors)
+        if better:
+            self.best = self.last
+            save(self.folder / "adapter.pt", self.header | tensors)
+        write_lines(self.folder / "metrics.jsonl", self.log)
+        self.save()
+        numbers = "  ".join(f"{key} {value:.4f}" for key, value in scores.items() if isinstance(value, float))
+        flag = "  predicts a single class" if scores.get("single_class") else ""
+        print(f"epoch {self.epoch}  {clock(self.elapsed())}  train_loss {row['train_loss']:.4f}  {numbers}{flag}")
+        if self.stopping:
+            self.stop()
+
+
+def schedule(step, total, warmup):
+    """The learning rate's factor for optimiser step `step`, from 0: linear up over `warmup` steps, then linear to 0."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return (total - step) / max(total - warmup, 1)
+
+
+def warmup_steps(warmup, total):
+    """--warmup: below 1 a share of all steps, else their number."""
+    return int(warmup) if warmup >= 1 else int(warmup * total)
+
+
+def make_optimizer(adapter, head, args):
+    """AdamW with a learning rate each for adapter and head ("peak": what the schedule's factor multiplies)."""
+    groups = [{"params": [*adapter.values()], "peak": args.lr}, {"params": [*head.values()], "peak": args.head_lr}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=args.weight_decay)
+
+
+def peak_memory(device):
+    """Bytes: of the GPU's allocator, or the most this process has held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def clock(seconds):
+    """95 -> 1:35, 7265 -> 2:01:05"""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def mean_and_std(results, key):
+    """{score: {"mean", "std" (n − 1), "values"}} of the results' `key` ("best" or "last"); None where one is undefined."""
+    summary = {}
+    for name in results[0][key]:
+        values = [no_nan(result[key].get(name)) for result in results]
+        if name == "epoch" or not any(isinstance(value, float) for value in values):
+            continue
+        known = None not in values
+        mean = statistics.fmean(values) if known else None
+        std = statistics.stdev(values) if known and len(values) > 1 else None
+        summary[name] = {"mean": mean, "std": std, "values": values}
+    return summary
