@@ -256,18 +256,26 @@ def read_state(path):
         others = sorted(p.name for p in path.parent.glob("*.safetensors*"))
         only = f" (it has only {others[0]}, which is not read here)" if others else ""
         raise ValueError(f"{path}: no such file{only}: expected PyTorch weights, pytorch_model.bin")
-    with path.open("rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"{path}: refused, it holds more than tensors or is damaged ({reason})") from None
-    except (RuntimeError, EOFError, OSError, ValueError, IndexError, KeyError) as error:
-        raise ValueError(f"{path}: truncated or not a PyTorch file ({str(error).splitlines()[0]})") from None
+    state = load_file(path)
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise ValueError(f"{path}: expected a state dict, names to tensors")
     return state
+
+
+def load_file(path):
+    """What torch.save wrote, tensors and plain values only. Raises ValueError for a pickle with code, a damaged file."""
+    with Path(path).open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"  # else a plain pickle, which can't be memory-mapped
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path}: refused, it is damaged or holds more than tensors ({first_line(error)})") from None
+    except (RuntimeError, EOFError, OSError, ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"{path}: truncated or not a PyTorch file ({first_line(error)})") from None
+
+
+def first_line(error):
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def write_file(path, write):

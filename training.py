@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import pickle
 import platform
 import shlex
 import signal
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from data import UserError
 from hut import apply_hut, copy_tensors, merge_hut
-from model import write_file
+from model import first_line, load_file, write_file
 
 RUN_FILES = ("args.json", "metrics.jsonl", "result.json", "adapter.pt", "adapter-last.pt", "checkpoint.pt")
 
@@ -136,7 +135,7 @@ def pick_device(name, dtype):
             device = torch.device(name)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise UserError(f"--device {name}: not available ({str(error).splitlines()[0]})") from None
+            raise UserError(f"--device {name}: not available ({first_line(error)})") from None
     if dtype is None:
         dtype = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     return device, getattr(torch, dtype)
@@ -205,14 +204,13 @@ def no_nan(content):
     return None if isinstance(content, float) and content != content else content
 
 
-def load_file(path, *keys):
+def load(path, *keys):
     """The dict saved at `path`, which must have `keys`. Raises UserError, naming the file, if it is damaged."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: truncated or damaged ({str(error).splitlines()[0]}): delete or replace it") from None
+        with mendable():
+            content = load_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
         raise UserError(f"{path}: not a file of this program: it has no '{missing[0]}'")
@@ -235,7 +233,7 @@ ADAPTER_KEYS = ("method", "config", "task", "base", "adapter", "head")
 
 
 def read_adapter(path):
-    return load_file(path, *ADAPTER_KEYS)
+    return load(path, *ADAPTER_KEYS)
 
 
 def follow_adapter(args):
@@ -297,7 +295,7 @@ def open_run(folder, settings, resume, overwrite):
                     "give the same arguments, or another --out"
                 )
         if "checkpoint.pt" in present:
-            return load_file(folder / "checkpoint.pt", "tensors", "optimizer", "rng", *Run.STATE)
+            return load(folder / "checkpoint.pt", "tensors", "optimizer", "rng", *Run.STATE)
         return None
     for name in present:
         (folder / name).unlink()
