@@ -34,7 +34,15 @@ SETTINGS = {  # the paper's Table 6; the last three rows are ours, where the pap
     "wnli": {"batch_size": 16, "epochs": 40, "lr": 2e-3},
 }
 MINI_SETTINGS = {"batch_size": 16, "epochs": 10, "lr": 1e-2}  # for the bundled model and data
-DEFAULTS = {"method": "hut", "r": 8, "targets": "qv", "model": "roberta-large", "warmup": 0.06, "weight_decay": 0.0}
+DEFAULTS = {
+    "method": "hut",
+    "r": 8,
+    "targets": "qv",
+    "model": "roberta-large",
+    "warmup": 0.06,
+    "weight_decay": 0.0,
+    "seed": 0,
+}
 EVAL_BATCH = 64
 LARGEST_EXPORT_DIFFERENCE = 1e-3  # of a logit, in float32
 
@@ -145,8 +153,8 @@ def train(args, seed, folder, directory, sets, device, dtype):
             f"{frozen:,} are frozen"
         )
         print(
-            f"{args.epochs} epochs of {steps:,} steps of {args.batch_size * args.accumulate} examples; AdamW, lr {args.lr:g} "
-            f"(head {args.head_lr:g}), {warmup} warm-up steps; {device}, {str(dtype)[6:]}, seed {seed}"
+            f"{args.epochs} epochs of {steps:,} steps of {args.batch_size * args.accumulate} examples; AdamW, lr "
+            f"{args.lr:g} (head {args.head_lr:g}), {warmup} warm-up steps; {device}, {str(dtype)[6:]}, seed {seed}"
         )
 
     while run.epoch < args.epochs:

@@ -113,7 +113,7 @@ def add_arguments(parser, methods, settings, model, r, warmup):
     group.add_argument("--max-len", type=whole, metavar="TOKENS", help="truncate to this (default: 512, the paper's, or "
                        "the model's position table if that is shorter)")  # fmt: skip
     seeds = group.add_mutually_exclusive_group()
-    seeds.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    seeds.add_argument("--seed", type=int, help="(default: 0)")
     seeds.add_argument("--seeds", type=whole, metavar="N", help="run seeds 0 … N−1 and report mean ± std")
     group.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda if there is one)")
     group.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the frozen model's arithmetic; adapter, head "

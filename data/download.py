@@ -46,7 +46,8 @@ def fetch(url, path, sha256):
             os.fsync(file.fileno())
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         part.unlink(missing_ok=True)
-        raise UserError(f"{url} could not be reached ({getattr(error, 'reason', error)}): {WAYS_OUT}") from None
+        reason = error.reason if type(error) is urllib.error.URLError else error
+        raise UserError(f"{url} could not be reached ({reason}): {WAYS_OUT}") from None
     if size and received != size:
         problem = f"was cut off after {received} of {size} bytes: try again"
     elif sha256 and digest.hexdigest() != sha256:

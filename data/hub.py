@@ -21,8 +21,9 @@ def checkpoint(name_or_directory):
         return Path(name_or_directory)
     import huggingface_hub  # takes a second to import, and local directories do not need it
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.utils import logging
 
-    huggingface_hub.utils.logging.set_verbosity_error()  # its retries would come before our one line
+    logging.set_verbosity_error()  # its retries would come before our one line
     try:
         for file in FILES:
             path = huggingface_hub.hf_hub_download(name_or_directory, file)

@@ -182,7 +182,8 @@ def test_adapting_twice_and_merging_nothing_raise():
 
 def test_works_on_any_model_by_module_name_endings():
     """Would catch: endings that match inside a name ("query" must not match "subquery")."""
-    model = nn.ModuleDict({"query": nn.Linear(3, 3), "subquery": nn.Linear(3, 3), "a": nn.ModuleDict({"query": nn.Linear(3, 3)})})
+    inner = nn.ModuleDict({"query": nn.Linear(3, 3)})
+    model = nn.ModuleDict({"query": nn.Linear(3, 3), "subquery": nn.Linear(3, 3), "a": inner})
     apply_hut(model, r=1, targets=["query"])
     assert [name for name, m in model.named_modules() if isinstance(m, HUTLinear)] == ["query", "a.query"]
 

@@ -36,7 +36,7 @@ def main():
     config = RobertaConfig(**SIZES, num_labels=3)
     masked_lm = RobertaForMaskedLM(config).eval()
     for name, parameter in masked_lm.named_parameters():
-        if name.endswith("bias") or "ayer" in name and name.endswith("norm.weight"):
+        if name.endswith(("bias", "LayerNorm.weight", "layer_norm.weight")):
             torch.nn.init.normal_(parameter, std=0.3)  # transformers starts them at 0 and 1, which would hide a swap
     classifier = RobertaForSequenceClassification(config).eval()
     classifier.roberta.load_state_dict(masked_lm.roberta.state_dict())

@@ -1,0 +1,283 @@
+"""data/: GLUE's files, downloads, tokens and batches."""
+
+import hashlib
+import http.server
+import io
+import threading
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from data import UserError, download, glue
+from data.batching import pad, padding_share, shuffled_batches, sorted_batches
+from data.hub import checkpoint, load_tokenizer
+
+ROWS = {  # one row of each task in its official layout: the header, the row, what it should be read as
+    "sst2": ("sentence\tlabel", 'it is " good \t1', ('it is " good ', None, 1)),
+    "mrpc": ("\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String", '1\t7\t8\tOne "a\tTwo', ('One "a', "Two", 1)),
+    "qqp": ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "0\t1\t2\tWhy?\tWho?\t0", ("Why?", "Who?", 0)),
+    "stsb": (
+        "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore",
+        "0\tg\tf\ty\t0\tn\tn\tOne\tTwo\t3.800",
+        ("One", "Two", 3.8),
+    ),
+    "mnli": (
+        "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse"
+        "\tsentence1\tsentence2\tlabel1\tgold_label",
+        "0\t1\t2\tg\tb\tb\tp\tp\tOne\tTwo\tneutral\tcontradiction",
+        ("One", "Two", 2),
+    ),
+    "qnli": ("index\tquestion\tsentence\tlabel", "0\tWhy?\tSo.\tnot_entailment", ("Why?", "So.", 1)),
+    "rte": ("index\tsentence1\tsentence2\tlabel", "0\tOne\tTwo\tentailment", ("One", "Two", 0)),
+    "wnli": ("index\tsentence1\tsentence2\tlabel", "0\tOne\tTwo\t1", ("One", "Two", 1)),
+}
+
+
+@pytest.mark.parametrize("task", ROWS)
+def test_official_layouts(tmp_path, task):
+    """Would catch: a wrong column, a swapped pair or label, a BOM or a quotation mark that is more than text."""
+    header, row, expected = ROWS[task]
+    path = tmp_path / "dev.tsv"
+    path.write_text(f"{header}\n{row}\r\n{row}", encoding="utf-8")  # a line end of Windows, and none at the end
+    assert glue.read_split(task, path) == ([expected, expected], 0)
+
+
+def test_cola_has_no_header_but_its_test_file_has(tmp_path):
+    """Would catch: a first training row lost, or a first test row made of the header."""
+    path = tmp_path / "f.tsv"
+    path.write_text("gj04\t1\t\tHe left.\ngj04\t0\t*\tLeft he\u2028did.\n", encoding="utf-8")
+    assert glue.read_split("cola", path)[0] == [("He left.", None, 1), ("Left he\u2028did.", None, 0)]
+    path.write_text("index\tsentence\n0\tHe left.\n")
+    assert glue.read_split("cola", path, labelled=False)[0] == [("He left.", None, None)]
+
+
+@pytest.mark.parametrize(
+    ("task", "content", "message"),
+    [
+        ("cola", b"s\t1\t\tfine\ns\t1\n", r"f\.tsv:2: 2 columns: expected 4"),
+        ("cola", b"s\t2\t\tfine\n", r"f\.tsv:1: unknown label '2': expected 0 or 1"),
+        ("cola", b"", r"f\.tsv: no examples"),
+        ("cola", b"s\t1\t\tfine\ns\t1\t\tcaf\xe9\n", r"f\.tsv:2: not UTF-8: byte 0xe9"),
+        ("sst2", b"sentence\tlabel\n", r"f\.tsv: no examples"),
+        ("sst2", b"text\tlabel\nfine\t1\n", r"f\.tsv:1: no column 'sentence'"),
+        (
+            "stsb",
+            (ROWS["stsb"][0] + "\n0\tg\tf\ty\t0\tn\tn\tOne\tTwo\tgood").encode(),
+            r"f\.tsv:2: score 'good': expected a number",
+        ),
+        ("stsb", (ROWS["stsb"][0] + "\n0\tg\tf\ty\t0\tn\tn\tOne\tTwo\tnan").encode(), r"f\.tsv:2: score 'nan'"),
+        (
+            "rte",
+            b"index\tsentence1\tsentence2\tlabel\n0\tOne\tTwo\tneutral\n",
+            "unknown label 'neutral': expected entailment or not",
+        ),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, task, content, message):
+    """Would catch: a bad row that is skipped, guessed at, or reported without its place."""
+    path = tmp_path / "f.tsv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        glue.read_split(task, path)
+
+
+def test_short_rows_are_skipped_and_counted_for_qqp_only(tmp_path):
+    """Would catch: failing on QQP's official training file."""
+    path = tmp_path / "f.tsv"
+    path.write_text(f"{ROWS['qqp'][0]}\n{ROWS['qqp'][1]}\n1\t2\t3\tonly\n")
+    assert glue.read_split("qqp", path) == ([("Why?", "Who?", 0)], 1)
+
+
+def test_missing_file(tmp_path):
+    """Would catch: a traceback where --data names the wrong folder."""
+    with pytest.raises(UserError, match=r"CoLA/train\.tsv: No such file.*--data"):
+        glue.load("cola", tmp_path)
+
+
+def test_mrpc_from_microsofts_files(tmp_path):
+    """Would catch: a dev row left in train, or ids compared in the wrong order."""
+    folder = tmp_path / "MRPC"
+    folder.mkdir()
+    header = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+    (folder / "msr_paraphrase_train.txt").write_text(header + "1\t10\t20\tA\tB\n0\t20\t10\tC\tD\n", encoding="utf-8")
+    (folder / "msr_paraphrase_test.txt").write_text(header + "1\t5\t6\tE\tF\n", encoding="utf-8")
+    (folder / "mrpc_dev_ids.tsv").write_text("20\t10\n")
+    assert glue.load("mrpc", tmp_path) == {"train": [("A", "B", 1)], "dev": [("C", "D", 0)]}
+    assert glue.load("mrpc", tmp_path, test=True) == {"test": [("E", "F", None)]}
+
+
+def test_mnli_has_two_development_sets(tmp_path):
+    """Would catch: the mismatched set forgotten; --dev-file not standing in for the first."""
+    (tmp_path / "MNLI").mkdir()
+    for name in ("train", "dev_matched", "dev_mismatched"):
+        (tmp_path / "MNLI" / f"{name}.tsv").write_text("\n".join(ROWS["mnli"][:2]))
+    assert list(glue.load("mnli", tmp_path)) == ["train", "dev_matched", "dev_mismatched"]
+    file = tmp_path / "MNLI" / "train.tsv"
+    assert list(glue.load("mnli", train_file=file, dev_file=file)) == ["train", "dev_matched"]
+
+
+# ------------------------------------------------------------------------------------------------ downloads
+
+
+def archive(*names):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as content:
+        for name in names:
+            content.writestr(name, "index\tsentence1\tsentence2\tlabel\n0\tOne\tTwo\tentailment\n")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A local HTTP server; files[name] = (bytes, Content-Length to claim). Its address is yielded with the dict."""
+    files = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            content, length = files.get(self.path.strip("/"), (None, 0))
+            self.send_response(404 if content is None else 200)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            self.wfile.write(content or b"")
+
+        def log_message(self, *arguments):
+            pass
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}/", files
+        httpd.shutdown()
+
+
+def serve(files, monkeypatch, content, claimed=None):
+    files["RTE.zip"] = (content, claimed or len(content))
+    monkeypatch.setitem(glue.SHA256, "RTE.zip", hashlib.sha256(content).hexdigest())
+
+
+def test_download_once(server, tmp_path, monkeypatch):
+    """Would catch: files that are fetched again, or left under a temporary name."""
+    address, files = server
+    serve(files, monkeypatch, archive("RTE/train.tsv", "RTE/dev.tsv"))
+    glue.download("rte", tmp_path, address)
+    files.clear()
+    glue.download("rte", tmp_path, address)
+    assert len(glue.load("rte", tmp_path)["dev"]) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["RTE", "RTE.zip"]
+
+
+@pytest.mark.parametrize("fault", ["wrong", "cut", "missing", "evil", "not a zip"])
+def test_a_bad_download_is_refused_and_leaves_nothing(server, tmp_path, monkeypatch, fault):
+    """Would catch: a wrong or cut file that is used; a path in the archive that leaves the folder."""
+    address, files = server
+    content = archive("RTE/train.tsv", "RTE/dev.tsv")
+    message = {
+        "wrong": "has sha256",
+        "cut": "cut off|IncompleteRead",
+        "missing": "404",
+        "evil": "leads out",
+        "not a zip": "not a whole zip",
+    }
+    if fault == "evil":
+        content = archive("RTE/train.tsv", "../evil")
+    if fault == "not a zip":
+        content = content[:50]
+    serve(files, monkeypatch, content, claimed=len(content) + 9 if fault == "cut" else None)
+    if fault == "wrong":
+        files["RTE.zip"] = (content + b"!", len(content) + 1)
+    if fault == "missing":
+        files.clear()
+    folder = tmp_path / "cache"
+    with pytest.raises(UserError, match=message[fault]):
+        glue.download("rte", folder, address)
+    kept = [p.name for p in folder.iterdir()]
+    assert kept == (["RTE.zip"] if fault in ("evil", "not a zip") else [])
+    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+
+
+def test_no_network_is_one_line_with_the_ways_out(tmp_path):
+    """Would catch: a traceback on the first command of a user without a network."""
+    with pytest.raises(UserError, match=r"could not be reached .*--model DIR --data DIR.*--model mini"):
+        download.fetch("http://127.0.0.1:9/x", tmp_path / "x", None)
+
+
+def test_hub_names(tmp_path, monkeypatch):
+    """Would catch: a directory that is looked up on the hub; errors of the hub as tracebacks."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    assert checkpoint(str(tmp_path)) == tmp_path
+    with pytest.raises(UserError, match="no such directory, and not a hub name"):
+        checkpoint("no/such/directory")
+
+    def offline(name, file):
+        raise LocalEntryNotFoundError("offline")
+
+    def safetensors_only(name, file):
+        if file == "pytorch_model.bin":
+            raise EntryNotFoundError("404")
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    with pytest.raises(UserError, match=r"roberta-large: .* could not be reached.*--model mini"):
+        checkpoint("roberta-large")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", safetensors_only)
+    with pytest.raises(UserError, match="safetensors is not read here"):
+        checkpoint("some/model")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, file: str(tmp_path / file))
+    assert checkpoint("roberta-large") == tmp_path
+
+
+# ------------------------------------------------------------------------------------------------ tokens, batches
+
+
+def test_tokens(tiny_model):
+    """Would catch: special tokens that are missing or doubled, a pair cut at its shorter text."""
+    tokenizer = load_tokenizer(tiny_model, 120)
+    single, pair = glue.Example("the dog", None, 0), glue.Example("the dog sees the cat", "a girl", 0)
+    assert glue.encode(tokenizer, [single, pair], 20) == [[0, 4, 6, 2], [0, 4, 6, 10, 4, 7, 2, 2, 5, 8, 2]]
+    assert glue.encode(tokenizer, [pair], 8) == [[0, 4, 6, 2, 2, 5, 8, 2]]
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tiny_model, tmp_path):
+    """Would catch: an index error in the middle of training."""
+    with pytest.raises(UserError, match="19 tokens: the model's embedding has 10"):
+        load_tokenizer(tiny_model, 10)
+    with pytest.raises(UserError, match=r"tokenizer\.json: no such file"):
+        load_tokenizer(tmp_path, 10)
+
+
+@pytest.mark.parametrize("n", [1, 7, 800, 1001])
+def test_each_example_once_an_epoch(n):
+    """Would catch: grouping by length that drops or repeats examples, or gives more batches than are counted."""
+    lengths = np.random.default_rng(0).integers(3, 40, n).tolist()
+    batches = shuffled_batches(lengths, 16, [0, 0])
+    assert sorted(i for batch in batches for i in batch) == list(range(n))
+    assert len(batches) == -(-n // 16) and all(0 < len(batch) <= 16 for batch in batches)
+    assert sorted(i for batch in sorted_batches(lengths, 16) for i in batch) == list(range(n))
+
+
+def test_batches_depend_on_seed_and_epoch_and_have_little_padding():
+    """Would catch: epochs that are all alike; batches by chance alone, at about 45 % padding here."""
+    lengths = np.random.default_rng(0).integers(3, 40, 2000).tolist()
+    first = shuffled_batches(lengths, 16, [0, 0])
+    assert first == shuffled_batches(lengths, 16, [0, 0])
+    assert first != shuffled_batches(lengths, 16, [0, 1]) != shuffled_batches(lengths, 16, [1, 0])
+    assert padding_share(lengths, first) < 0.05
+
+
+def test_pad():
+    """Would catch: padding on the wrong side, a mask the wrong way round."""
+    ids, mask = pad([[5, 6, 7], [8]], 1)
+    assert torch.equal(ids, torch.tensor([[5, 6, 7], [8, 1, 1]]))
+    assert torch.equal(mask, torch.tensor([[True, True, True], [True, False, False]]))
+    assert pad([[5, 6], [7, 8]], 1)[1] is None
+
+
+def test_subset_is_the_same_for_all_and_keeps_the_order():
+    """Would catch: --limit-train that takes the first rows of a sorted file."""
+    some = glue.subset(list(range(100)), 10)
+    assert some == sorted(some) == glue.subset(list(range(100)), 10) and some != list(range(10))
+    assert glue.subset([1, 2], 5) == [1, 2]

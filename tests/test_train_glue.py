@@ -1,0 +1,370 @@
+"""train_glue.py from its command line: what a run leaves behind, resuming, errors, and what an adapter is used for."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import model as model_module
+import train_glue
+import training
+from model import RobertaClassifier
+from training import Run, run_as_script, schedule
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def command(tiny_model, tiny_glue, tmp_path):
+    """The arguments of a small run: 3 epochs of 5 steps."""
+    return ["--task", "cola", "--model", str(tiny_model), "--data", str(tiny_glue), "--out", str(tmp_path / "out"),
+            "--epochs", "3", "--batch-size", "8", "--lr", "0.01", "--r", "2"]  # fmt: skip
+
+
+@pytest.fixture
+def glue(monkeypatch):
+    """train_glue.py in this process: glue("--task", …)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train_glue.py", *map(str, arguments)])
+        train_glue.main()
+
+    return call
+
+
+def fails(capsys, main, *arguments):
+    """The one line on standard error of a script that ends with status 2."""
+
+    def script():
+        main(*arguments)
+
+    with pytest.raises(SystemExit) as exit_:
+        run_as_script(script)
+    line = capsys.readouterr().err
+    assert exit_.value.code == 2 and line.count("\n") == 1 and line.startswith("error: "), line
+    return line
+
+
+def without_timing(folder):
+    """What a run promises to be the same again: metrics, result, tensors."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    result = json.loads((folder / "result.json").read_text())
+    for entry in (result, *rows):
+        del entry["timing"]
+    tensors = {}
+    for name in ("adapter.pt", "adapter-last.pt"):
+        content = torch.load(folder / name, weights_only=True)
+        tensors |= {f"{name} {key}": t for part in ("adapter", "head") for key, t in content[part].items()}
+    return rows, result, {key: t.numpy().tobytes() for key, t in tensors.items()}
+
+
+def test_a_run_and_what_it_leaves(glue, command, tmp_path, capsys):
+    """Would catch: a missing file or key, a wrong count, a best epoch that is not the best."""
+    glue(*command)
+    out = tmp_path / "out"
+    rows, result, _ = without_timing(out)
+    assert [row["epoch"] for row in rows] == [1, 2, 3] and [row["step"] for row in rows] == [5, 10, 15]
+    assert set(rows[0]) - {"single_class"} == {"epoch", "step", "train_loss", "matthews", "lr"}
+    d = 24
+    assert result["parameters"]["adapter"] == 2 * 2 * (2 * 2 * d + 2 * d)
+    assert result["parameters"]["head"] == d * d + d + 2 * d + 2
+    best = max(rows, key=lambda row: (row["matthews"], -row["epoch"]))
+    assert result["best"]["epoch"] == best["epoch"] and result["best"]["matthews"] == best["matthews"]
+    assert result["last"]["matthews"] == rows[-1]["matthews"]
+    args = json.loads((out / "args.json").read_text())
+    assert (
+        args["args"]["warmup"] == 0.06 and args["args"]["targets"] == "qv" and args["versions"]["torch"] == torch.__version__
+    )
+    adapter = torch.load(out / "adapter.pt", weights_only=True)
+    assert set(adapter) == {"method", "config", "task", "base", "adapter", "head"} and adapter["method"] == "hut"
+    assert {name.rpartition(".")[2] for name in adapter["adapter"]} == {"M_A", "M_B", "gamma", "beta"}
+    printed = capsys.readouterr().out
+    assert "40 training examples" in printed and "576 adapter + 650 head" in printed
+
+
+@pytest.mark.parametrize("method", ["full", "head"])
+def test_other_methods_learn_what_they_should(glue, command, tmp_path, method):
+    """Would catch: head-only runs that train the encoder; full runs that leave some of it out."""
+    glue(*command, "--method", method)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    body = 12_728  # the tiny encoder without its pooler
+    assert result["parameters"]["adapter"] == (body if method == "full" else 0)
+    assert result["parameters"]["frozen"] == (0 if method == "full" else body)
+    assert result["parameters"]["head"] == 650
+
+
+def test_loss_falls(glue, command, tmp_path):
+    """Would catch: a loop that steps without learning. The rule of this set can be learned from its last token."""
+    glue(*command, "--epochs", 10, "--method", "full", "--lr", 2e-3, "--dropout", 0)
+    rows = without_timing(tmp_path / "out")[0]
+    assert rows[-1]["train_loss"] < 0.5 * rows[0]["train_loss"]
+
+
+def test_accumulation_is_the_larger_batch(glue, command, tmp_path):
+    """Would catch: a mean of means where batches differ in size. Without dropout the two must agree but for rounding."""
+    for name, arguments in (("a", ["--batch-size", 16]), ("b", ["--batch-size", 4, "--accumulate", 4])):
+        glue(*command, *arguments, "--dropout", 0, "--epochs", 1, "--limit-train", 16, "--out", tmp_path / name)
+    whole, parts = ([*torch.load(tmp_path / n / "adapter.pt", weights_only=True)["adapter"].values()] for n in "ab")
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_seeds(glue, command, tmp_path):
+    """Would catch: a mean over the wrong runs, a standard deviation with n in place of n − 1, seeds that are all alike."""
+    glue(*command, "--seeds", 2)
+    out = tmp_path / "out"
+    together = json.loads((out / "result.json").read_text())
+    values = [json.loads((out / f"seed{s}" / "result.json").read_text())["best"]["matthews"] for s in (0, 1)]
+    assert together["best"]["matthews"]["values"] == values and together["seed"] == [0, 1]
+    assert together["best"]["matthews"]["mean"] == pytest.approx(sum(values) / 2)
+    assert together["best"]["matthews"]["std"] == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
+    a, b = (without_timing(out / f"seed{s}")[2] for s in (0, 1))
+    assert a != b
+    glue(*command, "--seed", 1, "--out", tmp_path / "one")
+    assert without_timing(tmp_path / "one")[2] == b
+
+
+# ------------------------------------------------------------------------------------------------ resuming
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_crash_at_any_write_then_resume_is_bit_identical(glue, command, tmp_path, monkeypatch):
+    """Would catch: state that no file keeps. The run is cut before and after every file that it replaces."""
+    monkeypatch.setattr(Run, "SAVE_EVERY", 0)  # a checkpoint after every step
+    command = [*command, "--epochs", "2", "--batch-size", "20"]
+    replace = os.replace
+    moments = []
+    monkeypatch.setattr(model_module.os, "replace", lambda a, b: moments.append(Path(b).name) or replace(a, b))
+    glue(*command, "--out", tmp_path / "whole")
+    expected = without_timing(tmp_path / "whole")
+    assert len(moments) > 12
+    for i, name in enumerate(list(moments)):
+        for after in (False, True) if name != "checkpoint.pt" or i % 3 == 0 else (True,):
+            left = iter(range(i, -1, -1))
+
+            def cut(source, target, left=left, after=after):
+                last = next(left) == 0
+                if last and not after:
+                    raise Killed
+                replace(source, target)
+                if last:
+                    raise Killed
+
+            out = tmp_path / f"cut{i}{after}"
+            monkeypatch.setattr(model_module.os, "replace", cut)
+            with pytest.raises(Killed):
+                glue(*command, "--out", out)
+            monkeypatch.setattr(model_module.os, "replace", replace)
+            glue(*command, "--out", out, "--resume")
+            assert without_timing(out) == expected, (i, name, after)
+
+
+def script(*arguments, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, str(ROOT / "train_glue.py"), *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def test_kill_and_ctrl_c_then_resume(command, tmp_path):
+    """Would catch: what only a real process shows: a kill -9 between epochs, Ctrl-C within one, the command it prints."""
+    command = [*command, "--epochs", "12", "--batch-size", "1"]  # long enough to be met in the middle
+    whole = script(*command, "--out", tmp_path / "whole")
+    out = tmp_path / "cut"
+    first = script(*command, "--out", out)
+    wait_for(out / "checkpoint.pt", first)
+    first.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    second = script(*command, "--out", out, "--resume")
+    while "goes on after" not in second.stdout.readline():
+        assert second.poll() is None
+    time.sleep(0.2)
+    second.send_signal(signal.SIGINT)
+    printed, _ = second.communicate()
+    assert second.returncode == 130
+    said = re.search(r"stopped after step (\d+) of 480 and saved; go on with: python .*train_glue\.py .*--resume", printed)
+    assert said and int(said[1]) < 480
+    third = script(*command, "--out", out, "--resume")
+    assert third.wait() == 0, third.communicate()
+    assert whole.wait() == 0
+    assert without_timing(out) == without_timing(tmp_path / "whole")
+
+
+def test_out_that_holds_a_run(glue, command, tmp_path, capsys):
+    """Would catch: a run that is lost to the next one."""
+    glue(*command, "--epochs", 1)
+    before = without_timing(tmp_path / "out")
+    assert "holds another run" in fails(capsys, glue, *command, "--epochs", 1)
+    assert "started with lr 0.01, not 0.02" in fails(capsys, glue, *command, "--epochs", 1, "--lr", 0.02, "--resume")
+    glue(*command, "--epochs", 1, "--resume")  # finished: nothing is left to do
+    assert without_timing(tmp_path / "out") == before
+    glue(*command, "--epochs", 1, "--overwrite", "--lr", 0.02)
+    assert without_timing(tmp_path / "out") != before
+
+
+def test_a_truncated_checkpoint_is_refused_by_name(glue, command, tmp_path, capsys):
+    """Would catch: going on from half a file, or from the beginning."""
+    glue(*command)
+    path = tmp_path / "out" / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:5000])
+    line = fails(capsys, glue, *command, "--resume")
+    assert str(path) in line and "truncated" in line
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(glue, command, tmp_path, capsys, monkeypatch):
+    """Would catch: NaN written over the last good checkpoint."""
+    loss_sum, steps = train_glue.loss_sum, []
+
+    def spoiled(*arguments):
+        steps.append(None)
+        return loss_sum(*arguments) * (float("nan") if len(steps) == 8 else 1)
+
+    monkeypatch.setattr(train_glue, "loss_sum", spoiled)
+    line = fails(capsys, glue, *command)
+    assert re.search(r"not finite at step 8 of 15, task cola, lr 0\.00.*checkpoint\.pt is the last good state", line)
+    saved = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == 5 and all(t.isfinite().all() for t in saved["tensors"].values())
+
+
+# ------------------------------------------------------------------------------------------------ a trained adapter
+
+
+def test_eval_only_predict_submit_export(glue, command, tmp_path, capsys):
+    """Would catch: an adapter that does not score again what its run reported, exported weights that differ."""
+    glue(*command, "--export", tmp_path / "merged")
+    assert re.search(r"largest logit difference.*12 dev examples: \d\.\d\de-0[5-9]", capsys.readouterr().out)
+    best = json.loads((tmp_path / "out" / "result.json").read_text())["best"]
+    basics = [*command[:6], "--adapter", tmp_path / "out" / "adapter.pt"]
+    glue(*basics, "--eval-only", "--submit", tmp_path / "submission")
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["matthews"] == best["matthews"]
+    answers = (tmp_path / "submission" / "CoLA.tsv").read_text().splitlines()
+    assert answers[0] == "index\tprediction" and len(answers) == 6 and set("".join(a[2:] for a in answers[1:])) <= {"0", "1"}
+    glue(*basics, "--predict", "the small dog sleeps .")
+    assert re.fullmatch(r"(un)?acceptable \(0\.\d{3}\)\n|(un)?acceptable \(1\.000\)\n", capsys.readouterr().out)
+    merged = RobertaClassifier.from_pretrained(tmp_path / "merged")
+    assert (tmp_path / "merged" / "tokenizer.json").exists()
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert config["id2label"] == {"0": "unacceptable", "1": "acceptable"}
+    assert sum(p.numel() for p in merged.parameters()) == 12_728 + 650
+    glue(
+        "--task",
+        "cola",
+        "--model",
+        tmp_path / "merged",
+        *command[4:6],
+        "--method",
+        "head",
+        "--epochs",
+        1,
+        "--out",
+        tmp_path / "next",
+    )
+
+
+def test_init_adapter_starts_from_the_adapter_but_not_its_head(glue, command, tmp_path):
+    """Would catch: a start from ones, or a head that belongs to another task. At this rate nothing moves."""
+    glue(*command, "--epochs", 1)
+    adapter = tmp_path / "out" / "adapter-last.pt"
+    glue(*command, "--epochs", 1, "--lr", 1e-30, "--out", tmp_path / "next", "--init-adapter", adapter)
+    first, second = (torch.load(p, weights_only=True) for p in (adapter, tmp_path / "next" / "adapter.pt"))
+    assert all(torch.equal(t, second["adapter"][name]) for name, t in first["adapter"].items())
+    assert not all(torch.equal(t, second["head"][name]) for name, t in first["head"].items())
+
+
+def test_an_adapter_on_another_base_is_refused(glue, command, tmp_path, tiny_model, capsys):
+    """Would catch: scores of an adapter over weights that it was not trained on."""
+    glue(*command, "--epochs", 1)
+    other = tmp_path / "other"
+    changed = RobertaClassifier.from_pretrained(tiny_model)
+    changed.roberta.blocks[0].u.weight.data[0, 0] += 1e-3
+    changed.save_pretrained(other)
+    (other / "tokenizer.json").write_bytes((tiny_model / "tokenizer.json").read_bytes())
+    adapter = tmp_path / "out" / "adapter.pt"
+    line = fails(capsys, glue, *command[:2], "--model", other, *command[4:6], "--adapter", adapter, "--eval-only")
+    assert "another base checkpoint" in line
+    line = fails(capsys, glue, *command[:6], "--adapter", adapter, "--eval-only", "--r", 3)
+    assert "trained with r 2, not 3" in line
+    adapter.write_bytes(adapter.read_bytes()[:1000])
+    assert "adapter.pt: truncated" in fails(capsys, glue, *command[:6], "--adapter", adapter, "--eval-only")
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "colo"], "--task colo: unknown: expected one of cola sst2"),
+        (["--targets", "qz"], "'z' matches no layer"),
+        (["--targets", "qq"], "'q' is named twice"),
+        (["--r", "0"], "r = 0: expected"),
+        (["--r", "x"], "invalid int value: 'x'"),
+        (["--epochs", "0"], "--epochs: '0': expected a whole number"),
+        (["--lr", "-1"], "--lr: '-1': expected a number above 0"),
+        (["--lr", "nan"], "--lr: 'nan'"),
+        (["--max-len", "64"], "--max-len 64: expected 3 to 32"),
+        (["--device", "tpu9"], "--device tpu9: not available"),
+        (["--method", "magic"], "invalid choice: 'magic'"),
+        (["--wat"], "unrecognized arguments: --wat"),
+        (["--seed", "0", "--seeds", "2"], "not allowed with"),
+        (["--eval-only"], "need --adapter"),
+        (["--adapter", "none.pt"], "--adapter is for"),
+        (["--adapter", "none.pt", "--eval-only"], "none.pt: No such file"),
+        (["--init-adapter", "none.pt"], "none.pt: No such file"),
+        (["--model", "no/such/directory"], "no such directory, and not a hub name"),
+        (["--data", "nowhere"], "CoLA/train.tsv: No such file"),
+        (["--train-file", "nowhere.tsv"], "nowhere.tsv: No such file"),
+        (["--model", "mini", "--data", "", "--task", "rte"], "its data holds cola only"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(glue, command, tmp_path, capsys, arguments, message):
+    """Would catch: a traceback, a default taken in place of what was asked for, a run folder left behind."""
+    assert message in fails(capsys, glue, *command, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_checkpoints_end_in_one_line(glue, command, tiny_model, tmp_path, capsys):
+    """Would catch: model.py's errors that reach the user as tracebacks."""
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    command[3] = str(broken)
+    (broken / "pytorch_model.bin").write_bytes(b"PK\x03\x04 and no more")
+    assert "pytorch_model.bin: truncated" in fails(capsys, glue, *command)
+    (broken / "config.json").write_text('{"model_type": "bert"}')
+    assert "model_type is 'bert'" in fails(capsys, glue, *command)
+
+
+def test_schedule():
+    """Would catch: a peak that is missed, a last step at or below 0."""
+    factors = [schedule(step, 100, 10) for step in range(100)]
+    assert factors[10] == max(factors) == 1 and factors[0] > 0 and factors[-1] == pytest.approx(1 / 90)
+    assert factors[:11] == sorted(factors[:11]) and factors[10:] == sorted(factors[10:], reverse=True)
+    assert schedule(0, 5, 0) == 1
+
+
+def test_undefined_scores_are_null_and_worth_least():
+    """Would catch: NaN in a JSON file, or as the best epoch."""
+    assert training.no_nan({"a": [float("nan"), 1.0]}) == {"a": [None, 1.0]}
+    assert train_glue.worth(float("nan")) < train_glue.worth(-1.0)
+    results = [{"best": {"epoch": 1, "pearson": 0.5}}, {"best": {"epoch": 2, "pearson": float("nan")}}]
+    assert training.mean_and_std(results, "best") == {"pearson": {"mean": None, "std": None, "values": [0.5, None]}}
