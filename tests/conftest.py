@@ -4,7 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+torch.set_num_threads(1)  # the models of these tests are too small for two, which would wait for each other
 
 WORDS = ["the", "a", "dog", "cat", "girl", "boy", "sees", "sleeps", "runs", "hears", ".", "red", "small", "old", "and"]
 
