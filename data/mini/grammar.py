@@ -1,0 +1,335 @@
+"""A small grammar of English that draws minimal pairs: an acceptable sentence, and the same one spoilt.
+
+Every phenomenon is a function that takes a `random.Random` and returns two lists of words, (good, bad). They differ in
+one word, or in the place of one constituent, and in nothing else. So neither length nor the choice of words tells the
+two apart: a model has to relate words to each other, often across others that distract ("The boys near the king is
+asleep"). The acceptable side alone is what the encoder is pretrained on (`make.py`).
+
+Words that would make a "bad" sentence good are kept out of the lexicon: verbs that may drop their object (eat) or may
+take one (smile), nouns and verbs whose forms look alike (sheep, put, find and found), verbs that are adjectives too
+(faint), reflexives for people of unknown gender.
+"""
+
+
+def split(text):
+    return text.split()
+
+
+# --- lexicon ---------------------------------------------------------------------------------------------------------
+
+MEN = split("boy king actor uncle prince waiter monk brother husband grandfather gentleman nephew wizard hero")
+WOMEN = split("girl queen actress aunt princess waitress nun sister wife grandmother lady niece witch heroine")
+ANYONE = split("teacher doctor lawyer farmer baker artist singer neighbour student guest driver painter author child")
+HIS_NAMES = split("Adam Bruno Conrad Edwin Felix Gareth Henry Oscar")
+HER_NAMES = split("Alice Bella Clara Diana Freya Gloria Helen Olive")
+THINGS = split(
+    "box lamp chair table coat basket ladder mirror bottle ticket guitar clock kettle carpet umbrella apple pie "
+    "statue parcel knife toy letter"
+)
+PLACES = split("garden castle village kitchen library harbour market forest station museum")
+IRREGULAR_PLURALS = {
+    "gentleman": "gentlemen", "wife": "wives", "child": "children", "knife": "knives", "hero": "heroes",
+}  # fmt: skip
+ADJECTIVES = split("tall old young clever famous quiet rich strange proud tired")
+THING_ADJECTIVES = split("old new heavy small broken green expensive strange")
+STATES = split("tired asleep happy angry famous ready hungry ill afraid late")
+PREPOSITIONS = split("near behind beside opposite")
+
+SINGULAR_DETERMINERS = split("the this every each a")
+PLURAL_DETERMINERS = split("the these many several two")
+
+# Never with an object, always with a person, always with a thing, and those that a person may do to himself or herself.
+INTRANSITIVE = split("laugh sleep arrive vanish blush fall yawn complain shiver kneel stumble snore sneeze wait")
+WITH_PERSON = split(
+    "admire praise blame thank greet trust invite ignore punish rescue protect adore insult comfort reward describe "
+    "mention accuse"
+)
+WITH_THING = split("carry fix bring destroy borrow repair discard wrap replace inspect locate remove damage obtain")
+REFLEXIVE = split("admire praise blame trust punish rescue protect adore insult comfort reward describe")
+SAYING = split("say think believe claim know")  # followed by "that"
+KNOWING = split("know remember discover learn forget")  # followed by "that", "what", "when"
+IRREGULAR_VERBS = {  # past, participle
+    "sleep": "slept slept", "fall": "fell fallen", "kneel": "knelt knelt", "bring": "brought brought",
+    "say": "said said", "think": "thought thought", "know": "knew known", "forget": "forgot forgotten",
+}  # fmt: skip
+DOUBLED = {"wrap": "wrapp", "forget": "forgett"}
+
+MODALS = split("will can must should might")
+PLURAL, SINGULAR = True, False  # number is a bool, so that the wrong one is `not number`
+
+
+def plural_of(noun):
+    if noun in IRREGULAR_PLURALS:
+        return IRREGULAR_PLURALS[noun]
+    if noun[-1] == "y" and noun[-2] not in "aeiou":
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+
+
+def form(verb, which):
+    """The form of a verb: "base", "s" (third person), "past", "part" (after have) or "ing"."""
+    ends_in_y = verb[-1] == "y" and verb[-2] not in "aeiou"
+    if which == "base":
+        return verb
+    if which == "s":
+        return plural_of(verb)  # English spells both endings alike
+    if which == "ing":
+        return DOUBLED.get(verb, verb.removesuffix("e")) + "ing"
+    if verb in IRREGULAR_VERBS:
+        return IRREGULAR_VERBS[verb].split()[which == "part"]
+    return verb[:-1] + "ied" if ends_in_y else DOUBLED.get(verb, verb.removesuffix("e")) + "ed"
+
+
+# --- phrases: each a list of words -----------------------------------------------------------------------------------
+
+
+def noun_phrase(rng, nouns, number, adjectives=ADJECTIVES, determiner=None, adjective_share=0.3):
+    """For example ["the", "tall", "boys"]."""
+    noun = rng.choice(nouns)
+    noun = plural_of(noun) if number == PLURAL else noun
+    words = [rng.choice(adjectives), noun] if rng.random() < adjective_share else [noun]
+    determiner = determiner or rng.choice(PLURAL_DETERMINERS if number == PLURAL else SINGULAR_DETERMINERS)
+    return [article(determiner, words[0]), *words]
+
+
+def article(determiner, next_word):
+    return "an" if determiner == "a" and next_word[0] in "aeiou" else determiner
+
+
+def any_number(rng):
+    return rng.random() < 0.5
+
+
+def person(rng, number=None, names=True):
+    """A noun phrase or, in the singular, sometimes a name."""
+    number = any_number(rng) if number is None else number
+    if names and number == SINGULAR and rng.random() < 0.25:
+        return [rng.choice(HIS_NAMES + HER_NAMES)]
+    return noun_phrase(rng, MEN + WOMEN + ANYONE, number)
+
+
+def thing(rng, number=None):
+    return noun_phrase(rng, THINGS, any_number(rng) if number is None else number, THING_ADJECTIVES)
+
+
+def verb_and_object(rng):
+    """A verb that needs an object, and one that suits it."""
+    if rng.random() < 0.5:
+        return rng.choice(WITH_PERSON), person(rng)
+    return rng.choice(WITH_THING), thing(rng)
+
+
+def verb_phrase(rng):
+    """A verb and the words after it, either kind."""
+    return (rng.choice(INTRANSITIVE), []) if rng.random() < 0.4 else verb_and_object(rng)
+
+
+def finite(rng, number):
+    """A predicate that shows number, and the same one with the wrong number: only its first word differs."""
+    verb, rest = verb_phrase(rng)
+    kind = rng.choice(["verb", "verb", "be", "progressive", "perfect", "negated"])
+    if kind == "verb":
+        forms, rest = (form(verb, "s"), verb), rest
+    elif kind == "be":
+        forms, rest = rng.choice([("is", "are"), ("was", "were")]), [rng.choice(STATES)]
+    elif kind == "progressive":
+        forms, rest = rng.choice([("is", "are"), ("was", "were")]), [form(verb, "ing"), *rest]
+    elif kind == "perfect":
+        forms, rest = ("has", "have"), [form(verb, "part"), *rest]
+    else:
+        forms, rest = ("does", "do"), ["not", verb, *rest]
+    return [forms[number], *rest], [forms[not number], *rest]
+
+
+def setting(rng):
+    """Nothing, or where it happens."""
+    return ["in", "the", rng.choice(PLACES)] if rng.random() < 0.25 else []
+
+
+def past(rng, verbs):
+    return form(rng.choice(verbs), "past")
+
+
+def in_context(rng, good, bad):
+    """The pair as it is, or with a place after it, or reported by someone."""
+    place = setting(rng)
+    before = [*person(rng), past(rng, SAYING), "that"] if rng.random() < 0.3 else []
+    return [*before, *good, *place], [*before, *bad, *place]
+
+
+# --- phenomena: each returns (good, bad) -----------------------------------------------------------------------------
+
+
+def agreement(rng):
+    """The boys laugh / *laughs; Does the boy laugh / *Do the boy laugh"""
+    number = any_number(rng)
+    if rng.random() < 0.25:
+        verb, rest = verb_phrase(rng)
+        rest = [*person(rng, number), verb, *rest, *setting(rng), "?"]
+        forms = ("does", "do")
+        return [forms[number], *rest], [forms[not number], *rest]
+    good, bad = finite(rng, number)
+    subject = person(rng, number)
+    return in_context(rng, [*subject, *good], [*subject, *bad])
+
+
+def agreement_across_phrase(rng):
+    """The boys near the king laugh / *laughs"""
+    number = any_number(rng)
+    attractor = rng.choice([person, thing])(rng, not number if rng.random() < 0.8 else number)
+    subject = [*person(rng, number, names=False), rng.choice(PREPOSITIONS), *attractor]
+    good, bad = finite(rng, number)
+    return in_context(rng, [*subject, *good], [*subject, *bad])
+
+
+def agreement_across_clause(rng):
+    """The boys that the king admires laugh / *laughs; The king that admires / *admire the boys laughs"""
+    number = any_number(rng)
+    head = [*person(rng, number, names=False), "that"]
+    other = person(rng, not number if rng.random() < 0.8 else number)
+    verb = rng.choice(WITH_PERSON)
+    predicate, wrong = finite(rng, number)
+    if rng.random() < 0.5:
+        subject = [*head, *other, form(verb, "past")]
+        return in_context(rng, [*subject, *predicate], [*subject, *wrong])
+    forms = (form(verb, "s"), verb)
+    rest = [*other, *predicate]
+    return in_context(rng, [*head, forms[number], *rest], [*head, forms[not number], *rest])
+
+
+def reflexive(rng):
+    """The king admired himself / *herself / *themselves; The boys said that the queen blamed herself / *themselves"""
+    masculine, number = rng.random() < 0.5, any_number(rng)
+    own, opposite = ("himself", "herself") if masculine else ("herself", "himself")
+    if number == PLURAL:
+        own, wrong = "themselves", own
+    else:
+        wrong = rng.choice([opposite, "themselves"])
+    subject = noun_phrase(rng, MEN if masculine else WOMEN, number)
+    if number == SINGULAR and rng.random() < 0.25:
+        subject = [rng.choice(HIS_NAMES if masculine else HER_NAMES)]
+    elif rng.random() < 0.4:  # someone nearby whom the wrong pronoun would suit
+        nearby = MEN if wrong == "himself" else WOMEN if wrong == "herself" else MEN + WOMEN
+        subject = [*subject, rng.choice(PREPOSITIONS), *noun_phrase(rng, nearby, wrong == "themselves")]
+    clause = [*subject, past(rng, REFLEXIVE)]
+    return in_context(rng, [*clause, own], [*clause, wrong])
+
+
+def argument_structure(rng):
+    """The boy praised / *laughed the king; The boy laughed / *praised in the garden"""
+    subject = person(rng)
+    verb, rest = verb_and_object(rng)
+    tense = rng.choice([("past", []), ("base", [rng.choice(MODALS)]), ("part", ["had"]), ("base", ["did", "not"])])
+    with_object = [*subject, *tense[1], form(verb, tense[0])]
+    without = [*subject, *tense[1], form(rng.choice(INTRANSITIVE), tense[0])]
+    if rng.random() < 0.5:
+        return in_context(rng, [*with_object, *rest], [*without, *rest])
+    return in_context(rng, without, with_object)
+
+
+def wh_question(rng):
+    """What / *When did the boy carry?; When / *What did the boy carry the box?"""
+    verb, rest = verb_and_object(rng)
+    what = "who" if verb in WITH_PERSON else "what"
+    when = rng.choice(["when", "where", "why"])
+    auxiliary, which = rng.choice([("did", "base"), (rng.choice(MODALS), "base"), ("had", "part")])
+    through = [*person(rng), "say", "that"] if auxiliary == "did" and rng.random() < 0.3 else []
+    clause = [auxiliary, *through, *person(rng), form(verb, "past" if through else which)]
+    if rng.random() < 0.5:
+        return [what, *clause, "?"], [when, *clause, "?"]
+    return [when, *clause, *rest, "?"], [what, *clause, *rest, "?"]
+
+
+def wh_clause(rng):
+    """Alice knew what / *that the boy carried; Alice knew that / *what the boy carried the box"""
+    verb, rest = verb_and_object(rng)
+    what = "who" if verb in WITH_PERSON else "what"
+    plain = rng.choice(["that", "that", "when", "why"])
+    before, clause = [*person(rng), past(rng, KNOWING)], [*person(rng), form(verb, "past")]
+    if rng.random() < 0.5:
+        return [*before, what, *clause], [*before, plain, *clause]
+    return [*before, plain, *clause, *rest], [*before, what, *clause, *rest]
+
+
+def word_order(rng):
+    """*Boy the laughed; *the boy tall laughed; *the boy the box carried; *What the boy did carry?"""
+    verb, rest = verb_and_object(rng)
+    kind = rng.choice(["determiner", "adjective", "object", "inversion"])
+    if kind == "inversion":
+        subject, auxiliary = person(rng), rng.choice(["did", *MODALS])
+        what = "who" if verb in WITH_PERSON else "what"
+        return [what, auxiliary, *subject, verb, "?"], [what, *subject, auxiliary, verb, "?"]
+    nouns = MEN + WOMEN + ANYONE
+    number = any_number(rng)
+    determiner = rng.choice(["the", "these" if number == PLURAL else "this"])
+    subject = noun_phrase(rng, nouns, number, determiner=determiner, adjective_share=float(kind == "adjective"))
+    done = [form(verb, "past")]
+    good = [*subject, *done, *rest]
+    if kind == "object":
+        return in_context(rng, good, [*subject, *rest, *done])
+    swapped = [*subject[:-2], subject[-1], subject[-2]]  # the noun before its adjective or determiner
+    return in_context(rng, good, [*swapped, *done, *rest])
+
+
+def determiner(rng):
+    """These boys / *boy laughed; Every / *many boy laughed; Alice carried two boxes / *box"""
+    number, is_person = any_number(rng), rng.random() < 0.6
+    nouns, adjectives = (MEN + WOMEN + ANYONE, ADJECTIVES) if is_person else (THINGS, THING_ADJECTIVES)
+    choices = (SINGULAR_DETERMINERS[1:], PLURAL_DETERMINERS[1:])  # "the" goes with both
+    good = noun_phrase(rng, nouns, number, adjectives, determiner=rng.choice(choices[number]))
+    if rng.random() < 0.5:
+        bad = [article(rng.choice(choices[not number]), good[1]), *good[1:]]
+    else:
+        noun = next(noun for noun in nouns if good[-1] in (noun, plural_of(noun)))
+        bad = [*good[:-1], noun if number == PLURAL else plural_of(noun)]
+    if is_person and rng.random() < 0.5:
+        verb, rest = verb_phrase(rng)
+        rest = [form(verb, "past"), *rest]
+        return in_context(rng, [*good, *rest], [*bad, *rest])
+    before = [*person(rng), past(rng, WITH_PERSON if is_person else WITH_THING)]
+    return in_context(rng, [*before, *good], [*before, *bad])
+
+
+def auxiliary(rng):
+    """The boy has / *will praised the king; will praise / *praised; wanted to laugh / *laughing"""
+    verb, rest = verb_phrase(rng)
+    number = any_number(rng)
+    subject = person(rng, number)
+    before = {"base": rng.choice(MODALS), "part": ("has", "have")[number], "ing": ("is", "are")[number]}
+    # "is praised" would be a passive, so a participle and "be" never meet
+    right, wrong = rng.choice([("base", "part"), ("base", "ing"), ("part", "base"), ("ing", "base")])
+    if rng.random() < 0.4:
+        good, bad = [before[right], form(verb, right)], [before[wrong], form(verb, right)]
+    else:
+        opener = [before[right]]
+        if right == "base":
+            opener = rng.choice([opener, ["did", "not"], [rng.choice(["wanted", "refused", "hoped"]), "to"]])
+        good, bad = [*opener, form(verb, right)], [*opener, form(verb, wrong)]
+    return in_context(rng, [*subject, *good, *rest], [*subject, *bad, *rest])
+
+
+PHENOMENA = {
+    "agreement": agreement,
+    "agreement-phrase": agreement_across_phrase,
+    "agreement-clause": agreement_across_clause,
+    "reflexive": reflexive,
+    "argument": argument_structure,
+    "wh-question": wh_question,
+    "wh-clause": wh_clause,
+    "order": word_order,
+    "determiner": determiner,
+    "auxiliary": auxiliary,
+}
+
+
+def spell(words):
+    """For example ["the", "boy", "laughs"] becomes "The boy laughs" and a full stop."""
+    words = words if words[-1] == "?" else [*words, "."]
+    text = " ".join(words[:-1]) + words[-1]
+    return text[0].upper() + text[1:]
+
+
+def draw(rng, phenomenon):
+    """A pair of sentences (acceptable, unacceptable), as text."""
+    good, bad = PHENOMENA[phenomenon](rng)
+    return spell(good), spell(bad)
