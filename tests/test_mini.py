@@ -1,0 +1,158 @@
+"""The bundled mini set: the official layouts, splits that share nothing, and files that are what make.py makes."""
+
+import csv
+import io
+import random
+from collections import Counter
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from data.mini import domains, grammar, make
+from model import RobertaClassifier, RobertaMaskedLM
+
+MINI = make.HERE
+
+
+def cola_rows(split):
+    return [line.split("\t") for line in (MINI / "CoLA" / f"{split}.tsv").read_text().splitlines()]
+
+
+def e2e_rows(name):
+    return list(csv.reader(io.StringIO((MINI / "e2e" / name).read_text(encoding="utf-8"))))
+
+
+@pytest.fixture(scope="module")
+def sample():
+    """What the encoder was pretrained on."""
+    return make.acceptable_sentences(make.MLM_SENTENCES)
+
+
+# --- CoLA ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 2000), ("dev", 500)])
+def test_cola_has_the_official_layout_and_is_balanced(split, count):
+    rows = cola_rows(split)
+    assert len(rows) == count
+    assert {len(row) for row in rows} == {4}
+    assert Counter((label, star) for _, label, star, _ in rows) == {("1", ""): count // 2, ("0", "*"): count // 2}
+    per_phenomenon = Counter((source, label) for source, label, _, _ in rows)
+    assert len(per_phenomenon) == 2 * len(grammar.PHENOMENA)
+    assert set(per_phenomenon.values()) == {count // 2 // len(grammar.PHENOMENA)}
+
+
+def test_cola_test_file_has_the_leaderboards_layout():
+    header, *rows = cola_rows("test")
+    assert header == ["index", "sentence"]
+    assert [row[0] for row in rows] == [str(i) for i in range(200)]
+
+
+def test_cola_splits_share_no_sentence():
+    sentences = [row[3] for split in ("train", "dev") for row in cola_rows(split)]
+    sentences += [row[1] for row in cola_rows("test")[1:]]
+    assert len(set(sentences)) == len(sentences)
+
+
+def test_unacceptable_sentences_are_minimal_changes_of_acceptable_ones():
+    def words(sentence):
+        return sentence[0].lower() + sentence[1:-1], sentence[-1]
+
+    for split, pairs in make.cola_pairs().items():
+        column = 1 if split == "test" else 3
+        assert {row[column] for row in cola_rows(split)} - {"sentence"} == {s for pair in pairs for s in pair[1:]}
+        for _, good, bad in pairs:
+            (good, end), (bad, bad_end) = words(good), words(bad)
+            good, bad = good.split(), bad.split()
+            changed = sum(a != b for a, b in zip(good, bad, strict=True))
+            moved = Counter(w.lower() for w in good) == Counter(w.lower() for w in bad)
+            assert end == bad_end
+            assert changed == 1 or (changed > 1 and moved), (good, bad)
+
+
+def test_cola_files_are_what_the_script_makes():
+    for name, text in make.cola_files().items():
+        assert (MINI / "CoLA" / name).read_bytes() == text.encode()
+
+
+# --- the encoder -----------------------------------------------------------------------------------------------------
+
+
+def test_the_encoder_saw_acceptable_sentences_only_and_none_of_the_splits(sample):
+    assert len(set(sample)) == make.MLM_SENTENCES
+    splits = {sentence for pairs in make.cola_pairs().values() for pair in pairs for sentence in pair[1:]}
+    assert splits.isdisjoint(sample)
+
+
+def test_the_grammar_does_not_call_a_sentence_good_and_bad(sample):
+    rng, sample = random.Random(3), set(sample)
+    for phenomenon in grammar.PHENOMENA:
+        for _ in range(500):
+            assert grammar.draw(rng, phenomenon)[1] not in sample
+
+
+def test_the_tokenizer_is_what_the_script_makes(sample):
+    saved = (MINI / "roberta" / "tokenizer.json").read_text(encoding="utf-8")
+    assert make.roberta_tokenizer(sample).to_str(pretty=True) == saved
+
+
+def test_the_encoder_has_a_real_checkpoints_layout_and_loads():
+    directory = MINI / "roberta"
+    assert sum(path.stat().st_size for path in directory.iterdir()) <= 6e6
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    assert [tokenizer.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>")] == [0, 1, 2, 3]
+    assert tokenizer.encode("A", "b").tokens == ["<s>", "A", "</s>", "</s>", "b", "</s>"]
+    assert tokenizer.decode(tokenizer.encode("Olive ate a £20 café.").ids) == "Olive ate a £20 café."
+    model = RobertaClassifier.from_pretrained(directory)
+    assert model.config.vocab_size == tokenizer.get_vocab_size()
+    assert torch.load(directory / "pytorch_model.bin", weights_only=True)["lm_head.bias"].dtype == torch.float16
+
+
+@torch.no_grad()
+def test_the_encoder_knows_the_grammar():
+    """Masked, the right form of the verb is likelier than the wrong one, with a noun of the other number between."""
+    model = RobertaMaskedLM.from_pretrained(MINI / "roberta").eval()
+    tokenizer = Tokenizer.from_file(str(MINI / "roberta" / "tokenizer.json"))
+    for sentence, number in [
+        ("The boys near this king<mask> asleep.", True),
+        ("A boy near two kings<mask> asleep.", False),
+    ]:
+        encoding = tokenizer.encode(sentence)
+        logits = model(torch.tensor([encoding.ids]))[0, encoding.tokens.index("<mask>")]
+        singular, plural = (logits[tokenizer.token_to_id(f"Ġ{word}")] for word in ("is", "are"))
+        assert (plural > singular) == number
+
+
+# --- E2E -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "count"), [("trainset.csv", 500), ("devset.csv", 60), ("testset_w_refs.csv", 60)])
+def test_e2e_has_the_official_layout(name, count):
+    header, *rows = e2e_rows(name)
+    assert header == ["mr", "ref"]
+    references = Counter(mr for mr, _ in rows)
+    assert len(references) == count
+    assert all(3 <= n <= 8 for n in references.values())
+    assert len({tuple(row) for row in rows}) == len(rows)
+    for mr, ref in rows:
+        slots = dict(part.removesuffix("]").split("[") for part in mr.split(", "))
+        assert set(slots) <= set(domains.RESTAURANT.slots)
+        assert slots["name"].lower() in ref.lower()
+        assert "{" not in ref and ref[0].isupper() and ref.endswith(".")
+
+
+def test_e2e_files_share_no_representation():
+    files = [{mr for mr, _ in e2e_rows(name)[1:]} for name in make.E2E_FILES]
+    assert len(set().union(*files)) == sum(map(len, files))
+
+
+def test_e2e_files_are_what_the_script_makes():
+    for name, text in make.e2e_files().items():
+        assert (MINI / "e2e" / name).read_bytes() == text.encode()
+
+
+def test_a_representation_is_written_in_both_forms():
+    facts = {"name": "The Mill", "eatType": "pub", "priceRange": "cheap", "familyFriendly": "yes"}
+    assert domains.bracketed(facts) == "name[The Mill], eatType[pub], priceRange[cheap], familyFriendly[yes]"
+    assert domains.linearised(facts) == "name : The Mill | Type : pub | price : cheap | family friendly : yes"
