@@ -1,4 +1,5 @@
-"""RoBERTa in one file, top to bottom: configuration, attention, block, encoder, heads; then the files on disk.
+"""RoBERTa and GPT-2 in one file. RoBERTa: configuration, attention, block, encoder; the files on disk; RoBERTa's heads.
+Then GPT-2, in the same order.
 
 Reads and writes directories in HuggingFace's layout (`config.json`, `pytorch_model.bin`), never the network.
 The six linear layers of a block are named as the papers on adapters name them, in every model here:
@@ -148,7 +149,7 @@ class Pretrained(nn.Module):
     NAMES    our module names -> theirs, `{}` for the layer; a module that is not in the table has the same name in both
     PREFIX   the body's name, in front of its tensors in the file or not: both layouts are read
     HEAD     names that may be absent from the file, all together: a head that has not been trained yet
-    DROPPED  names in the file that this model has no use for: buffers, other models' heads
+    DROPPED  names in the file that this model has no use for, `{}` for the layer: buffers, other models' heads
     TIED     names in the file that must repeat another tensor of it
     """
 
@@ -177,22 +178,19 @@ class Pretrained(nn.Module):
     def _head_config(self):
         return {}
 
-    def _from_file(self, state):
+    def _to_file(self, state):
+        """Tensors under their names, from our layout to the file's; `_from_file` is the way back."""
         return state
 
-    def _to_file(self, state):
+    def _from_file(self, state):
         return state
 
     def _their_name(self, ours):
         """roberta.blocks.3.attention.q.weight -> roberta.encoder.layer.3.attention.self.query.weight"""
         module, _, kind = ours.rpartition(".")
-        if not module.startswith(self.PREFIX):
-            return ours
-        layer = re.search(r"(?<=\.)\d+(?=\.)", module)
-        if layer:
-            module = module[: layer.start()] + "{}" + module[layer.end() :]
-        theirs = self.PREFIX + self.NAMES[module.removeprefix(self.PREFIX)]
-        return f"{theirs.format(layer.group())}.{kind}" if layer else f"{theirs}.{kind}"
+        module, layer = without_layer(module)
+        theirs = self.NAMES.get(module.removeprefix(self.PREFIX))
+        return ours if theirs is None else f"{self.PREFIX}{theirs.format(layer)}.{kind}"
 
     def _load(self, state, path):
         """Copies a file's tensors into the model: every name and every shape is checked, in both directions."""
@@ -201,26 +199,34 @@ class Pretrained(nn.Module):
             return ValueError(f"{path}: tensor '{key}' {problem}")
 
         bare = {key.removeprefix(self.PREFIX): key for key in state}
-        state = self._from_file({short: state[key] for short, key in bare.items()})
+        state = {short: state[key] for short, key in bare.items()}
         for copied, original in self.TIED.items():
             if copied in state and original in state and not torch.equal(state.pop(copied), state[original]):
                 raise wrong(copied, f"differs from '{original}', to which it should be tied")
-        expected = {self._their_name(ours).removeprefix(self.PREFIX): ours for ours in self.state_dict()}
+        names = {self._their_name(ours).removeprefix(self.PREFIX): ours for ours in self.state_dict()}
+        ours = self.state_dict()
+        expected = self._to_file({key: ours[name].to("meta") for key, name in names.items()})  # in the file's layout
         head = [key for key in expected if key.startswith(self.HEAD)]
         if not any(key in state for key in head):
-            expected = {key: ours for key, ours in expected.items() if key not in head}
-        ours = self.state_dict()
-        for key, name in expected.items():
-            shape = tuple(ours[name].shape)
+            expected = {key: tensor for key, tensor in expected.items() if key not in head}
+        for key, tensor in expected.items():
+            shape = tuple(tensor.shape)
             if key not in state:
                 raise wrong(key, f"is missing: expected shape {shape}")
             if tuple(state[key].shape) != shape:
                 raise wrong(bare.get(key, key), f"has shape {tuple(state[key].shape)}: expected {shape}")
         for key, tensor in state.items():
-            if key not in expected and not key.startswith(self.DROPPED):
+            if key not in expected and not without_layer(key)[0].startswith(self.DROPPED):
                 shape = tuple(tensor.shape)
                 raise wrong(bare.get(key, key), f"of shape {shape} is not expected in a {self.ARCHITECTURE}")
-        self.load_state_dict({name: state[key] for key, name in expected.items()}, strict=False)
+        state = self._from_file({key: state[key] for key in expected})
+        self.load_state_dict({names[key]: tensor for key, tensor in state.items()}, strict=False)
+
+
+def without_layer(name):
+    """blocks.3.u -> (blocks.{}.u, 3); a name without a layer's number -> (name, None)."""
+    layer = re.search(r"(?<=\.)\d+(?=\.)", name)
+    return (name[: layer.start()] + "{}" + name[layer.end() :], layer.group()) if layer else (name, None)
 
 
 def read_config(directory, config_class, model_type):
@@ -243,9 +249,13 @@ def read_config(directory, config_class, model_type):
 
 SUPPORTED = {  # what else a config.json may ask for, and these models do not do
     "hidden_act": ("gelu",),
+    "activation_function": ("gelu_new",),
     "position_embedding_type": ("absolute",),
     "is_decoder": (False,),
     "add_cross_attention": (False,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "reorder_and_upcast_attn": (False,),
 }
 
 
@@ -386,3 +396,159 @@ class RobertaMaskedLM(RobertaModel):
     def forward(self, input_ids, attention_mask=None, where=None):
         states = self.roberta(input_ids, attention_mask)
         return self.lm_head(states if where is None else states[where], self.roberta.embeddings.word.weight)
+
+
+# ------------------------------------------------------------------------------------------------ GPT-2
+
+
+@dataclass
+class GPT2Config:
+    """Sizes of a GPT-2 (Radford et al., 2019); the fields have the names that HuggingFace's config.json gives them."""
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None  # width of the feed-forward layer; None: 4 × n_embd
+    activation_function: str = "gelu_new"
+    bos_token_id: int = 50256
+    eos_token_id: int = 50256
+    layer_norm_epsilon: float = 1e-5
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    initializer_range: float = 0.02
+
+    @property
+    def max_length(self):
+        """The longest input, in tokens."""
+        return self.n_positions
+
+
+GPT2_SMALL = GPT2Config()
+GPT2_MEDIUM = GPT2Config(n_embd=1024, n_layer=24, n_head=16)
+GPT2_LARGE = GPT2Config(n_embd=1280, n_layer=36, n_head=20)
+GPT2_XL = GPT2Config(n_embd=1600, n_layer=48, n_head=25)
+
+
+class GPT2Attention(nn.Module):
+    """Multi-head self-attention: x (B, L, d), mask (B, 1, L, L) bool, or None for causal -> (B, L, d)."""
+
+    def __init__(self, config):
+        super().__init__()
+        d = config.n_embd
+        self.n_head = config.n_head
+        self.dropout = config.attn_pdrop
+        self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
+
+    def forward(self, x, mask):
+        def heads(t):
+            return t.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, L, d) -> (B, n_head, L, d / n_head)
+
+        q, k, v = heads(self.q(x)), heads(self.k(x)), heads(self.v(x))
+        p = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p, is_causal=mask is None)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+class GPT2Block(nn.Module):
+    """Attention, then feed-forward; each reads a normalised copy of what it is added to (pre-norm)."""
+
+    def __init__(self, config):
+        super().__init__()
+        d, eps = config.n_embd, config.layer_norm_epsilon
+        inner = 4 * d if config.n_inner is None else config.n_inner
+        self.attention_norm = nn.LayerNorm(d, eps=eps)
+        self.attention = GPT2Attention(config)
+        self.ffn_norm = nn.LayerNorm(d, eps=eps)
+        self.u = nn.Linear(d, inner)
+        self.d = nn.Linear(inner, d)
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x, mask):
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask))
+        return x + self.dropout(self.d(F.gelu(self.u(self.ffn_norm(x)), approximate="tanh")))
+
+
+class GPT2(Pretrained):
+    """model(input_ids (B, L) int64, attention_mask (B, L) or None) -> logits (B, L, V) of each next token, tied head.
+
+    Padding may be on either side: positions are counted over the tokens that the mask keeps.
+    With `return_states=True`: (logits, [the output of each block, (B, L, d), before the last norm]).
+    With `where` (B, L) bool: the logits of those positions alone, (number of them, V), as a loss on part of the
+    tokens needs.
+    """
+
+    CONFIG, MODEL_TYPE, ARCHITECTURE, PREFIX = GPT2Config, "gpt2", "GPT2LMHeadModel", "transformer."
+    NAMES = {
+        "word": "wte",
+        "position": "wpe",
+        "blocks.{}.attention_norm": "h.{}.ln_1",
+        "blocks.{}.attention.q": "h.{}.attn.c_attn.q",  # in the file one tensor c_attn, see _to_file
+        "blocks.{}.attention.k": "h.{}.attn.c_attn.k",
+        "blocks.{}.attention.v": "h.{}.attn.c_attn.v",
+        "blocks.{}.attention.o": "h.{}.attn.c_proj",
+        "blocks.{}.ffn_norm": "h.{}.ln_2",
+        "blocks.{}.u": "h.{}.mlp.c_fc",
+        "blocks.{}.d": "h.{}.mlp.c_proj",
+        "norm": "ln_f",
+    }
+    DROPPED = ("h.{}.attn.bias", "h.{}.attn.masked_bias")  # the causal mask
+    TIED = {"lm_head.weight": "wte.weight"}
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.word = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position = nn.Embedding(config.n_positions, config.n_embd)
+        self.dropout = nn.Dropout(config.embd_pdrop)
+        self.blocks = nn.ModuleList(GPT2Block(config) for _ in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self._initialise()
+
+    def _initialise(self):
+        """Normal weights and no biases; what is added to the residual stream is scaled by 1 / sqrt(2 n_layer)."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif "norm" not in name:
+                into_stream = name.endswith((".attention.o.weight", ".d.weight"))
+                scale = (2 * self.config.n_layer) ** -0.5 if into_stream else 1.0
+                nn.init.normal_(parameter, std=scale * self.config.initializer_range)
+
+    def forward(self, input_ids, attention_mask=None, return_states=False, where=None):
+        length = input_ids.shape[1]
+        if length > self.config.n_positions:
+            raise ValueError(f"input of {length} tokens: the position table holds {self.config.n_positions}")
+        positions, mask = torch.arange(length, device=input_ids.device), None
+        if attention_mask is not None:
+            kept = attention_mask.bool()
+            positions = (kept.cumsum(1) - 1).clamp(min=0)
+            causal = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()
+            itself = torch.eye(length, dtype=torch.bool, device=input_ids.device)  # what padding sees
+            mask = (causal & kept[:, None, None, :]) | itself
+        x = self.dropout(self.word(input_ids) + self.position(positions))
+        states = []
+        for block in self.blocks:
+            x = block(x, mask)
+            states.append(x)
+        logits = self._logits(x if where is None else x[where])
+        return (logits, states) if return_states else logits
+
+    def _logits(self, x):
+        return F.linear(self.norm(x), self.word.weight)  # the word embeddings are the output layer too
+
+    def _to_file(self, state):
+        """The file's Conv1D layers hold their weights as (d, k), transposed, and q, k and v side by side in c_attn."""
+        state = {key: tensor.t().contiguous() if ".c_" in key else tensor for key, tensor in state.items()}
+        for key in [key for key in state if ".c_attn.q." in key]:
+            q_k_v = [state.pop(key.replace(".c_attn.q.", f".c_attn.{name}.")) for name in "qkv"]
+            state[key.replace(".c_attn.q.", ".c_attn.")] = torch.cat(q_k_v, dim=-1)
+        return state
+
+    def _from_file(self, state):
+        for key in [key for key in state if ".c_attn." in key]:
+            for name, tensor in zip("qkv", state.pop(key).chunk(3, dim=-1), strict=True):
+                state[key.replace(".c_attn.", f".c_attn.{name}.")] = tensor
+        return {key: tensor.t() if ".c_" in key else tensor for key, tensor in state.items()}
