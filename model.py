@@ -1,5 +1,5 @@
 """RoBERTa and GPT-2 in one file. RoBERTa: configuration, attention, block, encoder; the files on disk; RoBERTa's heads.
-Then GPT-2, in the same order.
+Then GPT-2, and decoding: the key/value cache, beam search and greedy search.
 
 Reads and writes directories in HuggingFace's layout (`config.json`, `pytorch_model.bin`), never the network.
 The six linear layers of a block are named as the papers on adapters name them, in every model here:
@@ -433,7 +433,10 @@ GPT2_XL = GPT2Config(n_embd=1600, n_layer=48, n_head=25)
 
 
 class GPT2Attention(nn.Module):
-    """Multi-head self-attention: x (B, L, d), mask (B, 1, L, L) bool, or None for causal -> (B, L, d)."""
+    """Multi-head self-attention: x (B, L, d), mask (B, 1, L, S) bool, or None for causal -> (B, L, d).
+
+    With a `past`, x sees S columns: those that are in it, and then its own, which are added to it.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -442,11 +445,13 @@ class GPT2Attention(nn.Module):
         self.dropout = config.attn_pdrop
         self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
 
-    def forward(self, x, mask):
+    def forward(self, x, mask, past=None):
         def heads(t):
             return t.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, L, d) -> (B, n_head, L, d / n_head)
 
         q, k, v = heads(self.q(x)), heads(self.k(x)), heads(self.v(x))
+        if past is not None:
+            k, v = past.extend(k, v)
         p = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p, is_causal=mask is None)
         return self.o(y.transpose(1, 2).flatten(2))
@@ -466,8 +471,8 @@ class GPT2Block(nn.Module):
         self.d = nn.Linear(inner, d)
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x, mask):
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask))
+    def forward(self, x, mask, past=None):
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, past))
         return x + self.dropout(self.d(F.gelu(self.u(self.ffn_norm(x)), approximate="tanh")))
 
 
@@ -528,16 +533,79 @@ class GPT2(Pretrained):
             causal = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()
             itself = torch.eye(length, dtype=torch.bool, device=input_ids.device)  # what padding sees
             mask = (causal & kept[:, None, None, :]) | itself
+        states = self._states(input_ids, positions, mask)
+        logits = self._logits(states[-1] if where is None else states[-1][where])
+        return (logits, states) if return_states else logits
+
+    def _states(self, input_ids, positions, mask, past=None):
         x = self.dropout(self.word(input_ids) + self.position(positions))
         states = []
-        for block in self.blocks:
-            x = block(x, mask)
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask, past and past[i])
             states.append(x)
-        logits = self._logits(x if where is None else x[where])
-        return (logits, states) if return_states else logits
+        return states
 
     def _logits(self, x):
         return F.linear(self.norm(x), self.word.weight)  # the word embeddings are the output layer too
+
+    def generate(
+        self,
+        prompts,
+        max_new_tokens,
+        beam_size=10,
+        length_penalty=0.9,
+        no_repeat_ngram_size=4,
+        end_token=None,
+        ngram_scope="prompt",
+        batch_size=16,
+    ):
+        """The most probable completion of each prompt, as beam search finds it; beam_size = 1 is greedy.
+
+        prompts               lists of token ids, of any lengths; `batch_size` of them, alike in length, run at a time
+        length_penalty        a completion's score is its log probability / (its length in tokens ** length_penalty)
+        no_repeat_ngram_size  no n-gram of this size may come twice: in the prompt and completion together
+                              (`ngram_scope="prompt"`) or in the completion (`"completion"`); 0: all may
+        end_token             ends a completion; None: the configuration's eos_token_id
+        -> a list of completions in the order of the prompts: token ids, without the prompt and the end token.
+        Merge adapters into the model first, for speed. Raises ValueError for what cannot be decoded.
+        """
+        end_token = self.config.eos_token_id if end_token is None else end_token
+        self._check_generate(prompts, max_new_tokens, beam_size, batch_size, ngram_scope)
+        training, device = self.training, self.word.weight.device
+        completions = [None] * len(prompts)
+        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        self.eval()
+        with torch.inference_mode():
+            for start in range(0, len(prompts), batch_size):
+                chosen = by_length[start : start + batch_size]
+                batch = [torch.tensor(prompts[i], device=device) for i in chosen]
+                history = [prompt if ngram_scope == "prompt" else prompt[:0] for prompt in batch]
+                history = nn.utils.rnn.pad_sequence(history, True, padding_value=-1, padding_side="left")
+                decoder = GPT2Decoder(self, batch, beam_size, max_new_tokens)
+                search = (decoder, history, max_new_tokens, end_token, no_repeat_ngram_size)
+                found = greedy_search(*search) if beam_size == 1 else beam_search(*search, beam_size, length_penalty)
+                for i, completion in zip(chosen, found, strict=True):
+                    completions[i] = completion
+        self.train(training)
+        return completions
+
+    def _check_generate(self, prompts, max_new_tokens, beam_size, batch_size, ngram_scope):
+        for name, value in (("max_new_tokens", max_new_tokens), ("beam_size", beam_size), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}: expected 1 or more")
+        if ngram_scope not in ("prompt", "completion"):
+            raise ValueError(f"ngram_scope is {ngram_scope!r}: expected 'prompt' or 'completion'")
+        for i, prompt in enumerate(prompts):
+            if not prompt:
+                raise ValueError(f"prompt {i} is empty: expected one token at least")
+            if len(prompt) + max_new_tokens > self.config.n_positions:
+                raise ValueError(
+                    f"prompt {i} has {len(prompt)} tokens, and {max_new_tokens} new ones are wanted: "
+                    f"the position table holds {self.config.n_positions}"
+                )
+            wrong = [token for token in prompt if not 0 <= token < self.config.vocab_size]
+            if wrong:
+                raise ValueError(f"prompt {i} holds token {wrong[0]}: the vocabulary has {self.config.vocab_size}")
 
     def _to_file(self, state):
         """The file's Conv1D layers hold their weights as (d, k), transposed, and q, k and v side by side in c_attn."""
@@ -552,3 +620,149 @@ class GPT2(Pretrained):
             for name, tensor in zip("qkv", state.pop(key).chunk(3, dim=-1), strict=True):
                 state[key.replace(".c_attn.", f".c_attn.{name}.")] = tensor
         return {key: tensor.t() if ".c_" in key else tensor for key, tensor in state.items()}
+
+
+# ------------------------------------------------------------------------------------------------ decoding
+
+
+class Past:
+    """The keys and values that one attention layer has computed, in columns that are written once and never moved."""
+
+    def __init__(self, shape, like):
+        self.k, self.v = like.new_empty(shape), like.new_empty(shape)  # (B, n_head, columns, d / n_head)
+        self.length = 0
+
+    def extend(self, k, v):
+        """Adds columns (B, n_head, L, d / n_head); returns all that are there."""
+        start, self.length = self.length, self.length + k.shape[2]
+        self.k[:, :, start : self.length] = k
+        self.v[:, :, start : self.length] = v
+        return self.k[:, :, : self.length], self.v[:, :, : self.length]
+
+    def keep(self, rows):
+        self.k, self.v = self.k[rows], self.v[rows]
+
+
+class GPT2Decoder:
+    """What the searches below ask of a model, for B prompts with K beams each; a model of another kind brings its own.
+
+    start()                the prompts' logits: (B, 1, V), one beam
+    step(tokens, parents)  tokens (B, K) continue beams `parents` (B, K) of the step before: their logits (B, K, V)
+    keep(rows)             goes on with these prompts alone
+
+    Each step writes its K tokens side by side into the cache, behind the prompt, which is there once. A beam's past is
+    a path through these columns, and `visible` (B, K, S) says which are on it. So beams are reordered by indexing
+    `visible`: the keys and values, some thousand times as large, stay where they are.
+    """
+
+    def __init__(self, model, prompts, beam_size, max_new_tokens):
+        self.model = model
+        self.lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=prompts[0].device)
+        self.prompts = nn.utils.rnn.pad_sequence(prompts, True)  # on the right: no token sees what comes after it
+        B, P = self.prompts.shape
+        heads, d = model.config.n_head, model.config.n_embd
+        shape = (B, heads, P + (max_new_tokens - 1) * beam_size, d // heads)
+        self.past = [Past(shape, model.word.weight) for _ in model.blocks]
+
+    def start(self):
+        columns = torch.arange(self.prompts.shape[1], device=self.prompts.device)
+        self.visible = (columns < self.lengths)[:, None]  # (B, 1, P)
+        x = self.model._states(self.prompts, columns, None, self.past)[-1]
+        return self.model._logits(torch.take_along_dim(x, self.lengths[..., None] - 1, 1))
+
+    def step(self, tokens, parents):
+        B, K = tokens.shape
+        itself = torch.eye(K, dtype=torch.bool, device=tokens.device).expand(B, K, K)
+        self.visible = torch.cat([torch.take_along_dim(self.visible, parents[..., None], 1), itself], 2)
+        x = self.model._states(tokens, self.lengths, self.visible[:, None], self.past)[-1]
+        self.lengths = self.lengths + 1
+        return self.model._logits(x)
+
+    def keep(self, rows):
+        self.lengths, self.visible = self.lengths[rows], self.visible[rows]
+        for past in self.past:
+            past.keep(rows)
+
+
+def beam_search(decoder, history, max_new_tokens, end_token, no_repeat_ngram_size, beam_size, length_penalty):
+    """The best completion that is found with `beam_size` beams for each prompt: a list of B lists of token ids.
+
+    history (B, P): the tokens whose n-grams may not come again, -1 where there are none. Each step takes the 2 K most
+    probable continuations of a prompt's K beams. Those among the first K that end are finished, with the score
+    log probability / length ** length_penalty (the end token counts); the first K that do not end are the next beams.
+    A prompt is done when its best beam, scored at its present length, is no better than the K-th best finished one.
+    This is what transformers.generate does with early_stopping=False.
+    """
+    (B, P), K, device = history.shape, beam_size, history.device
+    completions = [[] for _ in range(B)]
+    rows = list(range(B))  # the prompts that are not done: what follows has a row for each
+    history = history[:, None]  # (B, 1, P), then (B, K, P + n)
+    beams = torch.zeros(B, 1, device=device)  # log probabilities, (B, 1), then (B, K)
+    finished = torch.full((B, K), -torch.inf, device=device)  # the K best scores
+    logits = decoder.start()
+    for n in range(1, max_new_tokens + 1):
+        logp = logits.float().log_softmax(-1)
+        ban_repeats(logp, history, no_repeat_ngram_size)
+        logp, tokens = logp.topk(min(2 * K, logp.shape[-1]))  # of each beam, (B, K, 2 K)
+        logp, i = (beams[..., None] + logp).flatten(1).topk(tokens.shape[-1])  # of each prompt, (B, 2 K)
+        parents, tokens = i // tokens.shape[-1], tokens.flatten(1).gather(1, i)
+        ends = (tokens == end_token) | (n == max_new_tokens)
+
+        scores = (logp / n**length_penalty).masked_fill(~ends, -torch.inf)[:, :K]
+        best, i = scores.max(1)
+        for row in (best > finished[:, 0]).nonzero().flatten().tolist():
+            completion = [*history[row, parents[row, i[row]], P:].tolist(), tokens[row, i[row]].item()]
+            completions[rows[row]] = completion[:-1] if completion[-1] == end_token else completion
+        finished = torch.cat([finished, scores], 1).topk(K).values
+
+        beams, i = logp.masked_fill(ends, -torch.inf).topk(min(K, logp.shape[1]))
+        parents, tokens = parents.gather(1, i), tokens.gather(1, i)
+        history = torch.cat([torch.take_along_dim(history, parents[..., None], 1), tokens[..., None]], 2)
+        undone = beams[:, 0] / n**length_penalty > finished[:, -1]
+        if not undone.any():
+            break
+        if not undone.all():
+            rows = [row for row, more in zip(rows, undone.tolist(), strict=True) if more]
+            beams, finished, history, parents, tokens = (t[undone] for t in (beams, finished, history, parents, tokens))
+            decoder.keep(undone)
+        logits = decoder.step(tokens, parents)
+    return completions
+
+
+def greedy_search(decoder, history, max_new_tokens, end_token, no_repeat_ngram_size):
+    """As `beam_search`, but with one beam, that takes the most probable token each time."""
+    B, P = history.shape
+    completions = [None] * B
+    rows = list(range(B))
+    history = history[:, None]  # (B, 1, P + n)
+    logits = decoder.start()
+    for n in range(1, max_new_tokens + 1):
+        ban_repeats(logits, history, no_repeat_ngram_size)
+        tokens = logits.argmax(-1)  # (B, 1)
+        history = torch.cat([history, tokens[..., None]], 2)
+        ends = tokens[:, 0] == end_token
+        done = ends | (n == max_new_tokens)
+        for row in done.nonzero().flatten().tolist():
+            completions[rows[row]] = history[row, 0, P : P + n - int(ends[row])].tolist()
+        if done.all():
+            break
+        if done.any():
+            rows = [row for row, over in zip(rows, done.tolist(), strict=True) if not over]
+            tokens, history = tokens[~done], history[~done]
+            decoder.keep(~done)
+        logits = decoder.step(tokens, torch.zeros_like(tokens))
+    return completions
+
+
+def ban_repeats(scores, history, size):
+    """Sets to -inf, in place, the score of each token that would repeat one of the history's n-grams of `size`.
+
+    scores (B, K, V); history (B, K, T), with -1 where there is no token.
+    """
+    T = history.shape[2]
+    if not 0 < size <= T:
+        return
+    ngrams = history.unfold(2, size, 1)  # (B, K, T - size + 1, size)
+    begun = (ngrams[..., :-1] == history[:, :, None, T - size + 1 :]).all(-1)  # they begin as the history ends
+    *beam, i = (begun & (ngrams[..., -1] >= 0)).nonzero(as_tuple=True)
+    scores[(*beam, ngrams[..., -1][(*beam, i)])] = -torch.inf
