@@ -172,9 +172,8 @@ def step_table(args, sizes):
     for name in names:
         title = VARIANTS[name][0] if name in VARIANTS else "(f) peft's LoRA r=8 on transformers"
         ms = 1000 * statistics.median(found[name])
-        print(
-            f"| {title} | {ms:.1f} | {ratio(found, name, 'betas'):.3f} | {ratio(found, name, 'hut'):.3f} | {memory(args, name)} |"
-        )
+        to_floor, to_hut = ratio(found, name, "betas"), ratio(found, name, "hut")
+        print(f"| {title} | {ms:.1f} | {to_floor:.3f} | {to_hut:.3f} | {memory(args, name)} |")
     if "peft" not in names:
         print("\n(f) peft's LoRA: not run (needs transformers and peft)")
 
@@ -218,9 +217,8 @@ def cola_table(args):
 
     rounds = [batches[i::20] for i in range(args.rounds + 1)]
     ours, padded = iter(rounds), iter(rounds)
-    found = in_turn(
-        {"ours": lambda: epoch_seconds(None, next(ours)), "padded": lambda: epoch_seconds(128, next(padded))}, args.rounds
-    )
+    timers = {"ours": lambda: epoch_seconds(None, next(ours)), "padded": lambda: epoch_seconds(128, next(padded))}
+    found = in_turn(timers, args.rounds)
     share = 1 - sum(lengths) / (128 * len(lengths))
     print(
         f"\nAn epoch of CoLA ({len(tokens):,} examples, batch 16), HUT r=8, {machine(device)}; each of {args.rounds} rounds"

@@ -263,9 +263,7 @@ def describe(rng, domain, facts):
     before, after, says = [], [], []
     for slot, value in sorted(facts.items(), key=lambda _: rng.random()):
         row = ways_to_say(domain, slot, value)
-        places = (
-            [(row.before, before)] * (len(before) < 2) + [(row.after, after)] * (len(after) < 2) + [(row.says, says)]
-        )
+        places = [(row.before, before)] * (len(before) < 2) + [(row.after, after)] * (len(after) < 2) + [(row.says, says)]
         ways, chosen = rng.choice([place for place in places if place[0]])
         chosen.append(rng.choice(ways).format(value))
     noun = " ".join([*before, noun, *after])

@@ -221,9 +221,7 @@ PARTS = {"cola": make_cola, "roberta": make_roberta, "e2e": make_e2e}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "parts", nargs="*", metavar="PART", choices=[*PARTS, []], help="what to make (default: everything)"
-    )
+    parser.add_argument("parts", nargs="*", metavar="PART", choices=[*PARTS, []], help="what to make (default: everything)")
     parser.add_argument("--out", type=Path, default=HERE, help="where to write it (default: data/mini)")
     args = parser.parse_args()
     torch.set_num_threads(THREADS)
