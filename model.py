@@ -442,7 +442,7 @@ class GPT2Attention(nn.Module):
         super().__init__()
         d = config.n_embd
         self.n_head = config.n_head
-        self.dropout = config.attn_pdrop
+        self.dropout = nn.Dropout(config.attn_pdrop)  # holds p; attention itself applies it
         self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
 
     def forward(self, x, mask, past=None):
@@ -452,7 +452,7 @@ class GPT2Attention(nn.Module):
         q, k, v = heads(self.q(x)), heads(self.k(x)), heads(self.v(x))
         if past is not None:
             k, v = past.extend(k, v)
-        p = self.dropout if self.training else 0.0
+        p = self.dropout.p if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p, is_causal=mask is None)
         return self.o(y.transpose(1, 2).flatten(2))
 
