@@ -71,15 +71,12 @@ def test_dropout_is_in_three_places_and_only_in_training(model):
     assert not model.training
     assert torch.equal(model(IDS), model(IDS))
     model.train()
-    for place in ("dropout", "blocks.1.dropout", "blocks.1.attention"):
+    for place in ("dropout", "blocks.1.dropout", "blocks.1.attention.dropout"):
         for module in model.modules():
-            if hasattr(module, "n_head"):
-                module.dropout = 0.0
-            elif isinstance(module, torch.nn.Dropout):
+            if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         close(model(IDS), model(IDS))
-        module = model.get_submodule(place)
-        setattr(module, "dropout" if hasattr(module, "n_head") else "p", 0.5)
+        model.get_submodule(place).p = 0.5
         assert not torch.allclose(model(IDS), model(IDS)), place
 
 
