@@ -263,8 +263,8 @@ def describe(rng, domain, facts):
     before, after, says = [], [], []
     for slot, value in sorted(facts.items(), key=lambda _: rng.random()):
         row = ways_to_say(domain, slot, value)
-        places = [(row.before, before)] * (len(before) < 2) + [(row.after, after)] * (len(after) < 2) + [(row.says, says)]
-        ways, chosen = rng.choice([place for place in places if place[0]])
+        places = [(row.before, before, 2), (row.after, after, 2), (row.says, says, len(facts))]
+        ways, chosen, _ = rng.choice([place for place in places if place[0] and len(place[1]) < place[2]])
         chosen.append(rng.choice(ways).format(value))
     noun = " ".join([*before, noun, *after])
     noun = ("an " if noun[0].lower() in "aeiou" else "a ") + noun
