@@ -5,7 +5,6 @@ From top to bottom: settings, arguments, the model, scoring, one run, what else 
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,8 @@ from torch.nn import functional as F
 
 import training
 from data import UserError, glue
-from data.batching import pad, padding_share, shuffled_batches, sorted_batches
-from data.hub import MINI, checkpoint, load_tokenizer
+from data.batching import pad, padding_share, shuffled_batches, sorted_batches, subset
+from data.hub import MINI, checkpoint, copy_tokenizer, load_tokenizer
 from metrics import GLUE_SCORES, glue_scores
 from model import RobertaClassifier, RobertaConfig, read_config
 from training import mendable
@@ -33,50 +32,41 @@ SETTINGS = {  # the paper's Table 6; the last three rows are ours, where the pap
     "qqp": {"batch_size": 16, "epochs": 10, "lr": 2e-4},
     "wnli": {"batch_size": 16, "epochs": 40, "lr": 2e-3},
 }
-MINI_SETTINGS = {"batch_size": 16, "epochs": 10, "lr": 1e-2}  # for the bundled model and data
-DEFAULTS = {
-    "method": "hut",
-    "r": 8,
-    "targets": "qv",
-    "model": "roberta-large",
-    "warmup": 0.06,
-    "weight_decay": 0.0,
-    "seed": 0,
-}
+MINI_SETTINGS = {"batch_size": 32, "epochs": 30, "lr": 1e-2}  # for the bundled model and data
+DEFAULTS = {"method": "hut", "r": 8, "targets": "qv", "model": "roberta-large", "warmup": 0.06, "weight_decay": 0, "seed": 0}
 EVAL_BATCH = 64
 LARGEST_EXPORT_DIFFERENCE = 1e-3  # of a logit, in float32
 
 
 def arguments():
-    paper = "per task, the paper's Table 6; ours for mnli, qqp and wnli"
     parser = training.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", required=True, help=" ".join(glue.TASKS))
-    training.add_arguments(parser, METHODS, paper, model="roberta-large", r=8, warmup="0.06, the paper's")
+    defaults = {
+        "r": "8, the paper's",
+        "model": "roberta-large, the paper's",
+        "settings": "per task, the paper's Table 6; ours for mnli, qqp and wnli",
+        "warmup": "0.06, the paper's",
+        "weight_decay": "0; the paper names none",
+        "dropout": "the checkpoint's own; the paper names none",
+    }
+    training.add_arguments(parser, METHODS, defaults)
     parser.add_argument("--predict", nargs="+", metavar="TEXT", help="one sentence or a pair: the label by --adapter")
     parser.add_argument("--submit", metavar="DIR", help="write test.tsv's predictions in the GLUE leaderboard's format")
     args = parser.parse_args()
-
     if args.task not in glue.TASKS:
         raise UserError(f"--task {args.task}: unknown: expected one of {' '.join(glue.TASKS)}")
-    if (args.eval_only or args.predict) and not args.adapter:
-        raise UserError("--eval-only and --predict need --adapter FILE")
-    if args.adapter and not (args.eval_only or args.predict):
-        raise UserError("--adapter is for --eval-only and --predict; to start training from one, use --init-adapter")
-    if args.predict and len(args.predict) != len(glue.TASKS[args.task].texts):
-        raise UserError(f"--predict: {args.task} takes {len(glue.TASKS[args.task].texts)} text(s), each in quotes")
-    if args.adapter:  # it knows how it was made
-        training.follow_adapter(args)
+    texts = len(glue.TASKS[args.task].texts)
+    if args.predict and len(args.predict) != texts:
+        raise UserError(f"--predict: {args.task} takes {texts} text(s), each in quotes")
+    training.check_adapter(args)
     settings = DEFAULTS | SETTINGS[args.task]
     if (args.model or settings["model"]) == "mini" and not args.data:
-        if args.task != "cola" and not args.predict:
+        if args.task != "cola":
             raise UserError("--model mini: its data holds cola only; give --data for another task")
         args.data = str(MINI)
         settings |= MINI_SETTINGS
-        print(f"mini: the bundled model and data, with settings of their own: {MINI_SETTINGS}")
-    for name, value in settings.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    args.head_lr = args.head_lr or args.lr
+        print(f"mini: the bundled model and data, with settings of their own: {training.shown(MINI_SETTINGS)}")
+    training.fill_in(args, settings)
     return args
 
 
@@ -87,7 +77,7 @@ def logits_of(model, tokens, device, dtype):
     """(N, num_labels) float32, in the order of `tokens`, in eval mode."""
     model.eval()
     logits = torch.empty(len(tokens), model.num_labels)
-    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    with torch.no_grad(), training.autocast(device, dtype):
         for batch in sorted_batches([len(t) for t in tokens], EVAL_BATCH):
             ids, mask = pad([tokens[i] for i in batch], model.config.pad_token_id, device)
             logits[batch] = model(ids, mask).float().cpu()
@@ -122,73 +112,36 @@ def train(args, seed, folder, directory, sets, device, dtype):
     model, base = prepare(args, directory, seed, device)
     if args.init_adapter:
         training.load_adapter(args.init_adapter, model, base, args.method, HEAD, with_head=False)
-    adapter, head = training.trainable(model, HEAD)
-    frozen = training.count(p for p in model.parameters() if not p.requires_grad)
-    parameters = {"adapter": training.count(adapter.values()), "head": training.count(head.values()), "frozen": frozen}
-    settings = {key: value for key, value in vars(args).items() if key not in NOT_TRAINING} | {"seed": seed}
-    saved = training.open_run(folder, settings, args.resume, args.overwrite)
-
     tokens, labels = sets["train"]
-    dev = {name: content for name, content in sets.items() if name != "train"}
     labels = torch.tensor(labels, dtype=torch.float32 if task == "stsb" else torch.int64)
+    dev = {name: content for name, content in sets.items() if name != "train"}
     lengths = [len(t) for t in tokens]
     steps = math.ceil(math.ceil(len(tokens) / args.batch_size) / args.accumulate)
-    total = args.epochs * steps
-    warmup = training.warmup_steps(args.warmup, total)
-    optimizer = training.make_optimizer(adapter, head, args)
-    config = {"r": args.r, "targets": args.targets, "model": args.model, "max_len": args.max_len}
-    header = {"method": args.method, "config": config, "task": task, "base": base}
-    run = training.Run(folder, header, adapter, head, optimizer, total, device)
-    if saved:
-        run.restore(saved)
-        print(f"seed {seed}: goes on after epoch {run.epoch}, step {run.step} of {total}")
-    else:
-        padding = padding_share(lengths, shuffled_batches(lengths, args.batch_size, [seed, 0]))
-        print(
-            f"{task}: {len(tokens):,} training examples of {sum(lengths):,} tokens, {padding:.1%} padding in their batches; "
-            f"dev {' + '.join(f'{len(t):,}' for t, _ in dev.values())}"
-        )
-        print(
-            f"{args.method}: {parameters['adapter']:,} adapter + {parameters['head']:,} head parameters are trained, "
-            f"{frozen:,} are frozen"
-        )
-        print(
-            f"{args.epochs} epochs of {steps:,} steps of {args.batch_size * args.accumulate} examples; AdamW, lr "
-            f"{args.lr:g} (head {args.head_lr:g}), {warmup} warm-up steps; {device}, {str(dtype)[6:]}, seed {seed}"
-        )
+    padding = padding_share(lengths, shuffled_batches(lengths, args.batch_size, [seed, 0]))
+    run = training.Run(args, seed, folder, model, base, steps, device, HEAD)
+    print(
+        f"{task}: {len(tokens):,} training examples of {sum(lengths):,} tokens, {padding:.1%} padding in their batches; "
+        f"dev {' + '.join(f'{len(labels):,}' for _, labels in dev.values())}"
+    )
+    run.describe(steps, dtype)
 
     while run.epoch < args.epochs:
         model.train()
         batches = shuffled_batches(lengths, args.batch_size, [seed, run.epoch])
         groups = [batches[i : i + args.accumulate] for i in range(0, len(batches), args.accumulate)]
         for group in run.steps(groups):
-            run.set_lr(warmup)
-            examples, group_loss = sum(map(len, group)), 0.0
+            examples, mean_loss = sum(map(len, group)), 0.0
             for batch in group:
                 ids, mask = pad([tokens[i] for i in batch], model.config.pad_token_id, device)
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                with training.autocast(device, dtype):
                     logits = model(ids, mask)
                 loss = loss_sum(task, logits.float(), labels[batch].to(device)) / examples
                 loss.backward()
-                group_loss += loss.item()
-            if not math.isfinite(group_loss):
-                raise run.not_finite()
-            if args.clip:
-                torch.nn.utils.clip_grad_norm_([*adapter.values(), *head.values()], args.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            run.took_step(group_loss, examples)
+                mean_loss += loss.item()
+            run.optimizer_step(mean_loss, examples)
         scores = score(task, model, dev, device, dtype)
         run.end_epoch(scores, better=run.best is None or worth(scores[main_score]) > worth(run.best[main_score]))
-
-    names = {"task": task, "method": args.method, "r": args.r, "targets": args.targets, "seed": seed}
-    timing = {
-        "seconds": run.seconds if saved and not run.steps_here else run.elapsed(),
-        "peak_memory_bytes": training.peak_memory(device),
-    }
-    result = {**names, "parameters": parameters, "best": run.best, "last": run.last, "timing": timing}
-    training.write_json(folder / "result.json", result)
-    return result
+    return run.finish()
 
 
 def prepare(args, directory, seed, device):
@@ -241,7 +194,7 @@ def submit(args, model, tokenizer, device, dtype):
         suffix = {"test_matched": "-m", "test_mismatched": "-mm"}.get(name, "")
         path = folder / f"{spec.folder}{suffix}.tsv"
         text = "index\tprediction\n" + "".join(f"{i}\t{answer}\n" for i, answer in enumerate(answers))
-        training.write_file(path, lambda file, text=text: file.write(text.encode()))
+        training.write_text(path, text)
         print(f"{path}: {len(answers):,} predictions")
 
 
@@ -256,43 +209,21 @@ def export(args, model, directory, dev, device):
     labels = dict(enumerate(glue.TASKS[args.task].label_names)) if args.task != "stsb" else {0: "score"}
     names = {"id2label": labels, "label2id": {name: i for i, name in labels.items()}}
     merged.save_pretrained(args.export, **names)
-    shutil.copyfile(directory / "tokenizer.json", Path(args.export) / "tokenizer.json")
+    copy_tokenizer(directory, Path(args.export))
     print(f"{args.export}: the merged model, in HuggingFace's layout")
 
 
 # ------------------------------------------------------------------------------------------------ main
 
-NOT_TRAINING = (
-    "seed",
-    "seeds",
-    "out",
-    "resume",
-    "overwrite",
-    "adapter",
-    "eval_only",
-    "predict",
-    "submit",
-    "export",
-    "device",
-)
-
 
 def main():
     args = arguments()
     device, dtype = training.pick_device(args.device, args.dtype)
-    name = f"{args.task}-{args.method}-r{args.r}"
-    out = Path(args.out or f"runs/{name}" + ("" if args.seeds else f"-seed{args.seed}"))
-    folders = {seed: out / f"seed{seed}" for seed in range(args.seeds)} if args.seeds else {args.seed: out}
-    if not args.adapter:
-        for folder in folders.values():
-            training.check_out(folder, args.resume, args.overwrite)
-
+    out, folders = training.run_folders(args)
     directory = checkpoint(MINI / "roberta" if args.model == "mini" else args.model)
     with mendable():
         config = read_config(directory, RobertaConfig, "roberta")
-    if args.max_len and not 3 <= args.max_len <= config.max_length:
-        raise UserError(f"--max-len {args.max_len}: expected 3 to {config.max_length}, what the position table holds")
-    args.max_len = args.max_len or min(512, config.max_length)
+    args.max_len = training.check_max_len(args.max_len, config.max_length, shortest=3)
     tokenizer = load_tokenizer(directory, config.vocab_size)
     if args.predict:
         model, base = prepare(args, directory, 0, device)
@@ -300,7 +231,7 @@ def main():
         return predict(args, model, tokenizer, device, dtype)
 
     splits = glue.load(args.task, args.data, args.train_file, args.dev_file)
-    splits["train"] = glue.subset(splits["train"], args.limit_train)
+    splits["train"] = subset(splits["train"], args.limit_train)
     sets = {
         split: (glue.encode(tokenizer, examples, args.max_len), [example.label for example in examples])
         for split, examples in splits.items()
@@ -309,19 +240,7 @@ def main():
 
     if not args.adapter:
         results = [train(args, seed, folder, directory, sets, device, dtype) for seed, folder in folders.items()]
-        for result in results:
-            print(f"seed {result['seed']}: best {shown(result['best'])}; last {shown(result['last'])}")
-        if args.seeds:
-            summary = {key: training.mean_and_std(results, key) for key in ("best", "last")}
-            together = {**results[0], "seed": list(folders), **summary, "runs": results}
-            training.write_json(out / "result.json", together)
-            for key, scores in summary.items():
-                print(
-                    f"{key}: "
-                    + "  ".join(
-                        f"{k} {s['mean']:.4f} ± {s['std'] or 0:.4f}" for k, s in scores.items() if s["mean"] is not None
-                    )
-                )
+        training.report(results, out, args.seeds, ("best", "last"))
     if args.eval_only or args.submit or args.export:
         seed = next(iter(folders))
         model, base = prepare(args, directory, seed, device)
@@ -332,10 +251,6 @@ def main():
             submit(args, model, tokenizer, device, dtype)
         if args.export:
             export(args, model, directory, dev, device)
-
-
-def shown(scores):
-    return ", ".join(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in scores.items())
 
 
 if __name__ == "__main__":

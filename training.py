@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import math
 import platform
 import shlex
 import signal
@@ -85,46 +86,112 @@ def _number(text, holds, expected):
     raise argparse.ArgumentTypeError(f"'{text}': expected {expected}")
 
 
-def add_arguments(parser, methods, settings, model, r, warmup):
-    """The arguments that all training scripts have. `settings` says in words where the defaults of a run come from."""
+def add_arguments(parser, methods, defaults):
+    """The arguments that all training scripts have. `defaults` says in words what those are that differ among them."""
     group = parser.add_argument_group("method")
     group.add_argument("--method", choices=methods, help="how to fine-tune (default: hut)")
-    group.add_argument("--r", type=int, help=f"columns of M_A and rows of M_B (default: {r}, the paper's)")
-    group.add_argument("--targets", help="layers to adapt, letters of qkvoud (default: qv, the paper's)")
+    group.add_argument("--r", type=int, help=f"columns of M_A, rows of M_B (default: {defaults['r']})")
+    group.add_argument("--targets", help="layers to adapt: letters of qkvoud (default: qv, the paper's)")
     group.add_argument("--init-adapter", metavar="FILE", help="start from this adapter, without its head")
     group = parser.add_argument_group("model and data")
-    group.add_argument("--model", help=f"hub name, directory, or mini (default: {model}, the paper's)")
+    group.add_argument("--model", help=f"hub name, directory, or mini (default: {defaults['model']})")
     group.add_argument("--data", metavar="DIR", help="folder of the data set (default: fetched once into the cache)")
     group.add_argument("--train-file", metavar="F", help="instead of the training file in --data")
     group.add_argument("--dev-file", metavar="F", help="instead of the development file in --data")
     group.add_argument("--limit-train", type=whole, metavar="N", help="use N training examples, the same for every seed")
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=whole, help=f"(default: {settings})")
-    group.add_argument("--batch-size", type=whole, help=f"examples a batch (default: {settings})")
+    group.add_argument("--epochs", type=whole, help=f"(default: {defaults['settings']})")
+    group.add_argument("--batch-size", type=whole, help=f"examples a batch (default: {defaults['settings']})")
     group.add_argument("--accumulate", type=whole, default=1, help="batches an optimiser step (default: 1)")
-    group.add_argument("--lr", type=positive, help=f"peak learning rate (default: {settings})")
+    group.add_argument("--lr", type=positive, help=f"peak learning rate (default: {defaults['settings']})")
     group.add_argument("--head-lr", type=positive, help="that of the head (default: --lr; the paper names one rate)")
-    group.add_argument("--warmup", type=not_negative, help=f"below 1 a share of all steps, else steps (default: {warmup})")
-    group.add_argument("--weight-decay", type=not_negative, metavar="W",
-                       help="AdamW's; it pulls M_A, M_B and gamma to 0, not to the frozen model's 1 "
-                            f"(default: {settings})")  # fmt: skip
+    group.add_argument(
+        "--warmup", type=not_negative, help=f"below 1 a share of all steps, else steps (default: {defaults['warmup']})"
+    )
+    group.add_argument(
+        "--weight-decay",
+        type=not_negative,
+        metavar="W",
+        help=f"AdamW's; it pulls M_A, M_B and gamma to 0, not to the frozen model's 1 (default: {defaults['weight_decay']})",
+    )
     group.add_argument("--clip", type=positive, metavar="NORM", help="clip the gradient's norm (default: no clipping)")
-    group.add_argument("--dropout", type=probability, metavar="P", help="everywhere (default: the checkpoint's own)")
-    group.add_argument("--max-len", type=whole, metavar="TOKENS", help="truncate to this (default: 512, the paper's, or "
-                       "the model's position table if that is shorter)")  # fmt: skip
+    group.add_argument("--dropout", type=probability, metavar="P", help=f"everywhere (default: {defaults['dropout']})")
+    group.add_argument(
+        "--max-len",
+        type=whole,
+        metavar="TOKENS",
+        help="truncate to this (default: 512, the paper's, or the model's position table if that is shorter)",
+    )
     seeds = group.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=int, help="(default: 0)")
     seeds.add_argument("--seeds", type=whole, metavar="N", help="run seeds 0 … N−1 and report mean ± std")
     group.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda if there is one)")
-    group.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the frozen model's arithmetic; adapter, head "
-                       "and optimiser are float32 (default: bfloat16 on a GPU that has it, else float32)")  # fmt: skip
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of the frozen model's arithmetic; adapter, head and optimiser are float32 "
+        "(default: bfloat16 on a GPU that has it, else float32)",
+    )
     group = parser.add_argument_group("files")
     group.add_argument("--out", metavar="DIR", help="run folder (default: runs/<task>-<method>-r<r>-seed<seed>)")
     group.add_argument("--resume", action="store_true", help="go on with the run in --out where it stopped")
     group.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     group.add_argument("--adapter", metavar="FILE", help="a saved adapter, for --eval-only and --predict")
-    group.add_argument("--eval-only", action="store_true", help="score --adapter on the development set; no training")
+    group.add_argument("--eval-only", action="store_true", help="score --adapter; no training")
     group.add_argument("--export", metavar="DIR", help="write the merged model in HuggingFace's layout")
+
+
+# What does not change what a run computes, and may differ when it is resumed.
+ASIDE = ("seed", "seeds", "out", "resume", "overwrite", "adapter", "eval_only", "predict", "submit", "export", "device")
+
+
+def fill_in(args, settings):
+    """Gives every argument that the user left out its value in `settings`."""
+    for name, value in settings.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.head_lr = args.head_lr or args.lr
+
+
+def check_adapter(args):
+    """--adapter goes with what needs it, and with nothing else; what its file knows of the run is set in `args`.
+
+    That is method, r, targets, max_len and model. Another model or length is the user's to choose (the fingerprint of
+    the base guards it); contradicting the others is an error.
+    """
+    if (args.eval_only or args.predict) and not args.adapter:
+        raise UserError("--eval-only and --predict need --adapter FILE")
+    if not args.adapter:
+        return
+    if not (args.eval_only or args.predict):
+        raise UserError("--adapter is for --eval-only and --predict; to start training from one, use --init-adapter")
+    found = read_adapter(args.adapter)
+    if found["task"] != args.task:
+        raise UserError(f"{args.adapter}: trained on {found['task']}, not {args.task}")
+    for key, value in {"method": found["method"], **found["config"]}.items():
+        given = getattr(args, key)
+        if given is None:
+            setattr(args, key, value)
+        elif given != value and key not in ("model", "max_len"):
+            raise UserError(f"{args.adapter}: trained with {key} {value}, not {given}: leave --{key} out")
+
+
+def run_folders(args):
+    """(folder of all, {seed: folder of its run}); raises UserError if one holds a run that would be lost."""
+    name = f"{args.task}-{args.method}-r{args.r}"
+    out = Path(args.out or f"runs/{name}" + ("" if args.seeds else f"-seed{args.seed}"))
+    folders = {seed: out / f"seed{seed}" for seed in range(args.seeds)} if args.seeds else {args.seed: out}
+    if not args.adapter:
+        for folder in folders.values():
+            check_out(folder, args.resume, args.overwrite)
+    return out, folders
+
+
+def check_max_len(given, longest, shortest=1):
+    """--max-len, or its default. Raises UserError if the model's position table is shorter."""
+    if given and not shortest <= given <= longest:
+        raise UserError(f"--max-len {given}: expected {shortest} to {longest}, what the position table holds")
+    return given or min(512, longest)
 
 
 def pick_device(name, dtype):
@@ -173,6 +240,11 @@ def set_dropout(model, p):
             module.p = p
 
 
+def autocast(device, dtype):
+    """The frozen model's arithmetic in `dtype`; parameters keep theirs."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 def count(tensors):
     return sum(t.numel() for t in tensors)
 
@@ -185,14 +257,16 @@ def save(path, content):
 
 
 def write_json(path, content):
-    text = json.dumps(no_nan(content), indent=2, ensure_ascii=False, allow_nan=False)
-    write_file(path, lambda file: file.write(text.encode() + b"\n"))
+    write_text(path, json.dumps(no_nan(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path, text):
+    write_file(path, lambda file: file.write(text.encode()))
 
 
 def write_lines(path, rows):
     """One JSON object a line."""
-    text = "".join(json.dumps(no_nan(row), allow_nan=False) + "\n" for row in rows)
-    write_file(path, lambda file: file.write(text.encode()))
+    write_text(path, "".join(json.dumps(no_nan(row), allow_nan=False) + "\n" for row in rows))
 
 
 def no_nan(content):
@@ -234,20 +308,6 @@ ADAPTER_KEYS = ("method", "config", "task", "base", "adapter", "head")
 
 def read_adapter(path):
     return load(path, *ADAPTER_KEYS)
-
-
-def follow_adapter(args):
-    """Sets what the file of --adapter knows: method, r, targets, max_len, model. A contradicting argument is an error."""
-    found = read_adapter(args.adapter)
-    if found["task"] != args.task:
-        raise UserError(f"{args.adapter}: trained on --task {found['task']}, not {args.task}")
-    for key, value in {"method": found["method"], **found["config"]}.items():
-        given = getattr(args, key)
-        if key in ("model", "max_len"):  # another place or length is the user's to choose; the fingerprint guards the base
-            value = value if given is None else given
-        elif given not in (None, value):
-            raise UserError(f"{args.adapter}: trained with {key} {value}, not {given}: leave --{key} out")
-        setattr(args, key, value)
 
 
 def load_adapter(path, model, base, method, head="", with_head=True):
@@ -331,106 +391,92 @@ def environment():
 
 
 class Run:
-    """Where a training run stands, and the files that say so. The loop is the script's; this counts, saves and restores.
+    """Where a training run stands, and the files that say so. The loop is the script's; this counts, saves, restores.
 
-    `epoch` and `position` (optimiser steps of this epoch) are what is done; `step` counts from the start. `header` is
-    what adapter.pt says besides its tensors.
+    `epoch` and `position` (optimiser steps of this epoch) are what is done; `step` counts from the start. The optimiser
+    is AdamW, with a learning rate each for the adapter and the head (parameters whose names start with `head`).
     """
 
     STATE = ("epoch", "position", "step", "seen", "loss_sum", "seconds", "log", "best", "last")
     SAVE_EVERY = 600  # seconds between checkpoints within an epoch
 
-    def __init__(self, folder, header, adapter, head, optimizer, total_steps, device):
-        self.folder, self.header, self.adapter, self.head = folder, header, adapter, head
-        self.optimizer, self.total_steps, self.device = optimizer, total_steps, device
+    def __init__(self, args, seed, folder, model, base, steps, device, head=""):
+        self.args, self.seed, self.folder, self.device = args, seed, folder, device
+        self.adapter, self.head = trainable(model, head)
+        frozen = count(p for p in model.parameters() if not p.requires_grad)
+        self.parameters = {"adapter": count(self.adapter.values()), "head": count(self.head.values()), "frozen": frozen}
+        config = {"r": args.r, "targets": args.targets, "model": args.model, "max_len": args.max_len}
+        self.header = {"method": args.method, "config": config, "task": args.task, "base": base}
+        self.total = args.epochs * steps
+        self.warmup = int(args.warmup if args.warmup >= 1 else args.warmup * self.total)
+        groups = [{"params": [*self.adapter.values()], "peak": args.lr}]
+        groups += [{"params": [*self.head.values()], "peak": args.head_lr}]
+        groups = [group for group in groups if group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
         self.epoch = self.position = self.step = self.seen = 0
         self.loss_sum, self.seconds, self.log, self.best, self.last = 0.0, 0.0, [], None, None
+        self.steps_here, self.stopping = 0, False
+        settings = {key: value for key, value in vars(args).items() if key not in ASIDE} | {"seed": seed}
+        saved = open_run(folder, settings, args.resume, args.overwrite)
         self.started = self.saved_at = time.time()
-        self.steps_here = 0
-        self.stopping = False
+        if saved:
+            self._restore(saved)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
 
-    def _stop(self, number, frame):
-        """Ctrl-C is noted, so that the step can end and be saved; a second one ends the program at once."""
-        if self.stopping:
-            sys.exit(130)
-        self.stopping = True
-
-    def restore(self, saved):
-        with mendable(f"{self.folder / 'checkpoint.pt'}: "):
-            copy_tensors(saved["tensors"], self.adapter | self.head)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["rng"]["cpu"])
-        if self.device.type == "cuda" and saved["rng"]["cuda"] is not None:
-            torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
-        for key in self.STATE:
-            setattr(self, key, saved[key])
-
-    def save(self):
-        """checkpoint.pt: all that resuming needs. Batches are drawn from (seed, epoch) and need no state of their own."""
-        tensors = {name: p.detach() for name, p in (self.adapter | self.head).items()}
-        if not all(p.isfinite().all() for p in tensors.values()):
-            raise self.not_finite()
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        state = {key: getattr(self, key) for key in self.STATE} | {"seconds": self.elapsed()}
-        rng = {"cpu": torch.get_rng_state(), "cuda": cuda}
-        optimizer = self.optimizer.state_dict()
-        save(self.folder / "checkpoint.pt", {**state, "tensors": tensors, "optimizer": optimizer, "rng": rng})
-        self.saved_at = time.time()
-
-    def not_finite(self):
-        rate = self.optimizer.param_groups[0]["lr"]
-        good = self.folder / "checkpoint.pt"
-        kept = f"; {good} is the last good state" if good.exists() else ""
-        return UserError(
-            f"the loss is not finite at step {self.step + 1} of {self.total_steps}, task {self.header['task']}, "
-            f"lr {rate:g}: lower --lr{kept}"
+    def describe(self, steps, dtype):
+        """Prints what will be done, before the first step."""
+        args, counts = self.args, self.parameters
+        head = f" + {counts['head']:,} head" if self.head else ""
+        print(f"{args.method}: {counts['adapter']:,} adapter{head} parameters are trained, {counts['frozen']:,} are frozen")
+        rates = f"lr {args.lr:g}" + (f" (head {args.head_lr:g})" if self.head else "")
+        print(
+            f"{args.epochs} epochs of {steps:,} steps of {args.batch_size * args.accumulate} examples; AdamW, {rates}, "
+            f"{self.warmup} warm-up steps; {self.device}, {str(dtype)[6:]}, seed {self.seed}"
         )
-
-    def elapsed(self):
-        """Seconds, those before a resumption included."""
-        return self.seconds + time.time() - self.started
+        if self.step:
+            print(f"goes on after epoch {self.epoch}, step {self.step} of {self.total}")
 
     def steps(self, groups):
         """The groups of this epoch that are still to do, behind a progress bar."""
-        left = groups[self.position :]
-        self.bar = tqdm(left, f"epoch {self.epoch + 1}", initial=self.position, total=len(groups), disable=None, leave=False)
+        left, done = groups[self.position :], self.position
+        self.bar = tqdm(left, f"epoch {self.epoch + 1}", initial=done, total=len(groups), disable=None, leave=False)
         return self.bar
 
-    def set_lr(self, warmup):
-        factor = schedule(self.step, self.total_steps, warmup)
+    def optimizer_step(self, loss, weight):
+        """AdamW with the gradients that are there, of mean `loss` over `weight` examples (or tokens).
+
+        Raises UserError if the loss is not finite. Saves now and then, and when the user has asked to stop.
+        """
+        factor = schedule(self.step, self.total, self.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = factor * group["peak"]
+        if not math.isfinite(loss):
+            raise self._not_finite()
+        if self.args.clip:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.args.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
-    def took_step(self, loss, weight):
-        """Counts an optimiser step of mean `loss` over `weight` examples (or tokens); saves now and then."""
         self.step, self.position, self.seen = self.step + 1, self.position + 1, self.seen + weight
         self.loss_sum += loss * weight
         self.steps_here += 1
-        rate = self.optimizer.param_groups[0]["lr"]
-        self.bar.set_postfix_str(f"loss {loss:.3f}, lr {rate:.1e}", refresh=False)
+        self.bar.set_postfix_str(f"loss {loss:.3f}, lr {self.lr():.1e}", refresh=False)
         if self.steps_here == 20:
             each = (time.time() - self.started) / 20
-            left = clock(each * (self.total_steps - self.step))
+            left = clock(each * (self.total - self.step))
             tqdm.write(f"about {left} to go at {1000 * each:.0f} ms a step, scoring aside")
         if self.stopping:
-            self.stop()
+            self._save_and_exit()
         if time.time() - self.saved_at > self.SAVE_EVERY:
             self.save()
 
-    def stop(self):
-        self.bar.close()
-        self.save()
-        again = sys.argv if "--resume" in sys.argv else [*sys.argv, "--resume"]
-        print(f"\nstopped after step {self.step} of {self.total_steps} and saved; go on with: python {shlex.join(again)}")
-        sys.exit(130)
-
     def end_epoch(self, scores, better):
         """Logs the epoch and writes adapter-last.pt, metrics.jsonl, checkpoint.pt, and adapter.pt where it is better."""
-        rate = self.optimizer.param_groups[0]["lr"]
-        row = {"epoch": self.epoch + 1, "step": self.step, "train_loss": self.loss_sum / self.seen, **scores, "lr": rate}
-        self.log.append(row | {"timing": {"seconds": self.elapsed(), "examples": self.seen}})
+        train_loss = self.loss_sum / self.seen
+        row = {"epoch": self.epoch + 1, "step": self.step, "train_loss": train_loss, **scores, "lr": self.lr()}
+        self.log.append(row | {"timing": {"seconds": self.elapsed()}})
         self.epoch, self.position, self.seen, self.loss_sum = self.epoch + 1, 0, 0, 0.0
         self.last = {"epoch": self.epoch, **scores}
         parts = {"adapter": self.adapter, "head": self.head}
@@ -443,9 +489,69 @@ class Run:
         self.save()
         numbers = "  ".join(f"{key} {value:.4f}" for key, value in scores.items() if isinstance(value, float))
         flag = "  predicts a single class" if scores.get("single_class") else ""
-        print(f"epoch {self.epoch}  {clock(self.elapsed())}  train_loss {row['train_loss']:.4f}  {numbers}{flag}")
+        print(f"epoch {self.epoch}  {clock(self.elapsed())}  train_loss {train_loss:.4f}  {numbers}{flag}")
         if self.stopping:
-            self.stop()
+            self._save_and_exit()
+
+    def finish(self, **more):
+        """Writes result.json, with the entries of `more` added, and returns what it says."""
+        args = self.args
+        result = {"task": args.task, "method": args.method, "r": args.r, "targets": args.targets, "seed": self.seed}
+        result |= {"parameters": self.parameters, "best": self.best, "last": self.last, **more}
+        seconds = self.log[-1]["timing"]["seconds"]
+        timing = {"seconds": seconds, "peak_memory_bytes": peak_memory(self.device), **more.get("timing", {})}
+        write_json(self.folder / "result.json", result | {"timing": timing})
+        return result | {"timing": timing}
+
+    def save(self):
+        """checkpoint.pt: all that resuming needs. Batches are drawn from (seed, epoch) and need no state of their own."""
+        tensors = {name: p.detach() for name, p in (self.adapter | self.head).items()}
+        if not all(p.isfinite().all() for p in tensors.values()):
+            raise self._not_finite()
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        state = {key: getattr(self, key) for key in self.STATE} | {"seconds": self.elapsed()}
+        rng = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        optimizer = self.optimizer.state_dict()
+        save(self.folder / "checkpoint.pt", {**state, "tensors": tensors, "optimizer": optimizer, "rng": rng})
+        self.saved_at = time.time()
+
+    def elapsed(self):
+        """Seconds, those before a resumption included."""
+        return self.seconds + time.time() - self.started
+
+    def lr(self):
+        return self.optimizer.param_groups[0]["lr"]
+
+    def _restore(self, saved):
+        with mendable(f"{self.folder / 'checkpoint.pt'}: "):
+            copy_tensors(saved["tensors"], self.adapter | self.head)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["rng"]["cpu"])
+        if self.device.type == "cuda" and saved["rng"]["cuda"] is not None:
+            torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
+        for key in self.STATE:
+            setattr(self, key, saved[key])
+
+    def _not_finite(self):
+        good = self.folder / "checkpoint.pt"
+        kept = f"; {good} is the last good state" if good.exists() else ""
+        return UserError(
+            f"the loss is not finite at step {self.step + 1} of {self.total}, task {self.args.task}, lr {self.lr():g}: "
+            f"lower --lr{kept}"
+        )
+
+    def _stop(self, number, frame):
+        """Ctrl-C is noted, so that the step can end and be saved; a second one ends the program at once."""
+        if self.stopping:
+            sys.exit(130)
+        self.stopping = True
+
+    def _save_and_exit(self):
+        self.bar.close()
+        self.save()
+        again = sys.argv if "--resume" in sys.argv else [*sys.argv, "--resume"]
+        print(f"\nstopped after step {self.step} of {self.total} and saved; go on with: python {shlex.join(again)}")
+        sys.exit(130)
 
 
 def schedule(step, total, warmup):
@@ -453,17 +559,6 @@ def schedule(step, total, warmup):
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return (total - step) / max(total - warmup, 1)
-
-
-def warmup_steps(warmup, total):
-    """--warmup: below 1 a share of all steps, else their number."""
-    return int(warmup) if warmup >= 1 else int(warmup * total)
-
-
-def make_optimizer(adapter, head, args):
-    """AdamW with a learning rate each for adapter and head ("peak": what the schedule's factor multiplies)."""
-    groups = [{"params": [*adapter.values()], "peak": args.lr}, {"params": [*head.values()], "peak": args.head_lr}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=args.weight_decay)
 
 
 def peak_memory(device):
@@ -497,3 +592,20 @@ def mean_and_std(results, key):
         std = statistics.stdev(values) if known and len(values) > 1 else None
         summary[name] = {"mean": mean, "std": std, "values": values}
     return summary
+
+
+def report(results, out, seeds, keys):
+    """Prints each seed's results and, for --seeds, mean ± std of each score, which go into `out`/result.json."""
+    for result in results:
+        print(f"seed {result['seed']}: " + "; ".join(f"{key}: {shown(result[key])}" for key in keys))
+    if not seeds:
+        return
+    summary = {key: mean_and_std(results, key) for key in keys}
+    write_json(out / "result.json", {**results[0], "seed": list(range(seeds)), **summary, "runs": results})
+    for key, scores in summary.items():
+        means = (f"{name} {s['mean']:.4f} ± {s['std'] or 0:.4f}" for name, s in scores.items() if s["mean"] is not None)
+        print(f"{key} of {len(results)} seeds: {', '.join(means)}")
+
+
+def shown(scores):
+    return ", ".join(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in scores.items())

@@ -4,6 +4,13 @@ import numpy as np
 import torch
 
 
+def subset(examples, n):
+    """`n` examples, the same ones whatever the run's seed: files are often sorted, so not the first ones."""
+    if n is None or n >= len(examples):
+        return examples
+    return [examples[i] for i in sorted(np.random.default_rng(0).permutation(len(examples))[:n])]
+
+
 def shuffled_batches(lengths, batch_size, seed):
     """Index lists of an epoch's batches: every example once, in an order made from `seed`, neighbours of like length.
 

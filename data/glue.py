@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from data import UserError
 from data.download import cache, fetch, unpack
 
@@ -211,10 +209,3 @@ def encode(tokenizer, examples, max_len):
     tokenizer.enable_truncation(max_len, strategy="longest_first")
     texts = [e.first if e.second is None else (e.first, e.second) for e in examples]
     return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-
-
-def subset(examples, n):
-    """`n` examples, the same ones whatever the run's seed: files are often sorted, so not the first ones."""
-    if n is None or n >= len(examples):
-        return examples
-    return [examples[i] for i in sorted(np.random.default_rng(0).permutation(len(examples))[:n])]

@@ -1,5 +1,7 @@
 """A checkpoint's hub name or directory -> a local directory in HuggingFace's layout, and its tokenizer."""
 
+import json
+import shutil
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -56,3 +58,12 @@ def load_tokenizer(directory, vocab_size):
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def copy_tokenizer(source, target):
+    """Puts a checkpoint's tokenizer.json beside exported weights, and says that it is all there is of the tokenizer.
+
+    Without the second file transformers guesses a class from the model's type, and rebuilds another tokenizer.
+    """
+    shutil.copyfile(source / "tokenizer.json", target / "tokenizer.json")
+    (target / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}) + "\n")

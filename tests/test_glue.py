@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data import UserError, download, glue
-from data.batching import pad, padding_share, shuffled_batches, sorted_batches
+from data.batching import pad, padding_share, shuffled_batches, sorted_batches, subset
 from data.hub import checkpoint, load_tokenizer
 
 ROWS = {  # one row of each task in its official layout: the header, the row, what it should be read as
@@ -278,6 +278,6 @@ def test_pad():
 
 def test_subset_is_the_same_for_all_and_keeps_the_order():
     """Would catch: --limit-train that takes the first rows of a sorted file."""
-    some = glue.subset(list(range(100)), 10)
-    assert some == sorted(some) == glue.subset(list(range(100)), 10) and some != list(range(10))
-    assert glue.subset([1, 2], 5) == [1, 2]
+    some = subset(list(range(100)), 10)
+    assert some == sorted(some) == subset(list(range(100)), 10) and some != list(range(10))
+    assert subset([1, 2], 5) == [1, 2]

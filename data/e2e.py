@@ -1,0 +1,146 @@
+"""The E2E NLG Challenge (Novikova et al., 2017): its files -> meaning representations and references -> tokens."""
+
+import csv
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from data import UserError
+from data.download import cache, fetch
+
+
+class Example(NamedTuple):
+    """A meaning representation in linearised form, and one sentence (or more) that says it."""
+
+    context: str
+    reference: str
+
+
+OFFICIAL = {"train": "trainset.csv", "dev": "devset.csv", "test": "testset_w_refs.csv"}
+LINEARISED = {"train": "train.txt", "dev": "valid.txt", "test": "test.txt"}
+SLOTS = ("name", "eatType", "food", "priceRange", "customer rating", "area", "familyFriendly", "near")
+RENAMED = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
+
+
+def linearise(representation):
+    """'name[Alimentum], priceRange[£20-25]' -> 'name : Alimentum | price : £ 20 - 25', as LoRA's training files have it.
+
+    The values are tokenised there, which changes prices in pounds and nothing else. Raises ValueError if the
+    representation is not a list of slot[value].
+    """
+    slots = re.findall(r"(?:^|, )([\w ]+)\[([^\[\]]+)\]", representation)
+    if ", ".join(f"{slot}[{value}]" for slot, value in slots) != representation.strip():
+        raise ValueError(f"meaning representation '{representation}': expected slot[value], slot[value], …")
+    unknown = [slot for slot, _ in slots if slot not in SLOTS]
+    if unknown:
+        raise ValueError(f"meaning representation '{representation}': no slot '{unknown[0]}': expected {', '.join(SLOTS)}")
+    return " | ".join(f"{RENAMED.get(slot, slot)} : {_tokenised(value)}" for slot, value in slots)
+
+
+def _tokenised(value):
+    return re.sub(r"(\d)-(\d)", r"\1 - \2", re.sub(r"£\s*", "£ ", value.strip()))
+
+
+def read(path):
+    """The examples of one file, official (.csv) or linearised. Raises UserError with file and line for a bad one."""
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}: --data DIR names a folder of E2E files, official or linearised"
+        ) from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: not UTF-8: byte 0x{raw[error.start]:02x}; convert the file") from None
+    examples = list(_read_csv(path, text) if str(path).endswith(".csv") else _read_linearised(path, text))
+    if not examples:
+        raise UserError(f"{path}: no examples in it")
+    return examples
+
+
+def _read_csv(path, text):
+    lines = text.splitlines(keepends=True)
+    reader = csv.reader(lines, strict=True)  # two of the official references hold line breaks inside quotes
+    line = 1
+    try:
+        header = next(reader, [])
+        if not {"mr", "ref"} <= set(header):
+            raise UserError(f"{path}:1: columns {header}: expected mr, ref")
+        mr, ref = header.index("mr"), header.index("ref")
+        line = reader.line_num + 1
+        for row in reader:
+            if len(row) <= max(mr, ref) or not row[ref].strip():
+                raise UserError(f"{path}:{line}: expected a meaning representation and a reference")
+            yield Example(linearise(row[mr]), " ".join(row[ref].split("\n")).replace("\r", ""))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}:{line}: {error}") from None
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path}:{line}: {error}") from None
+
+
+def _read_linearised(path, text):
+    for line, row in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
+        context, separator, reference = row.strip().partition("||")
+        if not separator or not context or not reference:
+            raise UserError(f"{path}:{line}: expected 'slot : value | …||sentence'")
+        yield Example(context, reference.strip())
+
+
+def load(data=None, train_file=None, dev_file=None, splits=("train", "dev", "test")):
+    """{split: examples} from a folder of official or of linearised files; without one the official ones are fetched."""
+    given = {"train": train_file, "dev": dev_file}
+    folder = Path(data) if data else None
+    found = {}
+    for split in splits:
+        path = given.get(split)
+        if not path:
+            folder = folder or download()
+            linearised = not (folder / OFFICIAL[split]).exists() and (folder / LINEARISED[split]).exists()
+            path = folder / (LINEARISED if linearised else OFFICIAL)[split]
+        found[split] = read(path)
+    return found
+
+
+def grouped(examples):
+    """{context: its references}, in the order of the file."""
+    groups = {}
+    for example in examples:
+        groups.setdefault(example.context, []).append(example.reference)
+    return groups
+
+
+def is_tokenised(examples):
+    """Whether the references are the tokenised ones of the linearised files ("city centre ."), by their full stops.
+
+    The same output scores BLEU .66 against raw references and .67 against tokenised ones, so every score says which.
+    """
+    apart = sum(example.reference.endswith(" .") for example in examples)
+    return apart > len(examples) / 2
+
+
+def encode(tokenizer, examples, end_token):
+    """[(prompt, completion)] token ids: context and <|endoftext|>; " " and reference and <|endoftext|>."""
+    prompts = tokenizer.encode_batch([example.context for example in examples])
+    completions = tokenizer.encode_batch([" " + example.reference for example in examples])
+    return [([*p.ids, end_token], [*c.ids, end_token]) for p, c in zip(prompts, completions, strict=True)]
+
+
+RELEASE = "https://raw.githubusercontent.com/tuetschek/e2e-dataset/master/"
+SHA256 = {
+    "trainset.csv": "f27d48df45815288ab15619d47a79028c300fbb7f42e373668aba0b98c1d57c6",
+    "devset.csv": "fc26b78cdb849c80545f513b223d1e051138b43882eeb79e3eb153e689c864f9",
+    "testset_w_refs.csv": "edc8db685e39bb9824d5bd70c18b1c9b0412d14b527aa960e2d1c8251ee15ccd",
+}
+
+
+def download(folder=None, release=RELEASE):
+    """Fetches the official files into `folder` (the cache), unless they are there; returns `folder`."""
+    folder = folder or cache() / "e2e"
+    for name, digest in SHA256.items():
+        fetch(release + name, folder / name, digest)
+    return folder
