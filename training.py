@@ -66,6 +66,10 @@ def whole(text):
     return int(text)
 
 
+def whole_or_0(text):
+    return 0 if text == "0" else whole(text)
+
+
 def positive(text):
     """An argument that is a size or a rate: above 0."""
     return _number(text, lambda x: 0 < x < float("inf"), "a number above 0")

@@ -123,11 +123,15 @@ def is_tokenised(examples):
     return apart > len(examples) / 2
 
 
-def encode(tokenizer, examples, end_token):
-    """[(prompt, completion)] token ids: context and <|endoftext|>; " " and reference and <|endoftext|>."""
+def encode(tokenizer, examples, end_token, max_len):
+    """[(prompt, completion)] token ids: context and <|endoftext|>; " " and reference and <|endoftext|>.
+
+    What is longer than `max_len` together is cut at the end of the completion.
+    """
     prompts = tokenizer.encode_batch([example.context for example in examples])
     completions = tokenizer.encode_batch([" " + example.reference for example in examples])
-    return [([*p.ids, end_token], [*c.ids, end_token]) for p, c in zip(prompts, completions, strict=True)]
+    pairs = zip(prompts, completions, strict=True)
+    return [([*p.ids, end_token], [*c.ids, end_token][: max_len - len(p.ids) - 1]) for p, c in pairs]
 
 
 RELEASE = "https://raw.githubusercontent.com/tuetschek/e2e-dataset/master/"
