@@ -28,16 +28,14 @@ QUOTE = "[`‘’“”‚„‛‟«»‹›]"
 NUMBER = r"(?:\d*(?:[.:,\xad٫٬]\d+)+|\d+)"
 ACRONYM = r"[a-z](?:\.[a-z])+"
 
-# Abbreviations that may end a sentence, titles and others that do not, and those that a number must follow.
-# A state that is a word as well is one only with a capital. Party-STATE. is one token too: (R-Wis.).
-STATE = (
-    "Ala|Ariz|Calif|Colo|Conn|Ct|Dak|Fla|Ga|Ind|Kans?|Ky|Md|Mich|Minn|Mo|Mont|Neb|Nev|Okla|Penn|Tenn|Va|Vt|Wisc?|Wyo"
-)
-STATE_OR_WORD = "Az|Ark|Del|Ill|La|Mass|Miss|Ore|Pa|Tex|Wash"
+# Abbreviations that may end a sentence, titles and others that do not, and those that only a number may follow.
+# A state that is a word as well needs its capital: "Wash.", but "a car wash."
 ABBREVIATION = (
-    rf"{STATE}|(?-i:{STATE_OR_WORD}|{STATE_OR_WORD.upper()})|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|"
-    r"thu|thurs|fri|inc|cos?|corp|pp?t[ye]s?|ltd|plc|bancorp|bhd|assn|univ|intl|sys|tel|est|ext|sq|jr|sr|bros|ed\.d|ph\.d|"
-    "blvd|rd|rt|esq|bldg|etc|al|seq"
+    "ala|ariz|calif|colo|conn|ct|dak|fla|ga|ind|kans?|ky|md|mich|minn|mo|mont|neb|nev|okla|penn|tenn|va|vt|wisc?|wyo|"
+    "(?-i:Az|Ark|Del|Ill|La|Mass|Miss|Ore|Pa|Tex|Wash|AZ|ARK|DEL|ILL|LA|MASS|MISS|ORE|PA|TEX|WASH)|"
+    "jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|thu|thurs|fri|"
+    r"inc|cos?|corp|pp?t[ye]s?|ltd|plc|bancorp|bhd|assn|univ|intl|sys|tel|est|ext|sq|jr|sr|bros|ed\.d|ph\.d|blvd|rd|rt|"
+    "esq|bldg|etc|al|seq"
 )
 TITLE = (
     "mrs?|ms|drs?|profs?|sens?|reps?|attys?|lt|col|gen|messrs|govs?|adm|rev|maj|sgt|cpl|pvt|capt|ste?|ave|pres|lieut|"
@@ -83,10 +81,8 @@ RULES = [
     (rf"(?:{NUMBERED})\.", r"\s?\d"),
     rf"{ACRONYM}\.?|[a-z]\.",
     (LETTER, rf"\.\s+(?-i:{FIRST}|{FIRST.upper()})(?:\s|$)"),
-    rf"(?-i:[DR]-(?:{STATE}|{STATE_OR_WORD}|[A-Z]\.[A-Z])\.)",
-    (rf"{WORD}\.|{HYPHENATED}\.", "[,;:]"),  # etc. before a comma, and any other word
+    (rf"{WORD}\.|{HYPHENATED}\.", "[,;:]"),  # any word that a full stop and a comma follow
     r"(?:\(\d{2,3}\)[ \xa0]?|(?:\+\+?)?(?:\d{2,4}[- \xa0])?\d{2,4}[- \xa0])\d{3,4}[- \xa0]?\d{3,5}",  # telephone
-    r"(?:(?:\+\+?)?\d{2,4}\.)?\d{2,4}\.\d{3,4}\.\d{3,5}",
     HYPHENATED,
     rf"(?-i:[A-HJ-XZn]){APOSTROPHE}{LETTER}{LETTER}+|{LETTER}+[aeiouy]{APOSTROPHE}(?-i:[aeiouA-Z]){LETTER}*",  # Ba'ath
     rf"[a-z0-9](?:[.,]|{ALNUM})*(?:-(?:{ACRONYM}\.|{ALNUM}+))+",  # French,family-friendly; U.S.-led; 2.5-mile

@@ -1,6 +1,8 @@
 """metrics.py against scores that other software computed; `reference/` holds them, and the scripts that made them."""
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -8,9 +10,12 @@ import numpy as np
 import pytest
 
 import metrics
+import ptb
 
+ROOT = Path(__file__).parent.parent
 REFERENCE = Path(__file__).parent / "reference"
 GLUE = json.loads((REFERENCE / "glue_scores.json").read_text(encoding="utf-8"))
+E2E = json.loads((REFERENCE / "e2e_scores.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("case", GLUE["classes"] + GLUE["reals"], ids=lambda case: case["name"])
@@ -51,3 +56,102 @@ def test_bad_glue_input_is_refused():
         metrics.matthews([0, 2], [0, 1])
     with pytest.raises(ValueError, match="unknown GLUE task 'cloa'"):
         metrics.glue_scores("cloa", [1], [1])
+
+
+@pytest.mark.parametrize(("sentence", "expected"), E2E["ptb"], ids=lambda text: text[:30])
+def test_ptb_words_equal_corenlp(sentence, expected):
+    """Each rule of ptb.py is in at least one of these sentences, so that losing or reordering it shows."""
+    assert ptb.words(sentence) == expected
+
+
+@pytest.mark.parametrize("corpus", E2E["corpora"], ids=lambda corpus: corpus["name"])
+def test_e2e_scores_equal_the_official_scripts(corpus):
+    """A wrong token, clip, length, idf or mean; outputs that are empty or very short; one output alone."""
+    for name, score in (
+        ("BLEU", metrics.bleu),
+        ("NIST", metrics.nist),
+        ("ROUGE-L", metrics.rouge_l),
+        ("CIDEr", metrics.cider),
+    ):
+        value = score(corpus["outputs"], corpus["references"])
+        assert type(value) is float
+        assert value == pytest.approx(corpus["scores"][name], rel=1e-12, abs=1e-18), name
+
+
+@pytest.mark.parametrize("corpus", E2E["corpora"][:2], ids=lambda corpus: corpus["name"])
+def test_meteor_equals_the_official_scripts(corpus):
+    """Other options, untokenised text, or the mean of the segments' scores in place of the corpus score."""
+    score = metrics.meteor(corpus["outputs"], corpus["references"])
+    if score is None:
+        pytest.skip(metrics.METEOR_NOT_RUN)
+    assert score == pytest.approx(corpus["scores"]["METEOR"], abs=1e-12)
+
+
+def test_nothing_else_is_called_meteor(monkeypatch):
+    """Without its program METEOR is None and its line says why; a stand-in's number would be taken for METEOR."""
+    monkeypatch.setattr(metrics.shutil, "which", lambda name: None)
+    scores = metrics.e2e_scores(["A pub."], [["A pub."]])
+    assert scores["METEOR"] is None
+    assert list(scores) == ["BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr"]
+    assert "METEOR: not run (needs java and pip install pycocoevalcap)" in metrics.e2e_report(scores).split("\n")
+    assert "-p" in metrics.e2e_report(scores).split("\n")[1]
+
+
+def test_e2e_scores_of_what_cannot_be_scored_are_errors():
+    """Fewer references than outputs would otherwise score the outputs that happen to have one."""
+    for score in (metrics.bleu, metrics.nist, metrics.meteor, metrics.rouge_l, metrics.cider):
+        with pytest.raises(ValueError, match="2 outputs and 1 list"):
+            score(["A pub.", "A bar."], [["A pub."]])
+        with pytest.raises(ValueError, match="no outputs"):
+            score([], [])
+        with pytest.raises(ValueError, match="output 2 has no reference"):
+            score(["A pub.", "A bar."], [["A pub."], []])
+
+
+def score_files(*arguments):
+    return subprocess.run([sys.executable, ROOT / "metrics.py", *arguments], capture_output=True, encoding="utf-8")
+
+
+def test_files_are_read_as_the_official_script_reads_them(tmp_path):
+    """Blocks of unequal size, spaces at line ends, Windows line ends, a BOM, an empty output, no final line break."""
+    references, outputs = tmp_path / "references.txt", tmp_path / "outputs.txt"
+    references.write_bytes("\ufeffA pub. \r\nThe pub.\r\n\r\nA café.\n  \n\nA bar.".encode())
+    outputs.write_bytes(b"A pub.\r\n\nA bar. \n")
+    assert metrics.read_references(references) == [["A pub.", "The pub."], ["A café."], ["A bar."]]
+    assert metrics.read_outputs(outputs) == ["A pub.", "", "A bar."]
+
+
+def test_the_command_scores_two_files(tmp_path):
+    references, outputs = tmp_path / "references.txt", tmp_path / "outputs.txt"
+    corpus = E2E["corpora"][0]
+    references.write_text("\n\n".join("\n".join(refs) for refs in corpus["references"]) + "\n", encoding="utf-8")
+    outputs.write_text("\n".join(corpus["outputs"]) + "\n", encoding="utf-8")
+    done = score_files(references, outputs)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.split("\n")
+    assert lines[0] == "BLEU: 0.4524"
+    assert lines[1] == "NIST: 5.2046  (as the official script's -p; its Perl variant can differ)"
+    assert lines[2] in ("METEOR: 0.4358", metrics.METEOR_NOT_RUN)
+    assert lines[3:] == ["ROUGE-L: 0.6521", "CIDEr: 3.3063  (CIDEr-D)", ""]
+
+
+@pytest.mark.parametrize(
+    ("references", "outputs", "message"),
+    [
+        (b"A pub.\n\nA bar.\n", b"A pub.\n", "has 2 blocks of references, but"),
+        (b"A pub.\n", b"A pub.\nA caf\xe9.\n", "outputs.txt, line 2: this is not UTF-8"),
+        (b"\n\n", b"A pub.\n", "references.txt: the file is empty"),
+        (b"A pub.\n", b"", "outputs.txt: the file is empty"),
+        (b"A pub.\n", None, "outputs.txt: No such file"),
+    ],
+    ids=["counts differ", "not UTF-8", "no references", "no outputs", "no file"],
+)
+def test_bad_files_get_one_line_and_exit_status_2(tmp_path, references, outputs, message):
+    """A traceback, or scores of the outputs up to where the two files part."""
+    (tmp_path / "references.txt").write_bytes(references)
+    if outputs is not None:
+        (tmp_path / "outputs.txt").write_bytes(outputs)
+    done = score_files(tmp_path / "references.txt", tmp_path / "outputs.txt")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
