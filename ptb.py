@@ -20,7 +20,7 @@ LETTER = rf"[^\W\d_{NUMERAL}]"
 ALNUM = rf"(?:[^\W_{NUMERAL}]|[\u02c2-\u036f\xad\u2010\u2011])"  # with accents, soft and non-breaking hyphens
 APOSTROPHE = "(?:['’]|&apos;)"
 WORD = rf"{LETTER}{ALNUM}*(?:[.!?]{LETTER}{ALNUM}*)*"  # "pub.It" is one word
-NAME = rf"(?:[dol]{APOSTROPHE}{LETTER}{LETTER})?{ALNUM}+"  # O'Brien
+NAME = rf"(?:[dol]{APOSTROPHE}{ALNUM})?{ALNUM}+"  # O'Brien
 HYPHENATED = rf"{NAME}(?:[-_]{NAME})*"
 CONTRACTION = rf"{APOSTROPHE}(?:[msd]|re|ve|ll)"
 NOT = "n['’‘`]t"
@@ -74,7 +74,6 @@ RULES = [
     r"(?:/[^\s\"<>|()]+[^\s\"<>|().!?,-])?",
     r"[a-z0-9][^\s\"<>|(){}]*@(?:[^\s\"<>|(){}.]+\.)*[^\s\"<>|(){}.]+",
     rf"@[a-z_]\w*|#{LETTER}+",
-    r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}",
     rf"[-+]?{NUMBER}",
     r"(?:\d{1,4}[- \xa0])?\d{1,4}(?:\\?/|⁄)\d{1,4}|[¼-¾⅓-⅞]",  # 1 1/2
     rf"(?:{TITLE})\.",
@@ -85,7 +84,7 @@ RULES = [
     r"(?:\(\d{2,3}\)[ \xa0]?|(?:\+\+?)?(?:\d{2,4}[- \xa0])?\d{2,4}[- \xa0])\d{3,4}[- \xa0]?\d{3,5}",  # telephone
     HYPHENATED,
     rf"(?-i:[A-HJ-XZn]){APOSTROPHE}{LETTER}{LETTER}+|{LETTER}+[aeiouy]{APOSTROPHE}(?-i:[aeiouA-Z]){LETTER}*",  # Ba'ath
-    rf"[a-z0-9](?:[.,]|{ALNUM})*(?:-(?:{ACRONYM}\.|{ALNUM}+))+",  # French,family-friendly; U.S.-led; 2.5-mile
+    rf"[a-z0-9][a-z0-9.,\xad]*(?:-(?:{ACRONYM}\.|[a-z0-9\xad]+))+",  # French,family-friendly; U.S.-led; 2.5-mile
     r"[a-z0-9]+(?:-[a-z]+){0,2}(?:/[a-z0-9]+(?:-[a-z]+){0,2}){1,2}",  # and/or
     r"c\+\+|[cf]#",
     "(?:anti|pro)-",
