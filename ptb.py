@@ -74,6 +74,7 @@ RULES = [
     r"(?:/[^\s\"<>|()]+[^\s\"<>|().!?,-])?",
     r"[a-z0-9][^\s\"<>|(){}]*@(?:[^\s\"<>|(){}.]+\.)*[^\s\"<>|(){}.]+",
     rf"@[a-z_]\w*|#{LETTER}+",
+    r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}",  # a date
     rf"[-+]?{NUMBER}",
     r"(?:\d{1,4}[- \xa0])?\d{1,4}(?:\\?/|⁄)\d{1,4}|[¼-¾⅓-⅞]",  # 1 1/2
     rf"(?:{TITLE})\.",
@@ -102,8 +103,9 @@ RULES = [
 ]
 RULES = [(rule, "") if isinstance(rule, str) else rule for rule in RULES]
 RULES = [re.compile(f"({token})(?:{ahead})", re.I) for token, ahead in RULES]
-# Most tokens are ASCII words before a space, which no rule takes farther. Asked first, this triples the speed.
-PLAIN = re.compile(r"(?!(?:can|gon|wan|got|lem|gim)(?:not|na|ta|me))[a-z]+(?=,?\s)", re.I)
+# Most tokens are ASCII words before a space, and full stops and commas before a word, which no rule takes farther.
+# Asked first, this triples the speed.
+PLAIN = re.compile(r"(?!(?:can|gon|wan|got|lem|gim)(?:not|na|ta|me))[a-z]+(?=,?\s)|[.,](?=\s[a-z]|$)", re.I)
 
 # What the treebank spells otherwise. In words an apostrophe stays as it is, so ’ is not among these: see _spell.
 SPELLING = {

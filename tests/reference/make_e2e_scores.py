@@ -31,7 +31,7 @@ The '90s, the 1990's, in '05 and the '60s' best.
 O'Hara's d'Artois d'25 Café.It5-star l'Orange, Ba'ath and B'Day and T'ien, aa'bb.
 Meals cost £20-25, £20 - £25, €30, $5.50, US$7, less than £20, 5p, 50¢ or 5%.
 A price range of £20-£25.It has 3.5 out of 5 stars,and 1,000,000 guests;1/2 off, 1 1/2 miles, ½ or 2½.
-Dates 12/25/2010, 25-12-10, 2010-12-25, 24/7, 10:30, 10:30am, 5 p.m. and 7.30pm; +5, -5, 5th, .5 and 5.
+Dates 12/25/2010, 25-12-10, 2010-12-25, 6/7-13/14, 24/7, 10:30, 10:30am, 5 p.m. and 7.30pm; +5, -5, 5th, .5 and 5.
 Call 555-1234, (555) 555-1234, 01223 323737 or 555.123.4567.
 Mr. Smith, Dr. Jones, St. Ives, the U.S. and the U.K., e.g. at 5 a.m., etc. Jan. 5, No. 5, no. five, Fig. 3, p. 7.
 Snacks Inc. serves tea. Snacks Ltd. The end. The pub, Inc., is Foo.Bar and Ltd.a or Ltd.ab; D-N.Y. too, pots., cups.;
