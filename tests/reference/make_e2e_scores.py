@@ -43,7 +43,7 @@ French,family-friendly food, low-priced,cheap; 2.5-mile walk, 1,700-square-mile 
 and/or he/she/it high/low-priced a-1/b w/o 5/bar bar/5 one/two/three/four
 Wait... what? No!! Yes?! well…ok . . . so.. end.... only ...5 or food--5 pub.It yes!no
 (good) [better] {best} <b>bold</b> <br/> a < b > c << d >>
-See http://www.teapot.example/menu?x=1, www.teapot.co.uk, teapot.com/menu, teapot.com's or tea@pot.co.uk, @teapot #tea.
+See http://teapot.example/menu?x=1, www.teapot.co.uk, teapot.com/menu, tea@pot.co.uk, <a.b@c>, @teapot #tea, tea.com's.
 AT&T's B&B, R&B, fish & chips, fish &amp; chips, B&amp;B, A&b, Q+A, &lt;tea&gt;, &quot;tea&quot;.
 C++ and C# and F#; anti- and pro- and pre- tests; a_b __ * ** \\* ~ ^ | \\ = + @@ ## #5.
 Nice :) :-( ;) =D :Dx foo:Does rating:5
