@@ -531,8 +531,7 @@ class GPT2(Pretrained):
             kept = attention_mask.bool()
             positions = (kept.cumsum(1) - 1).clamp(min=0)
             causal = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()
-            itself = torch.eye(length, dtype=torch.bool, device=input_ids.device)  # what padding sees
-            mask = (causal & kept[:, None, None, :]) | itself
+            mask = causal & kept[:, None, None, :]  # attention gives zeros where padding sees nothing
         states = self._states(input_ids, positions, mask)
         logits = self._logits(states[-1] if where is None else states[-1][where])
         return (logits, states) if return_states else logits

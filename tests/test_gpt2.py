@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from hut import apply_hut, merge_hut
-from model import GPT2, GPT2_LARGE, GPT2_MEDIUM, GPT2_SMALL, GPT2_XL, GPT2Config, beam_search, read_config
+from model import GPT2, GPT2_LARGE, GPT2_MEDIUM, GPT2_SMALL, GPT2_XL, GPT2Config, ban_repeats, beam_search, read_config
 
 REFERENCE = Path(__file__).parent / "reference" / "gpt2"
 EXPECTED = torch.load(REFERENCE / "expected.pt", weights_only=True)
@@ -140,6 +140,15 @@ def test_ngram_ban_and_cache_against_the_definition(model, scope, ngram):
     prompts = [[13, 24, 13, 52, 13, 24], [52, 52], [13], PROMPTS[0]]  # they hold what the model likes to say
     found = model.generate(prompts, 12, beam_size=4, no_repeat_ngram_size=ngram, ngram_scope=scope)
     assert found == [slow_beam_search(model, prompt, 12, 4, 0.9, ngram, scope) for prompt in prompts]
+
+
+def test_ngram_ban_on_prompts_of_unequal_length():
+    """Would catch: what fills up the shorter prompt, -1, banned as if it were a token, the last one of the vocabulary."""
+    history = torch.tensor([[[-1, -1, 2]], [[2, 1, 2]]])
+    for size, banned in ((0, []), (1, [(0, 2), (1, 1), (1, 2)]), (2, [(1, 1)]), (3, []), (4, [])):
+        scores = torch.zeros(2, 1, 4)
+        ban_repeats(scores, history, size)
+        assert [(row, token) for row, _, token in scores.isneginf().nonzero().tolist()] == banned
 
 
 def test_scope_of_the_ngram_ban(model):
