@@ -695,7 +695,8 @@ def beam_search(decoder, history, max_new_tokens, end_token, no_repeat_ngram_siz
     probable continuations of a prompt's K beams. Those among the first K that end are finished, with the score
     log probability / length ** length_penalty (the end token counts); the first K that do not end are the next beams.
     A prompt is done when its best beam, scored at its present length, is no better than the K-th best finished one.
-    This is what transformers.generate does with early_stopping=False.
+    This is what transformers.generate does with early_stopping=False. Where every continuation is banned before one
+    has ended, the completion is empty.
     """
     (B, P), K, device = history.shape, beam_size, history.device
     completions = [[] for _ in range(B)]

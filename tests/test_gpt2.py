@@ -185,6 +185,7 @@ def test_more_beams_than_words(model):
     for ngram in (0, 1):
         found = tiny.generate([[1], [2, 3]], 8, beam_size=7, no_repeat_ngram_size=ngram)
         assert all(len(set(text)) == len(text) or not ngram for text in found)
+    assert tiny.generate([[0, 1, 2, 3, 4]], 8, no_repeat_ngram_size=1) == [[]]
     assert tiny.training  # generate decodes without dropout, and leaves the mode as it was
 
 
