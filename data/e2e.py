@@ -29,7 +29,7 @@ def linearise(representation):
     representation is not a list of slot[value].
     """
     slots = re.findall(r"(?:^|, )([\w ]+)\[([^\[\]]+)\]", representation)
-    if ", ".join(f"{slot}[{value}]" for slot, value in slots) != representation.strip():
+    if not slots or ", ".join(f"{slot}[{value}]" for slot, value in slots) != representation.strip():
         raise ValueError(f"meaning representation '{representation}': expected slot[value], slot[value], …")
     unknown = [slot for slot, _ in slots if slot not in SLOTS]
     if unknown:

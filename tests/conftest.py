@@ -1,11 +1,14 @@
-"""A tiny checkpoint with a tokenizer, and a tiny CoLA, that every test of data and scripts can use."""
+"""What the tests of data and scripts share: a tiny checkpoint with a tokenizer, a tiny CoLA, how a script fails."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from training import run_as_script
 
 torch.set_num_threads(1)  # the models of these tests are too small for two, which would wait for each other
 
@@ -41,3 +44,29 @@ def tiny_glue(tmp_path):
     (folder / "dev.tsv").write_text("".join(rows[40:]))
     (folder / "test.tsv").write_text("index\tsentence\n" + "".join(f"{i}\t{sentence(i)}\n" for i in range(5)))
     return folder.parent
+
+
+def fails(capsys, main, *arguments):
+    """The one line on standard error of a script that ends with status 2."""
+
+    def script():
+        main(*arguments)
+
+    with pytest.raises(SystemExit) as exit_:
+        run_as_script(script)
+    line = capsys.readouterr().err
+    assert exit_.value.code == 2 and line.count("\n") == 1 and line.startswith("error: "), line
+    return line
+
+
+def without_timing(folder):
+    """What a run promises to be the same again: metrics, result, tensors."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    result = json.loads((folder / "result.json").read_text())
+    for entry in (result, *rows):
+        del entry["timing"]
+    tensors = {}
+    for name in ("adapter.pt", "adapter-last.pt"):
+        content = torch.load(folder / name, weights_only=True)
+        tensors |= {f"{name} {key}": t for part in ("adapter", "head") for key, t in content[part].items()}
+    return rows, result, {key: t.numpy().tobytes() for key, t in tensors.items()}

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import fails, without_timing
 
 import model as model_module
 import train_glue
 import training
 from model import RobertaClassifier
-from training import Run, run_as_script, schedule
+from training import Run, schedule
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,32 +39,6 @@ def glue(monkeypatch):
         train_glue.main()
 
     return call
-
-
-def fails(capsys, main, *arguments):
-    """The one line on standard error of a script that ends with status 2."""
-
-    def script():
-        main(*arguments)
-
-    with pytest.raises(SystemExit) as exit_:
-        run_as_script(script)
-    line = capsys.readouterr().err
-    assert exit_.value.code == 2 and line.count("\n") == 1 and line.startswith("error: "), line
-    return line
-
-
-def without_timing(folder):
-    """What a run promises to be the same again: metrics, result, tensors."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    result = json.loads((folder / "result.json").read_text())
-    for entry in (result, *rows):
-        del entry["timing"]
-    tensors = {}
-    for name in ("adapter.pt", "adapter-last.pt"):
-        content = torch.load(folder / name, weights_only=True)
-        tensors |= {f"{name} {key}": t for part in ("adapter", "head") for key, t in content[part].items()}
-    return rows, result, {key: t.numpy().tobytes() for key, t in tensors.items()}
 
 
 def test_a_run_and_what_it_leaves(glue, command, tmp_path, capsys):

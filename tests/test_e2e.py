@@ -1,0 +1,259 @@
+"""data/e2e.py and train_e2e.py: official files, the loss on the completion, runs, decoding from the command line."""
+
+import json
+import math
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import WORDS, fails, without_timing
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch.nn import functional as F
+
+import metrics
+import train_e2e
+from data import UserError, e2e
+from data.hub import load_tokenizer
+from model import GPT2
+from training import Run
+
+MR = "name[The Eagle], eatType[pub], priceRange[£20-25], customer rating[5 out of 5], familyFriendly[no], near[Café Sol]"
+LINEAR = (
+    "name : The Eagle | Type : pub | price : £ 20 - 25 | customer rating : 5 out of 5 | family friendly : no | "
+    "near : Café Sol"
+)
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+def test_linearised_as_lora_has_it():
+    """Would catch: a slot under its official name, a price that is not tokenised, a comma or bracket that splits a value."""
+    assert e2e.linearise(MR) == LINEAR
+    assert e2e.linearise("name[A, B], priceRange[less than £20]") == "name : A, B | price : less than £ 20"
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "name", "name[A", "name[A]]", "name[A] area[B]", "name[A],area[B]", "name[]", "colour[red]"]
+)
+def test_malformed_representations(bad):
+    """Would catch: a part of the representation that is passed over."""
+    with pytest.raises(ValueError, match="meaning representation"):
+        e2e.linearise(bad)
+
+
+def test_official_and_linearised_files(tmp_path):
+    """Would catch: a line break inside quotes taken for a row's end, references out of order, groups that are merged."""
+    (tmp_path / "devset.csv").write_text(
+        'mr,ref\r\n"name[A], area[riverside]","One,\r\n""two""."\r\nname[B],Three.\r\n"name[A], area[riverside]",Four.\r\n',
+        encoding="utf-8",
+        newline="",
+    )
+    examples = e2e.load(tmp_path, splits=("dev",))["dev"]
+    assert e2e.grouped(examples) == {"name : A | area : riverside": ['One, "two".', "Four."], "name : B": ["Three."]}
+    assert not e2e.is_tokenised(examples)
+    (tmp_path / "valid.txt").write_text("name : A||One , two . \nname : B||Three . \n")
+    (tmp_path / "devset.csv").unlink()
+    examples = e2e.load(tmp_path, splits=("dev",))["dev"]
+    assert examples == [("name : A", "One , two ."), ("name : B", "Three .")] and e2e.is_tokenised(examples)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.csv", b"mr,ref\nname[A],One\nname A,Two\n", r"x\.csv:3: meaning representation 'name A'"),
+        ("x.csv", b'mr,ref\nname[A],"One\nmore"\nname[B]\n', r"x\.csv:4: expected a meaning representation and a reference"),
+        ("x.csv", b"a,b\n1,2\n", r"x\.csv:1: columns .*expected mr, ref"),
+        ("x.csv", b'mr,ref\nname[A],"One\n', r"x\.csv:2: unexpected end of data"),
+        ("x.csv", b"mr,ref\nname[A],caf\xe9\n", r"x\.csv:2: not UTF-8"),
+        ("x.csv", b"mr,ref\n", "no examples"),
+        ("x.txt", b"name : A||One\nname : A\n", r"x\.txt:2: expected 'slot : value"),
+        ("x.txt", b"", "no examples"),
+    ],
+)
+def test_bad_files_are_named_with_the_line(tmp_path, name, content, message):
+    """Would catch: a bad row that is skipped, or reported at the wrong line."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        e2e.read(tmp_path / name)
+
+
+# ------------------------------------------------------------------------------------------------ a tiny model and set
+
+
+@pytest.fixture(scope="module")
+def tiny_gpt2(tmp_path_factory):
+    """tests/reference/gpt2 with a tokenizer.json of whole words; token 7 is <|endoftext|>."""
+    directory = tmp_path_factory.mktemp("tiny") / "gpt2"
+    shutil.copytree(Path(__file__).parent / "reference" / "gpt2", directory)
+    words = ["name", ":", "|", "area", "Type", "pub", "riverside", "<|endoftext|>", "A", "B", "C", "is", *WORDS]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="old"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+@pytest.fixture
+def command(tiny_gpt2, tmp_path):
+    """A small run: 2 epochs of 3 steps over 12 rows."""
+    folder = tmp_path / "e2e"
+    folder.mkdir()
+    rows = [f'"name[{n}], area[riverside]",{n} is a {w} pub .\n' for n in "ABC" for w in ("small", "old", "red", "the")]
+    for name in e2e.OFFICIAL.values():
+        (folder / name).write_text("mr,ref\n" + "".join(rows))
+    return ["--model", str(tiny_gpt2), "--data", str(folder), "--out", str(tmp_path / "out"), "--epochs", "2",
+            "--batch-size", "4", "--warmup", "1", "--lr", "0.01", "--max-new-tokens", "8", "--beam-size", "3"]  # fmt: skip
+
+
+@pytest.fixture
+def run_e2e(monkeypatch):
+    """train_e2e.py in this process: run_e2e("--r", 4, …)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train_e2e.py", *map(str, arguments)])
+        train_e2e.main()
+
+    return call
+
+
+def test_loss_is_on_the_completion_alone(tiny_gpt2):
+    """Would catch: a loss on the prompt, on padding, or one token early or late; a mean of means."""
+    model = GPT2.from_pretrained(tiny_gpt2)
+    pairs = [([5, 6, 7], [11, 12, 13, 7]), ([5, 7], [14, 7])]
+    total, count = 0.0, 0
+    for prompt, completion in pairs:
+        text = torch.tensor([prompt + completion])
+        logp = model(text)[0].log_softmax(-1)
+        for i, token in enumerate(completion):
+            total -= logp[len(prompt) + i - 1, token].item()
+            count += 1
+    found = train_e2e.score(model, pairs, torch.device("cpu"), torch.float32)
+    assert found["loss"] == pytest.approx(total / count, rel=1e-5)
+    assert found["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
+
+
+def test_label_smoothing_is_loras():
+    """Would catch: another definition: (1 − e) × negative log likelihood + e × mean over the vocabulary of −log p."""
+    logits, target = torch.randn(6, 9, generator=torch.Generator().manual_seed(0)), torch.arange(6)
+    logp = logits.log_softmax(-1)
+    expected = (0.9 * -logp[torch.arange(6), target] + 0.1 * -logp.mean(-1)).sum()
+    torch.testing.assert_close(F.cross_entropy(logits, target, reduction="sum", label_smoothing=0.1), expected)
+
+
+def test_tokens_of_an_example(tiny_gpt2):
+    """Would catch: an end token that is missing between the two or at the end; a prompt that is cut."""
+    tokenizer = load_tokenizer(tiny_gpt2, 61)
+    example = e2e.Example("name : A", "A is red")
+    assert e2e.encode(tokenizer, [example], 7, 99) == [([0, 1, 8, 7], [8, 11, 23, 7])]
+    assert e2e.encode(tokenizer, [example], 7, 6) == [([0, 1, 8, 7], [8, 11])]
+
+
+# ------------------------------------------------------------------------------------------------ runs
+
+
+def test_a_run_and_what_it_leaves(run_e2e, command, tmp_path, capsys):
+    """Would catch: a missing file or key, test scores of another epoch than the best, outputs in another order."""
+    run_e2e(*command, "--r", 2)
+    out = tmp_path / "out"
+    rows, result, _ = without_timing(out)
+    assert [row["step"] for row in rows] == [3, 6] and {"loss", "perplexity"} <= set(rows[0])
+    assert result["best"]["loss"] == min(row["loss"] for row in rows)
+    assert result["parameters"]["adapter"] == 2 * 2 * (2 * 2 * 24 + 2 * 24) and result["parameters"]["head"] == 0
+    outputs = (out / "outputs.txt").read_text().splitlines()
+    references = metrics.read_references(out / "references.txt")
+    assert len(outputs) == len(references) == 3 and [len(refs) for refs in references] == [4, 4, 4]
+    assert result["test"]["BLEU"] == metrics.bleu(outputs, references) and result["test"]["references"] == "tokenised"
+    printed = capsys.readouterr().out
+    assert "12 training examples" in printed and "test 3 representations" in printed
+    assert "no 4-gram twice in the completion; tokenised references" in printed and "METEOR" in printed
+
+
+def test_loss_falls_and_methods(run_e2e, command, tmp_path):
+    """Would catch: a loop that steps without learning; frozen runs that train."""
+    run_e2e(*command, "--method", "full", "--epochs", 12, "--dropout", 0)
+    rows = without_timing(tmp_path / "out")[0]
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    run_e2e(*command, "--method", "frozen", "--out", tmp_path / "frozen")
+    assert json.loads((tmp_path / "frozen" / "result.json").read_text())["test"]["BLEU"] < 0.5
+
+
+def test_accumulation_averages_over_tokens(run_e2e, command, tmp_path):
+    """Would catch: a mean of the batches' means, where batches differ in tokens."""
+    for name, arguments in (("a", ["--batch-size", 12]), ("b", ["--batch-size", 5, "--accumulate", 3])):
+        run_e2e(*command, *arguments, "--dropout", 0, "--epochs", 1, "--out", tmp_path / name)
+    a, b = (torch.load(tmp_path / n / "adapter.pt", weights_only=True)["adapter"] for n in "ab")
+    for name, tensor in a.items():
+        torch.testing.assert_close(tensor, b[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_cut_run_goes_on_bit_identically(run_e2e, command, tmp_path, monkeypatch):
+    """Would catch: state of the E2E loop that no file keeps. (test_train_glue.py cuts at every write.)"""
+    run_e2e(*command, "--out", tmp_path / "whole")
+    save, saves = Run.save, []
+
+    def cut(run):
+        save(run)
+        saves.append(run.step)
+        if len(saves) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "SAVE_EVERY", 0)
+    monkeypatch.setattr(Run, "save", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run_e2e(*command, "--out", tmp_path / "cut")
+    assert saves == [1, 2]
+    run_e2e(*command, "--out", tmp_path / "cut", "--resume")
+    assert without_timing(tmp_path / "cut") == without_timing(tmp_path / "whole")
+    assert (tmp_path / "cut" / "outputs.txt").read_text() == (tmp_path / "whole" / "outputs.txt").read_text()
+
+
+def test_seeds_eval_only_predict_export(run_e2e, command, tmp_path, capsys):
+    """Would catch: an adapter that does not score again what its run reported, exported weights that decode otherwise."""
+    run_e2e(*command, "--seeds", 2, "--export", tmp_path / "merged")
+    out = tmp_path / "out"
+    assert re.search(r"largest logit difference.*12 dev examples: \d\.\d\de-0[5-9]", capsys.readouterr().out)
+    together = json.loads((out / "result.json").read_text())
+    values = [json.loads((out / f"seed{s}" / "result.json").read_text())["test"]["BLEU"] for s in (0, 1)]
+    assert together["test"]["BLEU"]["values"] == values and together["test"]["BLEU"]["mean"] == pytest.approx(
+        sum(values) / 2
+    )
+    basics = [*command[:4], *command[-4:], "--adapter", out / "seed0" / "adapter.pt"]
+    run_e2e(*basics, "--eval-only")
+    again = json.loads((out / "seed0" / "eval" / "result.json").read_text())
+    assert again["test"]["BLEU"] == values[0]
+    best = json.loads((out / "seed0" / "result.json").read_text())["best"]
+    assert again["dev"]["loss"] == pytest.approx(best["loss"], rel=1e-6)
+    capsys.readouterr()
+    run_e2e(*basics, "--predict", "name[A], area[riverside]")
+    said = capsys.readouterr().out
+    assert said == (out / "seed0" / "outputs.txt").read_text().splitlines(keepends=True)[0]
+    run_e2e("--model", tmp_path / "merged", *command[2:4], *command[-4:], "--method", "frozen", "--out", tmp_path / "again")
+    assert (tmp_path / "again" / "outputs.txt").read_text() == (out / "seed0" / "outputs.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "nowhere/trainset.csv: No such file"),
+        (["--beam-size", "0"], "--beam-size: '0': expected a whole number"),
+        (["--max-len", "49"], "--max-len 49: expected 8 to 48"),
+        (["--ngram-scope", "all"], "invalid choice: 'all'"),
+        (["--targets", "x"], "'x' matches no layer"),
+        (["--predict", "name[A]"], "need --adapter"),
+        (["--max-new-tokens", "47"], "the position table holds 48"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(run_e2e, command, capsys, arguments, message):
+    """Would catch: a traceback for what the user can mend."""
+    assert message in fails(capsys, run_e2e, *command, *arguments)
+
+
+def test_a_roberta_is_no_gpt2(run_e2e, command, tiny_model, capsys):
+    """Would catch: loading whatever the directory holds."""
+    command[1] = str(tiny_model)
+    assert "model_type is 'roberta': expected 'gpt2'" in fails(capsys, run_e2e, *command)
