@@ -63,7 +63,12 @@ def load_tokenizer(directory, vocab_size):
 def copy_tokenizer(source, target):
     """Puts a checkpoint's tokenizer.json beside exported weights, and says that it is all there is of the tokenizer.
 
-    Without the second file transformers guesses a class from the model's type, and rebuilds another tokenizer.
+    Without the second file transformers guesses a class from the model's type, and may build another tokenizer.
     """
     shutil.copyfile(source / "tokenizer.json", target / "tokenizer.json")
-    (target / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}) + "\n")
+    tokenizer = Tokenizer.from_file(str(target / "tokenizer.json"))
+    config = json.loads((target / "config.json").read_text())
+    tokens = {name: config.get(f"{name}_id") for name in ("bos_token", "eos_token", "pad_token")}
+    names = {name: tokenizer.id_to_token(token) for name, token in tokens.items() if token is not None}
+    described = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
+    (target / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n")
