@@ -1,11 +1,16 @@
-"""What HUT costs, measured side by side: python -m experiments.bench glue [--cola DIR --model DIR]
+"""What HUT costs, measured side by side.
 
-All variants train the same random weights on the same batches in one process, in turn, round after round, so that a
+    python -m experiments.bench glue [--cola DIR --model DIR]     a training step of RoBERTa; an epoch of CoLA
+    python -m experiments.bench e2e                               a training step of GPT-2
+    python -m experiments.bench generate                          decoding, beside transformers.generate
+
+All variants train the same random weights on the same batch in one process, in turn, round after round, so that a
 machine whose speed drifts slows them all; a figure is the median over the rounds. Peak memory is that of a process of
 its own. Compare figures of one run only.
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import statistics
 import subprocess
@@ -20,9 +25,10 @@ from torch.nn import functional as F
 from data import glue
 from data.batching import pad, padding_share, shuffled_batches
 from data.hub import load_tokenizer
+from experiments.generate_bench import generate_table
 from hut import HUTLinear, apply_hut
-from model import ROBERTA_LARGE, RobertaClassifier, RobertaConfig
-from training import peak_memory, pick_device, run_as_script
+from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, RobertaClassifier
+from training import autocast, peak_memory, pick_device, run_as_script
 
 # ------------------------------------------------------------------------------------------------ what is compared
 
@@ -30,7 +36,7 @@ from training import peak_memory, pick_device, run_as_script
 class BetaLinear(nn.Module):
     """x W_0 + b + beta: the least that a method on these layers can train, and what each of them pays at least."""
 
-    def __init__(self, linear):
+    def __init__(self, linear, r):
         super().__init__()
         self.linear, self.beta = linear, nn.Parameter(torch.zeros_like(linear.bias))
 
@@ -51,9 +57,9 @@ class LiteralHUT(HUTLinear):
 class PlainLoRA(nn.Module):
     """x W_0 + b + (alpha / r) x A B (Hu et al., 2021), without dropout."""
 
-    def __init__(self, linear, r=8, alpha=16):
+    def __init__(self, linear, r):
         super().__init__()
-        self.linear, self.scale = linear, alpha / r
+        self.linear, self.scale = linear, 2.0  # alpha = 2 r
         self.A = nn.Parameter(torch.randn(r, linear.in_features, device=linear.weight.device) / r)
         self.B = nn.Parameter(torch.zeros(linear.out_features, r, device=linear.weight.device))
 
@@ -61,64 +67,67 @@ class PlainLoRA(nn.Module):
         return self.linear(x) + F.linear(F.linear(x, self.A), self.B) * self.scale
 
 
-def put_in(model, make, head):
-    """Freezes `model`, puts make(linear) in place of every q and v, unfreezes the head."""
+def put_in(model, make, r):
+    """Freezes `model` and puts make(linear, r) in place of every q and v."""
     model.requires_grad_(False)
     for name, module in list(model.named_modules()):
         if name.endswith((".q", ".v")):
-            model.set_submodule(name, make(module))
-    model.get_submodule(head).requires_grad_(True)
-    return model
-
-
-def with_hut(model, head):
-    apply_hut(model, r=8, targets="qv")
-    model.get_submodule(head).requires_grad_(True)
+            model.set_submodule(name, make(module, r))
     return model
 
 
 VARIANTS = {
-    "betas": ("(a) betas only, the floor", lambda m, head: put_in(m, BetaLinear, head)),
-    "hut": ("(b) HUT r=8", with_hut),
-    "literal": ("(c) HUT, eq. 8 literally", lambda m, head: put_in(m, lambda x: LiteralHUT.from_linear(x, 8), head)),
-    "lora": ("(d) LoRA r=8, plain", lambda m, head: put_in(m, PlainLoRA, head)),
-    "full": ("(e) full fine-tuning", lambda m, head: m.requires_grad_(True)),
+    "betas": ("(a) betas only, the floor", lambda model, r: put_in(model, BetaLinear, r)),
+    "hut": ("(b) HUT", apply_hut),
+    "literal": ("(c) HUT, eq. 8 literally", lambda model, r: put_in(model, LiteralHUT.from_linear, r)),
+    "lora": ("(d) LoRA, plain", lambda model, r: put_in(model, PlainLoRA, r)),
+    "full": ("(e) full fine-tuning", lambda model, r: model.requires_grad_(True)),
 }
 
 
-def peft_lora(model):
-    """(f): the same weights in transformers' RoBERTa, under peft's LoRA r = 8 on query and value."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForSequenceClassification
+def peft_lora(model, r):
+    """(f): the same weights in transformers' model, under peft's LoRA on query and value.
 
+    transformers' GPT-2 has them in one layer with the keys, c_attn, which peft adapts as a whole.
+    """
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    roberta = isinstance(model, RobertaClassifier)
+    auto = transformers.AutoModelForSequenceClassification if roberta else transformers.AutoModelForCausalLM
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(directory)
-        theirs = AutoModelForSequenceClassification.from_pretrained(directory)
-    settings = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["query", "value"])
-    theirs = get_peft_model(theirs, settings)
-    return theirs.to(next(model.parameters()).device)
+        theirs = auto.from_pretrained(directory)
+    targets = ["query", "value"] if roberta else ["c_attn"]
+    task = "SEQ_CLS" if roberta else "CAUSAL_LM"
+    settings = LoraConfig(task_type=task, r=r, lora_alpha=2 * r, target_modules=targets, fan_in_fan_out=not roberta)
+    return get_peft_model(theirs, settings).to(next(model.parameters()).device)
 
 
 # ------------------------------------------------------------------------------------------------ measuring
 
 
 class Step:
-    """A training step of one variant on one fixed batch: forward, backward, AdamW."""
+    """A training step of one variant on one fixed batch: forward, backward, AdamW. The head, if any, trains too."""
 
-    def __init__(self, name, sizes, device, dtype, batch, length):
+    def __init__(self, args, name, sizes, device, dtype):
         torch.manual_seed(0)
-        self.device, self.dtype, self.theirs = device, dtype, name == "peft"
-        model = RobertaClassifier(sizes).to(device)
-        self.model = peft_lora(model) if self.theirs else VARIANTS[name][1](model, "classifier")
+        self.device, self.dtype, self.theirs, self.roberta = device, dtype, name == "peft", args.what == "glue"
+        model = (RobertaClassifier if self.roberta else GPT2)(sizes).to(device)
+        self.model = peft_lora(model, args.r) if self.theirs else VARIANTS[name][1](model, args.r)
+        if self.roberta and not self.theirs:  # peft does so by itself
+            self.model.classifier.requires_grad_(True)
         self.model.train()
-        self.ids = torch.randint(3, sizes.vocab_size, (batch, length), device=device)
-        self.labels = torch.randint(0, 2, (batch,), device=device)
+        self.ids = torch.randint(3, sizes.vocab_size, (args.batch_size, args.length), device=device)
+        self.target = torch.randint(0, 2, (args.batch_size,), device=device) if self.roberta else self.ids[:, 1:].flatten()
         self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-5)
 
     def __call__(self):
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(self.device, self.dtype):
             logits = self.model(input_ids=self.ids)
-        F.cross_entropy((logits.logits if self.theirs else logits).float(), self.labels).backward()
+        logits = logits.logits if self.theirs else logits
+        logits = logits if self.roberta else logits[:, :-1].flatten(0, 1)
+        F.cross_entropy(logits.float(), self.target).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -157,40 +166,42 @@ def machine(device):
     return f"{name}, torch {torch.__version__}"
 
 
-def step_table(args, sizes):
-    device, dtype = pick_device(args.device, args.dtype)
+def step_table(args, sizes, device, dtype):
     names = list(VARIANTS)
     if importlib.util.find_spec("transformers") and importlib.util.find_spec("peft"):
+        import transformers
+
+        transformers.logging.disable_progress_bar()
         names.append("peft")
-    shape = f"{sizes.num_hidden_layers} layers × {sizes.hidden_size}, batch {args.batch_size} × {args.length} tokens"
-    print(f"A training step of RoBERTa: {shape}, {str(dtype)[6:]}, {machine(device)}, median of {args.rounds} rounds\n")
-    steps = {name: Step(name, sizes, device, dtype, args.batch_size, args.length) for name in names}
+    print(
+        f"A training step of {'RoBERTa' if args.what == 'glue' else 'GPT-2'}, {args.layers} layers × {args.width}, batch "
+        f"{args.batch_size} × {args.length} tokens, r = {args.r}, {str(dtype)[6:]}, {machine(device)}; "
+        f"median of {args.rounds} rounds\n"
+    )
+    steps = {name: Step(args, name, sizes, device, dtype) for name in names}
     found = in_turn({name: lambda step=step: step.seconds(args.steps) for name, step in steps.items()}, args.rounds)
     del steps
     print("| | ms a step | ratio to (a) | ratio to (b) | peak memory, MiB |")
     print("|---|---:|---:|---:|---:|")
     for name in names:
-        title = VARIANTS[name][0] if name in VARIANTS else "(f) peft's LoRA r=8 on transformers"
+        title = VARIANTS[name][0] if name in VARIANTS else "(f) peft's LoRA on transformers"
         ms = 1000 * statistics.median(found[name])
         to_floor, to_hut = ratio(found, name, "betas"), ratio(found, name, "hut")
-        print(f"| {title} | {ms:.1f} | {to_floor:.3f} | {to_hut:.3f} | {memory(args, name)} |")
+        print(f"| {title} | {ms:.1f} | {to_floor:.3f} | {to_hut:.3f} | {memory(name)} |")
     if "peft" not in names:
         print("\n(f) peft's LoRA: not run (needs transformers and peft)")
 
 
-def memory(args, name):
-    """Peak memory of a process that makes this variant and takes 3 steps."""
-    sizes = [f"--{key.replace('_', '-')}={getattr(args, key)}" for key in ("layers", "width", "batch_size", "length")]
-    options = [f"--{key}={value}" for key in ("device", "dtype") if (value := getattr(args, key))]
-    command = [sys.executable, "-m", "experiments.bench", "memory", "--variant", name, *sizes, *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout.split()[-1]
+def memory(name):
+    """Peak memory of a process of its own, which makes this variant and takes 3 steps."""
+    command = [sys.executable, "-m", "experiments.bench", *sys.argv[1:], "--memory-of", name]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
 
 
-def cola_table(args):
+def cola_table(args, device, dtype):
     """Seconds an epoch of real CoLA: this project's batches against padding every example to 128 tokens."""
-    device, dtype = pick_device(args.device, args.dtype)
-    model = with_hut(RobertaClassifier.from_pretrained(args.model).to(device), "classifier").train()
+    model = apply_hut(RobertaClassifier.from_pretrained(args.model).to(device), args.r).train()
+    model.classifier.requires_grad_(True)
     tokenizer = load_tokenizer(args.model, model.config.vocab_size)
     tokens = glue.encode(tokenizer, glue.load("cola", args.cola)["train"], 128)
     lengths = [len(t) for t in tokens]
@@ -207,7 +218,7 @@ def cola_table(args):
             if longest:
                 ids = F.pad(ids, (0, longest - ids.shape[1]), value=model.config.pad_token_id)
                 mask = ids != model.config.pad_token_id
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with autocast(device, dtype):
                 logits = model(ids, mask)
             F.cross_entropy(logits.float(), torch.zeros(len(batch), dtype=torch.int64, device=device)).backward()
             optimizer.step()
@@ -220,9 +231,7 @@ def cola_table(args):
     timers = {"ours": lambda: epoch_seconds(None, next(ours)), "padded": lambda: epoch_seconds(128, next(padded))}
     found = in_turn(timers, args.rounds)
     share = 1 - sum(lengths) / (128 * len(lengths))
-    print(
-        f"\nAn epoch of CoLA ({len(tokens):,} examples, batch 16), HUT r=8, {machine(device)}; each of {args.rounds} rounds"
-    )
+    print(f"\nAn epoch of CoLA ({len(tokens):,} examples, batch 16), HUT, {machine(device)}; each of {args.rounds} rounds")
     print("times a twentieth of the batches, and is multiplied by 20\n")
     print("| batches | padding | seconds an epoch | ratio |\n|---|---:|---:|---:|")
     print(f"| grouped by length, padded to the longest | {padding_share(lengths, batches):.1%} | "
@@ -234,35 +243,41 @@ def cola_table(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "what", choices=("glue", "memory"), help="a table; or one variant's peak memory, as the table asks it"
-    )
-    parser.add_argument("--layers", type=int, help="(default: 4; on a GPU those of RoBERTa-large)")
-    parser.add_argument("--width", type=int, help="(default: 768; on a GPU that of RoBERTa-large)")
-    parser.add_argument("--batch-size", type=int, default=16, help="(default: 16)")
-    parser.add_argument("--length", type=int, default=32, help="tokens a row (default: 32)")
+    parser.add_argument("what", choices=("glue", "e2e", "generate"))
+    parser.add_argument("--layers", type=int, help="(default: 4; on a GPU the paper's model's)")
+    parser.add_argument("--width", type=int, help="(default: 768; on a GPU the paper's model's)")
+    parser.add_argument("--r", type=int, help="(default: the paper's, 8 for glue and 4 for e2e)")
+    parser.add_argument("--batch-size", type=int, help="(default: 16 for glue, 4 for e2e)")
+    parser.add_argument("--length", type=int, help="tokens a row (default: 32 for glue, 64 for e2e)")
     parser.add_argument("--rounds", type=int, default=9, help="(default: 9)")
     parser.add_argument("--steps", type=int, default=3, help="steps of each variant a round (default: 3)")
     parser.add_argument("--cola", metavar="DIR", help="GLUE folder: adds the table of an epoch of CoLA, with --model")
     parser.add_argument("--model", metavar="DIR", help="the checkpoint of that table")
-    parser.add_argument("--variant", help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--device")
     parser.add_argument("--dtype")
     args = parser.parse_args()
     device, dtype = pick_device(args.device, args.dtype)
-    large = device.type == "cuda"
-    args.layers = args.layers or (ROBERTA_LARGE.num_hidden_layers if large else 4)
-    args.width = args.width or (ROBERTA_LARGE.hidden_size if large else 768)
-    sizes = RobertaConfig(num_hidden_layers=args.layers, hidden_size=args.width, num_attention_heads=args.width // 64,
-                          intermediate_size=4 * args.width)  # fmt: skip
-    if args.what == "memory":
-        step = Step(args.variant, sizes, device, dtype, args.batch_size, args.length)
-        step.seconds(3)
+    if args.what == "generate":
+        generate_table(args.rounds, device)
+        return
+    glue_step = args.what == "glue"
+    for name, value in zip(("r", "batch_size", "length"), (8, 16, 32) if glue_step else (4, 4, 64), strict=True):
+        setattr(args, name, getattr(args, name) or value)
+    paper = (24, 1024) if device.type == "cuda" else (4, 768)
+    args.layers, args.width = args.layers or paper[0], args.width or paper[1]
+    if glue_step:
+        shape = {"num_hidden_layers": args.layers, "hidden_size": args.width, "intermediate_size": 4 * args.width}
+        sizes = dataclasses.replace(ROBERTA_LARGE, num_attention_heads=args.width // 64, **shape)
+    else:
+        sizes = dataclasses.replace(GPT2_MEDIUM, n_layer=args.layers, n_embd=args.width, n_head=args.width // 64)
+    if args.memory_of:
+        Step(args, args.memory_of, sizes, device, dtype).seconds(3)
         print(round(peak_memory(device) / 2**20))
         return
-    step_table(args, sizes)
+    step_table(args, sizes, device, dtype)
     if args.cola:
-        cola_table(args)
+        cola_table(args, device, dtype)
 
 
 if __name__ == "__main__":

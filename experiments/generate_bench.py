@@ -1,6 +1,6 @@
 """How fast `GPT2.generate` is beside transformers.generate: the same weights, prompts and settings, outputs compared.
 
-    python -m experiments.generate_bench
+    python -m experiments.bench generate
 
 Where transformers is not importable, beside the same search with every token computed again at every step.
 """
@@ -72,7 +72,7 @@ def rival(model):
     return f"transformers {transformers.__version__}", lambda *inputs: generate_with_transformers(reference, *inputs)
 
 
-def generate_table(rounds=5, device="cpu", seed=0):
+def generate_table(rounds, device, seed=0):
     """Prints the table; returns the ratio of the medians, theirs to ours. Rounds are interleaved, after a warm-up.
 
     The weights are random and ten times their usual size, so that the beams differ and are reordered as in use.
@@ -96,7 +96,7 @@ def generate_table(rounds=5, device="cpu", seed=0):
             seconds[key].append(time.perf_counter() - start)
     median = {key: statistics.median(times[1:]) for key, times in seconds.items()}
     equal = sum(a == b for a, b in zip(found["model.py"], found[name], strict=True))
-    where = f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name(device)
+    where = f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
     print(
         f"GPT-2 {LAYERS} × {WIDTH}, vocabulary {config.vocab_size}; {PROMPTS} prompts × {PROMPT_TOKENS} tokens, "
         f"{NEW_TOKENS} new, {BEAMS} beams; {device}, {where}, torch {torch.__version__}; median of {rounds} rounds"
@@ -106,7 +106,3 @@ def generate_table(rounds=5, device="cpu", seed=0):
         print(f"{key:20} {value:8.2f} {PROMPTS / value:12.2f} {median[name] / value:6.2f}")
     print(f"completions that are equal, token for token: {equal} of {PROMPTS}")
     return median[name] / median["model.py"]
-
-
-if __name__ == "__main__":
-    generate_table()

@@ -1,0 +1,29 @@
+"""experiments/bench.py: that what it compares is what it says. The times are for people."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+
+from experiments.bench import VARIANTS, Step
+from model import GPT2Config, RobertaConfig
+
+SIZES = {
+    "glue": RobertaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24),
+    "e2e": GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2),
+}
+TRAINED = {"betas": 2 * 16, "hut": 2 * (3 * 32 + 32), "literal": 2 * (3 * 32 + 32), "lora": 2 * 3 * 32}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("what", SIZES)
+def test_variants_start_as_the_same_function_and_take_a_step(what, name):
+    """Would catch: a variant that trains something else than its name says, or that no longer fits the model."""
+    args = Namespace(what=what, r=3, batch_size=2, length=8)
+    device = torch.device("cpu")
+    base, step = (Step(args, variant, SIZES[what], device, torch.float32) for variant in ("full", name))
+    torch.testing.assert_close(step.model.eval()(step.ids), base.model.eval()(base.ids), rtol=0, atol=1e-5)
+    assert step.seconds(1) > 0
+    if name != "full":
+        trained = sum(p.numel() for n, p in step.model.named_parameters() if p.requires_grad and "classifier" not in n)
+        assert trained == TRAINED[name]
