@@ -118,6 +118,7 @@ class Step:
         if self.roberta and not self.theirs:  # peft does so by itself
             self.model.classifier.requires_grad_(True)
         self.model.train()
+        torch.manual_seed(1)  # the same batch, whatever the variant has drawn
         self.ids = torch.randint(3, sizes.vocab_size, (args.batch_size, args.length), device=device)
         self.target = torch.randint(0, 2, (args.batch_size,), device=device) if self.roberta else self.ids[:, 1:].flatten()
         self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-5)
