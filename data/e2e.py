@@ -1,11 +1,12 @@
 """The E2E NLG Challenge (Novikova et al., 2017): its files -> meaning representations and references -> tokens."""
 
 import csv
+import io
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-from data import UserError
+from data import UserError, read_text
 from data.download import cache, fetch
 
 
@@ -43,17 +44,7 @@ def _tokenised(value):
 
 def read(path):
     """The examples of one file, official (.csv) or linearised. Raises UserError with file and line for a bad one."""
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}: --data DIR names a folder of E2E files, official or linearised"
-        ) from None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: not UTF-8: byte 0x{raw[error.start]:02x}; convert the file") from None
+    text = read_text(path, "name a folder of E2E files, official or linearised, with --data DIR")
     examples = list(_read_csv(path, text) if str(path).endswith(".csv") else _read_linearised(path, text))
     if not examples:
         raise UserError(f"{path}: no examples in it")
@@ -61,8 +52,7 @@ def read(path):
 
 
 def _read_csv(path, text):
-    lines = text.splitlines(keepends=True)
-    reader = csv.reader(lines, strict=True)  # two of the official references hold line breaks inside quotes
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     line = 1
     try:
         header = next(reader, [])
@@ -73,7 +63,8 @@ def _read_csv(path, text):
         for row in reader:
             if len(row) <= max(mr, ref) or not row[ref].strip():
                 raise UserError(f"{path}:{line}: expected a meaning representation and a reference")
-            yield Example(linearise(row[mr]), " ".join(row[ref].split("\n")).replace("\r", ""))
+            # two of the official references hold line breaks inside their quotes
+            yield Example(linearise(row[mr]), re.sub(r"\s*[\r\n]+\s*", " ", row[ref].strip()))
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}:{line}: {error}") from None

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from data import UserError
+from data import UserError, read_text
 from data.download import cache, fetch, unpack
 
 
@@ -107,15 +107,7 @@ def _label(spec, text, where):
 
 def read_tsv(path):
     """Rows of columns, with no quoting rules: a lone " is text. A BOM is dropped; UTF-8 is required."""
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}: name the folder that holds CoLA/, SST-2/ … with --data DIR") from None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: not UTF-8: byte 0x{raw[error.start]:02x}; convert the file") from None
+    text = read_text(path, "name the folder that holds CoLA/, SST-2/ … with --data DIR")
     # only \n ends a row: a sentence may hold other characters that str.splitlines takes for line ends
     return [line.rstrip("\r").split("\t") for line in text.removesuffix("\n").split("\n")] if text else []
 
