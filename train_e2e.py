@@ -166,7 +166,7 @@ def train(args, seed, folder, directory, tokenizer, splits, device, dtype):
     lengths = [len(prompt) + len(completion) for prompt, completion in pairs]
     steps = math.ceil(math.ceil(len(pairs) / args.batch_size) / args.accumulate)
     padding = padding_share(lengths, shuffled_batches(lengths, args.batch_size, [seed, 0]))
-    run = training.Run(args, seed, folder, model, base, steps, device)
+    run = training.Run(args, seed, folder, model, base, steps, device, "tokens")
     print(
         f"e2e: {len(pairs):,} training examples of {sum(lengths):,} tokens, {padding:.1%} padding in their batches; "
         f"dev {len(dev):,}; test {len(e2e.grouped(splits['test'])):,} representations"

@@ -39,12 +39,13 @@ LARGEST_EXPORT_DIFFERENCE = 1e-3  # of a logit, in float32
 
 
 def arguments():
-    parser = training.Parser(description=__doc__.splitlines()[0])
+    table = "; ".join(f"{task} {s['batch_size']} × {s['epochs']} epochs, lr {s['lr']:g}" for task, s in SETTINGS.items())
+    parser = training.Parser(description=__doc__.splitlines()[0], epilog=f"Batch size, epochs and lr a task: {table}.")
     parser.add_argument("--task", required=True, help=" ".join(glue.TASKS))
     defaults = {
         "r": "8, the paper's",
         "model": "roberta-large, the paper's",
-        "settings": "per task, the paper's Table 6; ours for mnli, qqp and wnli",
+        "settings": "per task, see below: the paper's Table 6, but ours for mnli, qqp and wnli",
         "warmup": "0.06, the paper's",
         "weight_decay": "0; the paper names none",
         "dropout": "the checkpoint's own; the paper names none",
@@ -118,7 +119,7 @@ def train(args, seed, folder, directory, sets, device, dtype):
     lengths = [len(t) for t in tokens]
     steps = math.ceil(math.ceil(len(tokens) / args.batch_size) / args.accumulate)
     padding = padding_share(lengths, shuffled_batches(lengths, args.batch_size, [seed, 0]))
-    run = training.Run(args, seed, folder, model, base, steps, device, HEAD)
+    run = training.Run(args, seed, folder, model, base, steps, device, "examples", HEAD)
     print(
         f"{task}: {len(tokens):,} training examples of {sum(lengths):,} tokens, {padding:.1%} padding in their batches; "
         f"dev {' + '.join(f'{len(labels):,}' for _, labels in dev.values())}"

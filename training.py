@@ -404,7 +404,8 @@ class Run:
     STATE = ("epoch", "position", "step", "seen", "loss_sum", "seconds", "log", "best", "last")
     SAVE_EVERY = 600  # seconds between checkpoints within an epoch
 
-    def __init__(self, args, seed, folder, model, base, steps, device, head=""):
+    def __init__(self, args, seed, folder, model, base, steps, device, unit, head=""):
+        self.unit = unit  # what a step's loss is a mean over, and speed is counted in
         self.args, self.seed, self.folder, self.device = args, seed, folder, device
         self.adapter, self.head = trainable(model, head)
         frozen = count(p for p in model.parameters() if not p.requires_grad)
@@ -419,7 +420,8 @@ class Run:
         self.optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
         self.epoch = self.position = self.step = self.seen = 0
         self.loss_sum, self.seconds, self.log, self.best, self.last = 0.0, 0.0, [], None, None
-        self.steps_here, self.stopping = 0, False
+        self.steps_here = self.seen_here = 0
+        self.stopping = False
         settings = {key: value for key, value in vars(args).items() if key not in ASIDE} | {"seed": seed}
         saved = open_run(folder, settings, args.resume, args.overwrite)
         self.started = self.saved_at = time.time()
@@ -444,11 +446,13 @@ class Run:
     def steps(self, groups):
         """The groups of this epoch that are still to do, behind a progress bar."""
         left, done = groups[self.position :], self.position
+        self.seen_here = 0
+        self.epoch_started = self.steps_until = time.time()
         self.bar = tqdm(left, f"epoch {self.epoch + 1}", initial=done, total=len(groups), disable=None, leave=False)
         return self.bar
 
     def optimizer_step(self, loss, weight):
-        """AdamW with the gradients that are there, of mean `loss` over `weight` examples (or tokens).
+        """AdamW with the gradients that are there, of mean `loss` over `weight` examples or tokens.
 
         Raises UserError if the loss is not finite. Saves now and then, and when the user has asked to stop.
         """
@@ -462,11 +466,13 @@ class Run:
             nn.utils.clip_grad_norm_(parameters, self.args.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.steps_until = time.time()
 
         self.step, self.position, self.seen = self.step + 1, self.position + 1, self.seen + weight
         self.loss_sum += loss * weight
-        self.steps_here += 1
-        self.bar.set_postfix_str(f"loss {loss:.3f}, lr {self.lr():.1e}", refresh=False)
+        self.steps_here, self.seen_here = self.steps_here + 1, self.seen_here + weight
+        shown = f"loss {loss:.3f}, lr {self.lr():.1e}, {self.speed():,.0f} {self.unit}/s"
+        self.bar.set_postfix_str(shown, refresh=False)
         if self.steps_here == 20:
             each = (time.time() - self.started) / 20
             left = clock(each * (self.total - self.step))
@@ -480,7 +486,7 @@ class Run:
         """Logs the epoch and writes adapter-last.pt, metrics.jsonl, checkpoint.pt, and adapter.pt where it is better."""
         train_loss = self.loss_sum / self.seen
         row = {"epoch": self.epoch + 1, "step": self.step, "train_loss": train_loss, **scores, "lr": self.lr()}
-        self.log.append(row | {"timing": {"seconds": self.elapsed()}})
+        self.log.append(row | {"timing": {"seconds": self.elapsed(), f"{self.unit}_per_second": self.speed()}})
         self.epoch, self.position, self.seen, self.loss_sum = self.epoch + 1, 0, 0, 0.0
         self.last = {"epoch": self.epoch, **scores}
         parts = {"adapter": self.adapter, "head": self.head}
@@ -522,6 +528,10 @@ class Run:
     def elapsed(self):
         """Seconds, those before a resumption included."""
         return self.seconds + time.time() - self.started
+
+    def speed(self):
+        """Examples or tokens a second in this epoch's training, 0 if none was left to do."""
+        return self.seen_here and self.seen_here / (self.steps_until - self.epoch_started)
 
     def lr(self):
         return self.optimizer.param_groups[0]["lr"]
@@ -585,17 +595,16 @@ def clock(seconds):
 
 
 def mean_and_std(results, key):
-    """{score: {"mean", "std" (n − 1), "values"}} of the results' `key` ("best" or "last"); None where one is undefined."""
-    summary = {}
+    """(mean, std with n − 1) of each score of the results' `key`: {score: number}; None where a run has none."""
+    mean, std = {}, {}
     for name in results[0][key]:
         values = [no_nan(result[key].get(name)) for result in results]
         if name == "epoch" or not any(isinstance(value, float) for value in values):
             continue
         known = None not in values
-        mean = statistics.fmean(values) if known else None
-        std = statistics.stdev(values) if known and len(values) > 1 else None
-        summary[name] = {"mean": mean, "std": std, "values": values}
-    return summary
+        mean[name] = statistics.fmean(values) if known else None
+        std[name] = statistics.stdev(values) if known and len(values) > 1 else None
+    return mean, std
 
 
 def report(results, out, seeds, keys):
@@ -604,10 +613,12 @@ def report(results, out, seeds, keys):
         print(f"seed {result['seed']}: " + "; ".join(f"{key}: {shown(result[key])}" for key in keys))
     if not seeds:
         return
-    summary = {key: mean_and_std(results, key) for key in keys}
-    write_json(out / "result.json", {**results[0], "seed": list(range(seeds)), **summary, "runs": results})
-    for key, scores in summary.items():
-        means = (f"{name} {s['mean']:.4f} ± {s['std'] or 0:.4f}" for name, s in scores.items() if s["mean"] is not None)
+    both = {key: mean_and_std(results, key) for key in keys}
+    together = {name: results[0][name] for name in ("task", "method", "r", "targets", "parameters")}
+    together |= {"mean": {key: mean for key, (mean, _) in both.items()}, "std": {key: std for key, (_, std) in both.items()}}
+    write_json(out / "result.json", {**together, "seeds": list(range(seeds)), "runs": results})
+    for key, (mean, std) in both.items():
+        means = (f"{name} {value:.4f} ± {std[name] or 0:.4f}" for name, value in mean.items() if value is not None)
         print(f"{key} of {len(results)} seeds: {', '.join(means)}")
 
 

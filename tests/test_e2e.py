@@ -219,9 +219,7 @@ def test_seeds_eval_only_predict_export(run_e2e, command, tmp_path, capsys):
     assert re.search(r"largest logit difference.*12 dev examples: \d\.\d\de-0[5-9]", capsys.readouterr().out)
     together = json.loads((out / "result.json").read_text())
     values = [json.loads((out / f"seed{s}" / "result.json").read_text())["test"]["BLEU"] for s in (0, 1)]
-    assert together["test"]["BLEU"]["values"] == values and together["test"]["BLEU"]["mean"] == pytest.approx(
-        sum(values) / 2
-    )
+    assert together["mean"]["test"]["BLEU"] == pytest.approx(sum(values) / 2)
     basics = [*command[:4], *command[-4:], "--adapter", out / "seed0" / "adapter.pt"]
     run_e2e(*basics, "--eval-only")
     again = json.loads((out / "seed0" / "eval" / "result.json").read_text())

@@ -99,9 +99,9 @@ def test_seeds(glue, command, tmp_path):
     out = tmp_path / "out"
     together = json.loads((out / "result.json").read_text())
     values = [json.loads((out / f"seed{s}" / "result.json").read_text())["best"]["matthews"] for s in (0, 1)]
-    assert together["best"]["matthews"]["values"] == values and together["seed"] == [0, 1]
-    assert together["best"]["matthews"]["mean"] == pytest.approx(sum(values) / 2)
-    assert together["best"]["matthews"]["std"] == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
+    assert [run["best"]["matthews"] for run in together["runs"]] == values and together["seeds"] == [0, 1]
+    assert together["mean"]["best"]["matthews"] == pytest.approx(sum(values) / 2)
+    assert together["std"]["best"]["matthews"] == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
     a, b = (without_timing(out / f"seed{s}")[2] for s in (0, 1))
     assert a != b
     glue(*command, "--seed", 1, "--out", tmp_path / "one")
@@ -343,4 +343,4 @@ def test_undefined_scores_are_null_and_worth_least():
     assert training.no_nan({"a": [float("nan"), 1.0]}) == {"a": [None, 1.0]}
     assert train_glue.worth(float("nan")) < train_glue.worth(-1.0)
     results = [{"best": {"epoch": 1, "pearson": 0.5}}, {"best": {"epoch": 2, "pearson": float("nan")}}]
-    assert training.mean_and_std(results, "best") == {"pearson": {"mean": None, "std": None, "values": [0.5, None]}}
+    assert training.mean_and_std(results, "best") == ({"pearson": None}, {"pearson": None})
