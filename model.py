@@ -102,11 +102,11 @@ class RobertaBlock(nn.Module):
         self.u = nn.Linear(d, config.intermediate_size)
         self.d = nn.Linear(config.intermediate_size, d)
         self.ffn_norm = nn.LayerNorm(d, eps=eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.attention_dropout, self.ffn_dropout = (nn.Dropout(config.hidden_dropout_prob) for _ in range(2))
 
     def forward(self, x, mask):
-        x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
-        return self.ffn_norm(x + self.dropout(self.d(F.gelu(self.u(x)))))  # the exact (erf) GELU
+        x = self.attention_norm(x + self.attention_dropout(self.attention(x, mask)))
+        return self.ffn_norm(x + self.ffn_dropout(self.d(F.gelu(self.u(x)))))  # the exact (erf) GELU
 
 
 class Roberta(nn.Module):
@@ -469,11 +469,11 @@ class GPT2Block(nn.Module):
         self.ffn_norm = nn.LayerNorm(d, eps=eps)
         self.u = nn.Linear(d, inner)
         self.d = nn.Linear(inner, d)
-        self.dropout = nn.Dropout(config.resid_pdrop)
+        self.attention_dropout, self.ffn_dropout = (nn.Dropout(config.resid_pdrop) for _ in range(2))
 
     def forward(self, x, mask, past=None):
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask, past))
-        return x + self.dropout(self.d(F.gelu(self.u(self.ffn_norm(x)), approximate="tanh")))
+        x = x + self.attention_dropout(self.attention(self.attention_norm(x), mask, past))
+        return x + self.ffn_dropout(self.d(F.gelu(self.u(self.ffn_norm(x)), approximate="tanh")))
 
 
 class GPT2(Pretrained):

@@ -66,12 +66,13 @@ def test_padding_on_either_side_does_not_matter(model, side):
     close(model(ids, kept.long(), where=kept), logits[kept])
 
 
-def test_dropout_is_in_three_places_and_only_in_training(model):
+def test_dropout_is_in_four_places_and_only_in_training(model):
     """Would catch: a model that comes in training mode, or has lost one of its kinds of dropout."""
     assert not model.training
     assert torch.equal(model(IDS), model(IDS))
     model.train()
-    for place in ("dropout", "blocks.1.dropout", "blocks.1.attention.dropout"):
+    block = "blocks.1"
+    for place in ("dropout", f"{block}.attention.dropout", f"{block}.attention_dropout", f"{block}.ffn_dropout"):
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0

@@ -62,17 +62,19 @@ def test_padding_does_not_matter():
 
 
 def test_dropout_is_where_transformers_has_it_and_only_in_training():
-    """Would catch: a model that comes in training mode, or has lost one of its five kinds of dropout."""
+    """Would catch: a model that comes in training mode, or has lost one of its five places of dropout."""
     model = RobertaClassifier.from_pretrained(ROBERTA, num_labels=3)
     assert not model.training
     assert torch.equal(model(IDS, MASK), model(IDS, MASK))
     model.train()
-    for place in ("roberta.embeddings", "roberta.blocks.0", "roberta.blocks.0.attention", "classifier"):
+    block = "roberta.blocks.0"
+    for place in ("roberta.embeddings.dropout", f"{block}.attention.dropout", f"{block}.attention_dropout",
+                  f"{block}.ffn_dropout", "classifier.dropout"):  # fmt: skip
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         close(model(IDS, MASK), model(IDS, MASK))
-        model.get_submodule(place).dropout.p = 0.5
+        model.get_submodule(place).p = 0.5
         assert not torch.allclose(model(IDS, MASK), model(IDS, MASK)), place
 
 
