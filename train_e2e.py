@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+import baselines
 import training
 from data import UserError, e2e
 from data.batching import pad, padding_share, shuffled_batches, sorted_batches, subset
@@ -18,9 +19,10 @@ from metrics import e2e_report, e2e_scores
 from model import GPT2, GPT2Config, read_config
 from training import mendable
 
-METHODS = ("hut", "full", "frozen")
+METHODS = ("hut", "frozen", *baselines.METHODS)
+R = {"hut": 4, **baselines.GPT2_R}
 DEFAULTS = {  # the paper's Table 7; it leaves open where dropout is: in all of GPT-2's own places here
-    **{"method": "hut", "r": 4, "targets": "qv", "model": "gpt2-medium", "seed": 0},
+    **{"method": "hut", "model": "gpt2-medium", "seed": 0},
     **{"epochs": 5, "batch_size": 4, "lr": 2e-3, "warmup": 500, "weight_decay": 0.01, "dropout": 0.1},
     **{"label_smoothing": 0.1, "beam_size": 10, "length_penalty": 0.9, "no_repeat_ngram": 4},
     **{"ngram_scope": "completion", "max_new_tokens": 64},  # as LoRA's decoder, which the paper's settings are taken from
@@ -35,7 +37,7 @@ def arguments():
     parser = training.Parser(description=__doc__.splitlines()[0])
     table_7 = "{}, the paper's Table 7".format
     defaults = {
-        "r": table_7(4),
+        "r": training.shown(R),
         "model": "gpt2-medium, the paper's",
         "settings": "the paper's Table 7: 5 epochs, batch 4, lr 0.002",
         "warmup": table_7("500 steps"),
@@ -69,7 +71,7 @@ def arguments():
         args.data = str(MINI / "e2e")
         settings = settings | MINI_SETTINGS
         print(f"mini: the bundled model and data, with settings of their own: {training.shown(MINI_SETTINGS)}")
-    training.fill_in(args, settings)
+    training.fill_in(args, settings, R)
     return args
 
 
@@ -110,8 +112,10 @@ def generate(args, model, tokenizer, contexts, device, dtype):
     end = model.config.eos_token_id
     prompts = [[*encoding.ids, end] for encoding in tokenizer.encode_batch(contexts)]
     search = (args.max_new_tokens, args.beam_size, args.length_penalty, args.no_repeat_ngram, end, args.ngram_scope)
+    if args.method not in baselines.UNMERGED:
+        model = training.merged(model, args.method)
     with mendable(), training.autocast(device, dtype):
-        found = training.merged(model, args.method).generate(prompts, *search)
+        found = model.generate(prompts, *search)
     return [" ".join(text.split()) for text in tokenizer.decode_batch(found)]
 
 
@@ -152,7 +156,7 @@ def prepare(args, directory, seed, device):
     training.set_dropout(model, args.dropout)
     base = training.fingerprint(model)
     model.to(device)
-    training.put_in(model, args.method, args.r, args.targets)
+    training.put_in(model, args)
     return model, base
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+import baselines
 import training
 from data import UserError, glue
 from data.batching import pad, padding_share, shuffled_batches, sorted_batches, subset
@@ -19,7 +20,8 @@ from metrics import GLUE_SCORES, glue_scores
 from model import RobertaClassifier, RobertaConfig, read_config
 from training import mendable
 
-METHODS = ("hut", "full", "head")
+METHODS = ("hut", "head", *baselines.METHODS)
+R = {"hut": 8, **baselines.ROBERTA_R}
 HEAD = "classifier."
 SETTINGS = {  # the paper's Table 6; the last three rows are ours, where the paper gives none
     "sst2": {"batch_size": 8, "epochs": 20, "lr": 1e-4},
@@ -33,7 +35,7 @@ SETTINGS = {  # the paper's Table 6; the last three rows are ours, where the pap
     "wnli": {"batch_size": 16, "epochs": 40, "lr": 2e-3},
 }
 MINI_SETTINGS = {"batch_size": 32, "epochs": 30, "lr": 1e-2}  # for the bundled model and data
-DEFAULTS = {"method": "hut", "r": 8, "targets": "qv", "model": "roberta-large", "warmup": 0.06, "weight_decay": 0, "seed": 0}
+DEFAULTS = {"method": "hut", "model": "roberta-large", "warmup": 0.06, "weight_decay": 0, "seed": 0}
 EVAL_BATCH = 64
 LARGEST_EXPORT_DIFFERENCE = 1e-3  # of a logit, in float32
 
@@ -43,7 +45,7 @@ def arguments():
     parser = training.Parser(description=__doc__.splitlines()[0], epilog=f"Batch size, epochs and lr a task: {table}.")
     parser.add_argument("--task", required=True, help=" ".join(glue.TASKS))
     defaults = {
-        "r": "8, the paper's",
+        "r": training.shown(R),
         "model": "roberta-large, the paper's",
         "settings": "per task, see below: the paper's Table 6, but ours for mnli, qqp and wnli",
         "warmup": "0.06, the paper's",
@@ -67,7 +69,7 @@ def arguments():
         args.data = str(MINI)
         settings |= MINI_SETTINGS
         print(f"mini: the bundled model and data, with settings of their own: {training.shown(MINI_SETTINGS)}")
-    training.fill_in(args, settings)
+    training.fill_in(args, settings, R)
     return args
 
 
@@ -154,7 +156,7 @@ def prepare(args, directory, seed, device):
         training.set_dropout(model, args.dropout)
     base = training.fingerprint(model, HEAD)
     model.to(device)
-    training.put_in(model, args.method, args.r, args.targets, model.classifier)
+    training.put_in(model, args, model.classifier)
     return model, base
 
 

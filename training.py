@@ -23,10 +23,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+import baselines
 from data import UserError
 from hut import apply_hut, copy_tensors, merge_hut
 from model import first_line, load_file, write_file
 
+FROZEN_SEED = 0  # of what a method holds that is random and not trained; one for all runs, as their adapters may meet
 RUN_FILES = ("args.json", "metrics.jsonl", "result.json", "adapter.pt", "adapter-last.pt", "checkpoint.pt")
 
 # ------------------------------------------------------------------------------------------------ command line
@@ -94,8 +96,17 @@ def add_arguments(parser, methods, defaults):
     """The arguments that all training scripts have. `defaults` says in words what those are that differ among them."""
     group = parser.add_argument_group("method")
     group.add_argument("--method", choices=methods, help="how to fine-tune (default: hut)")
-    group.add_argument("--r", type=int, help=f"columns of M_A, rows of M_B (default: {defaults['r']})")
-    group.add_argument("--targets", help="layers to adapt: letters of qkvoud (default: qv, the paper's)")
+    group.add_argument(
+        "--r",
+        type=int,
+        help="the method's size: rank (hut, lora, vera), width of an adapter (houlsby, pfeiffer, lin), number of "
+        f"coefficients (fourierft) or vectors (prefix) (default: {defaults['r']})",
+    )
+    group.add_argument(
+        "--targets",
+        help="layers to adapt, for hut, lora, vera and fourierft: letters of qkvoud (default: qv, the paper's)",
+    )
+    parser.set_defaults(frozen_seed=None)  # no argument, but part of what an adapter file records
     group.add_argument("--init-adapter", metavar="FILE", help="start from this adapter, without its head")
     group = parser.add_argument_group("model and data")
     group.add_argument("--model", help=f"hub name, directory, or mini (default: {defaults['model']})")
@@ -149,9 +160,23 @@ def add_arguments(parser, methods, defaults):
 ASIDE = ("seed", "seeds", "out", "resume", "overwrite", "adapter", "eval_only", "predict", "submit", "export", "device")
 
 
-def fill_in(args, settings):
-    """Gives every argument that the user left out its value in `settings`."""
-    for name, value in settings.items():
+def fill_in(args, settings, sizes):
+    """Gives every argument that the user left out its value in `settings`, and --r the method's own in `sizes`.
+
+    Raises UserError for what the method does not have.
+    """
+    method = args.method = args.method or settings["method"]
+    own = {
+        "r": sizes.get(method),
+        "targets": "qv" if method in ("hut", *baselines.TARGETED) else None,
+        "frozen_seed": FROZEN_SEED if method in baselines.RANDOM else None,
+    }
+    for name, value in own.items():
+        if value is None and getattr(args, name) is not None:
+            raise UserError(f"--{name}: --method {method} has none: leave it out")
+    if args.export and method in baselines.UNMERGED:
+        raise UserError(f"--method {method} does not merge: leave --export out")
+    for name, value in (settings | own).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.head_lr = args.head_lr or args.lr
@@ -182,7 +207,7 @@ def check_adapter(args):
 
 def run_folders(args):
     """(folder of all, {seed: folder of its run}); raises UserError if one holds a run that would be lost."""
-    name = f"{args.task}-{args.method}-r{args.r}"
+    name = f"{args.task}-{args.method}" + (f"-r{args.r}" if args.r else "")
     out = Path(args.out or f"runs/{name}" + ("" if args.seeds else f"-seed{args.seed}"))
     folders = {seed: out / f"seed{seed}" for seed in range(args.seeds)} if args.seeds else {args.seed: out}
     if not args.adapter:
@@ -215,20 +240,23 @@ def pick_device(name, dtype):
 # ------------------------------------------------------------------------------------------------ method
 
 
-def put_in(model, method, r, targets, head=None):
-    """Prepares `model` for `method`: freezes, adapts; then unfreezes `head`, a module of it, if there is one."""
-    if method == "hut":
-        with mendable():
-            apply_hut(model, r, targets)
-    else:
-        model.requires_grad_(method == "full")
+def put_in(model, args, head=None):
+    """Prepares `model` for args.method: freezes, adapts; then unfreezes `head`, a module of it, if there is one."""
+    with mendable():
+        if args.method == "hut":
+            apply_hut(model, args.r, args.targets)
+        elif args.method in ("head", "frozen"):
+            model.requires_grad_(False)
+        else:
+            baselines.apply(model, args.method, args.r, args.targets, args.frozen_seed)
     if head is not None:
         head.requires_grad_(True)
 
 
 def merged(model, method):
-    """`model` with plain layers, to be used or exported as any checkpoint is."""
-    return merge_hut(model) if method == "hut" else model
+    """A copy of `model` with plain layers, to be used or exported as any checkpoint is."""
+    with mendable(f"--method {method} "):
+        return merge_hut(model) if method == "hut" else baselines.merge(model)
 
 
 def trainable(model, head=""):
@@ -410,7 +438,7 @@ class Run:
         self.adapter, self.head = trainable(model, head)
         frozen = count(p for p in model.parameters() if not p.requires_grad)
         self.parameters = {"adapter": count(self.adapter.values()), "head": count(self.head.values()), "frozen": frozen}
-        config = {"r": args.r, "targets": args.targets, "model": args.model, "max_len": args.max_len}
+        config = {key: getattr(args, key) for key in ("r", "targets", "frozen_seed", "model", "max_len")}
         self.header = {"method": args.method, "config": config, "task": args.task, "base": base}
         self.total = args.epochs * steps
         self.warmup = int(args.warmup if args.warmup >= 1 else args.warmup * self.total)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import metrics
 import train_e2e
+from baselines import UNMERGED
 from data import UserError, e2e
 from data.hub import load_tokenizer
 from model import GPT2
@@ -180,6 +181,25 @@ def test_loss_falls_and_methods(run_e2e, command, tmp_path):
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
     run_e2e(*command, "--method", "frozen", "--out", tmp_path / "frozen")
     assert json.loads((tmp_path / "frozen" / "result.json").read_text())["test"]["BLEU"] < 0.5
+
+
+@pytest.mark.parametrize("method", ["lora", "top2", "lin", "prefix"])
+def test_life_of_a_baseline(run_e2e, command, tmp_path, capsys, method):
+    """Would catch: a method that decodes otherwise from its file, or merged, than it did in its run."""
+    merges = method not in UNMERGED
+    run_e2e(*command, "--method", method, *(["--export", tmp_path / "merged"] if merges else []))
+    outputs = (tmp_path / "out" / "outputs.txt").read_text()
+    capsys.readouterr()
+    basics = [*command[:4], *command[-4:]]
+    run_e2e(*basics, "--adapter", tmp_path / "out" / "adapter.pt", "--predict", "name[A], area[riverside]")
+    assert capsys.readouterr().out == outputs.splitlines(keepends=True)[0]
+    if merges:
+        basics[1] = tmp_path / "merged"
+        run_e2e(*basics, "--method", "frozen", "--out", tmp_path / "again")
+        assert (tmp_path / "again" / "outputs.txt").read_text() == outputs
+    else:
+        line = fails(capsys, run_e2e, *command, "--method", method, "--overwrite", "--export", tmp_path / "merged")
+        assert f"--method {method} does not merge" in line and (tmp_path / "out" / "outputs.txt").exists()
 
 
 def test_accumulation_averages_over_tokens(run_e2e, command, tmp_path):

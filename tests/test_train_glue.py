@@ -17,6 +17,7 @@ from conftest import fails, without_timing
 import model as model_module
 import train_glue
 import training
+from baselines import UNMERGED
 from model import RobertaClassifier
 from training import Run, schedule
 
@@ -68,7 +69,7 @@ def test_a_run_and_what_it_leaves(glue, command, tmp_path, capsys):
 @pytest.mark.parametrize("method", ["full", "head"])
 def test_other_methods_learn_what_they_should(glue, command, tmp_path, method):
     """Would catch: head-only runs that train the encoder; full runs that leave some of it out."""
-    glue(*command, "--method", method)
+    glue(*command[:-2], "--method", method)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     body = 12_728  # the tiny encoder without its pooler
     assert result["parameters"]["adapter"] == (body if method == "full" else 0)
@@ -76,10 +77,29 @@ def test_other_methods_learn_what_they_should(glue, command, tmp_path, method):
     assert result["parameters"]["head"] == 650
 
 
+@pytest.mark.parametrize("method", ["vera", "fourierft", "bitfit", "houlsby", "prefix"])
+def test_life_of_a_baseline(glue, command, tmp_path, capsys, method):
+    """Would catch: an adapter file that does not score again what its run reported (VeRA's A and B are not in it)."""
+    size = [] if method == "bitfit" else ["--r", 6]
+    export = [] if method in UNMERGED else ["--export", tmp_path / "merged"]
+    glue(*command[:-2], *size, "--method", method, "--seed", 3, *export)
+    assert (tmp_path / "merged" / "config.json").exists() == bool(export)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["method"], result["r"]) == (method, 6 if size else None)
+    capsys.readouterr()
+    glue(*command[:6], "--adapter", tmp_path / "out" / "adapter.pt", "--eval-only")
+    assert json.loads(capsys.readouterr().out)["matthews"] == result["best"]["matthews"]
+    again = tmp_path / "again"
+    glue(*command[:-2], *size, "--method", method, "--epochs", 1, "--lr", 1e-30, "--seed", 4, "--out", again,
+         "--init-adapter", tmp_path / "out" / "adapter.pt")  # fmt: skip
+    first, second = (torch.load(p / "adapter.pt", weights_only=True)["adapter"] for p in (tmp_path / "out", again))
+    assert all(torch.equal(t, second[name]) for name, t in first.items())
+
+
 @pytest.mark.parametrize(("method", "lr", "left"), [("full", 5e-3, 0.1), ("hut", 2e-2, 0.8)])
 def test_loss_falls(glue, command, tmp_path, method, lr, left):
     """Would catch: a loop that steps without learning. The rule of this set can be learned from its last word."""
-    glue(*command, "--epochs", 20, "--method", method, "--lr", lr, "--dropout", 0)
+    glue(*command[:-2], "--epochs", 20, "--method", method, "--lr", lr, "--dropout", 0)
     rows = without_timing(tmp_path / "out")[0]
     assert rows[-1]["train_loss"] < left * rows[0]["train_loss"]
 
@@ -299,6 +319,11 @@ def test_an_adapter_on_another_base_is_refused(glue, command, tmp_path, tiny_mod
         (["--max-len", "64"], "--max-len 64: expected 3 to 32"),
         (["--device", "tpu9"], "--device tpu9: not available"),
         (["--method", "magic"], "invalid choice: 'magic'"),
+        (["--method", "frozen"], "invalid choice: 'frozen'"),
+        (["--method", "bitfit"], "--r: --method bitfit has none"),
+        (["--method", "prefix", "--targets", "qv"], "--targets: --method prefix has none"),
+        (["--method", "houlsby", "--export", "merged"], "--method houlsby does not merge"),
+        (["--method", "fourierft", "--r", "577"], "r = 577: a layer has 576 coefficients"),
         (["--wat"], "unrecognized arguments: --wat"),
         (["--seed", "0", "--seeds", "2"], "not allowed with"),
         (["--eval-only"], "need --adapter"),

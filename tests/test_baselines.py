@@ -1,0 +1,384 @@
+"""baselines.py: how each method starts, what it trains and how much of it, what merges, what is saved, decoding."""
+
+import copy
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import baselines
+import training
+from baselines import GPT2_R, METHODS, ROBERTA_R, UNMERGED
+from data import UserError
+from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, GPT2Config, RobertaClassifier, RobertaConfig, beam_search
+
+ENCODER = RobertaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24,
+                        max_position_embeddings=20, initializer_range=0.3)  # fmt: skip
+DECODER = GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=3, n_head=2, initializer_range=0.3)
+IDS = torch.tensor([[0, 5, 6, 7, 2], [0, 8, 9, 2, 1]])
+LAYER = r"(weight|bias)"
+TRAINED = {  # names of a body's trained parameters, as regular expressions
+    "full": ".*",
+    "bitfit": ".*bias",
+    "top2": r"blocks\.[12]\..*",
+    "houlsby": rf"blocks\.\d\.(attention|ffn)_dropout\.adapter\.(down|up)\.{LAYER}",
+    "pfeiffer": rf"blocks\.\d\.(ffn_norm\.)?adapter\.(down|up)\.{LAYER}",
+    "lin": rf"blocks\.\d\.(norm|adapter\.(down|up))\.{LAYER}",
+    "lora": r"blocks\.\d\.attention\.[qv]\.[AB]",
+    "vera": r"blocks\.\d\.attention\.[qv]\.lambda_[db]",
+    "fourierft": r"blocks\.\d\.attention\.[qv]\.c",
+    "prefix": r"blocks\.\d\.attention\.(keys|values)",
+}
+every_method = pytest.mark.parametrize("method", METHODS)
+both_models = pytest.mark.parametrize("kind", ["encoder", "decoder"])
+
+
+def plain(kind):
+    torch.manual_seed(0)
+    model = RobertaClassifier(ENCODER) if kind == "encoder" else GPT2(DECODER)
+    return model.eval()
+
+
+def adapted(kind, method, seed=0):
+    """A small model with the method in it, as the scripts put it in; `seed` is of what is trained."""
+    model = plain(kind)
+    torch.manual_seed(seed)
+    r = 4 if method in ROBERTA_R or method == "hut" else None
+    training.put_in(model, SimpleNamespace(method=method, r=r, targets="qv", frozen_seed=0))
+    return model
+
+
+def randomise(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def close(ours, theirs, tolerance=1e-5):
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+# ------------------------------------------------------------------------------------------------ start
+
+
+@both_models
+@pytest.mark.parametrize("method", ["hut", "full", "bitfit", "top2", "lora", "vera"])
+def test_starts_as_the_frozen_model(method, kind):
+    """Would catch: an initialisation that moves the function before the first step."""
+    close(adapted(kind, method)(IDS), plain(kind)(IDS), 1e-6)
+
+
+@both_models
+@pytest.mark.parametrize("method", ["houlsby", "pfeiffer", "lin"])
+def test_adapters_start_close_to_the_frozen_model(method, kind):
+    """Would catch: a bottleneck that starts far off (0.05 of a logit; logits are about 1 here), or is not there at all.
+
+    Two matrices of N(0, 0.02): x √d · 0.02 · √r · 0.02, some thousandths of x.
+    """
+    logits = plain(kind)(IDS)
+    difference = (adapted(kind, method)(IDS) - logits).abs().max()
+    assert 0 < difference < 0.05 and logits.std() > 0.3
+
+
+@both_models
+def test_pfeiffer_norms_twice_where_the_block_ends_in_a_norm(kind):
+    """Would catch: a block that is not its own when the bottleneck gives nothing. RoBERTa's own must give LN(h + x)."""
+    model = adapted(kind, "pfeiffer")
+    for name, parameter in model.named_parameters():
+        if ".adapter.up." in name:
+            parameter.data.zero_()
+    close(model(IDS), plain(kind)(IDS), 1e-6)
+
+
+@both_models
+@pytest.mark.parametrize("method", ["fourierft", "prefix"])
+def test_fourierft_and_prefix_do_not_start_there(method, kind):
+    """FourierFT's coefficients start N(0, 1), and a prefix draws attention from the input: both by their definition."""
+    assert (adapted(kind, method)(IDS) - plain(kind)(IDS)).abs().max() > 1e-4
+
+
+# ------------------------------------------------------------------------------------------------ formulas
+
+
+def test_updates_are_the_papers_formulas():
+    """Would catch: a transposed or forgotten factor, an alpha / r that is not, in what is merged and in what is run."""
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(6, 5).double(), torch.randn(3, 6, dtype=torch.float64)
+    frozen = linear(x)
+    A, B = torch.randn(6, 2, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+    lora = baselines.LoRA(linear, 2, alpha=10).double()
+    lora.A.data, lora.B.data = A, B
+    close(lora(x), frozen + 10 / 2 * x @ A @ B, 1e-12)
+    vera = randomise(baselines.VeRA(linear, A, B).double())
+    close(vera(x), frozen + x @ A @ torch.diag(vera.lambda_d) @ B @ torch.diag(vera.lambda_b), 1e-12)
+
+    places = torch.tensor([3, 10, 28])
+    fourier = baselines.FourierFT(linear, places).double()
+    update = torch.zeros(5, 6, dtype=torch.float64)  # the inverse transform, term by term
+    for place, c in zip(places.tolist(), fourier.c, strict=True):
+        j, i = torch.meshgrid(torch.arange(5.0), torch.arange(6.0), indexing="ij")
+        turns = (place // 6) * j.double() / 5 + (place % 6) * i.double() / 6
+        update += fourier.alpha * c.item() * torch.cos(2 * torch.pi * turns) / 30
+    close(fourier(x), frozen + x @ update.T, 1e-12)
+    assert fourier.alpha == 100 * 30 / 1024**2
+
+    for layer in (lora, vera, fourier):
+        close(layer.to_linear()(x), layer(x), 1e-12)
+
+
+def test_adapters_are_the_papers_formulas():
+    """Would catch: an adapter on the wrong side of the residual or the norm. Each block is written out again."""
+    x = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(1))
+    causal = torch.ones(4, 4, dtype=torch.bool).tril()
+
+    def run(bottleneck, h, act):
+        return bottleneck.up(act(bottleneck.down(h)))
+
+    for method in ("houlsby", "pfeiffer", "lin"):
+        post, pre = (randomise(adapted(kind, method)) for kind in ("encoder", "decoder"))
+        post, pre = post.roberta.blocks[0], pre.blocks[0]
+        b = getattr(post, "block", post)  # RoBERTa's block
+        h = b.attention(x, None)
+        y = b.attention_norm(x + h + (run(b.attention_dropout.adapter, h, F.gelu) if method == "houlsby" else 0))
+        h = b.d(F.gelu(b.u(y)))
+        if method == "houlsby":
+            expected = b.ffn_norm(y + h + run(b.ffn_dropout.adapter, h, F.gelu))
+        elif method == "pfeiffer":
+            norm = b.ffn_norm.norm
+            expected = norm(run(b.ffn_norm.adapter, norm(h + y), F.relu) + h + y)
+        else:
+            y = b.ffn_norm(y + h)
+            expected = y + run(post.adapter, post.norm(y), F.relu)
+        close(post(x, None), expected)
+
+        b = getattr(pre, "block", pre)  # GPT-2's block
+        h = b.attention(b.attention_norm(x), causal)
+        y = x + h + (run(b.attention_dropout.adapter, h, F.gelu) if method == "houlsby" else 0)
+        h = b.d(F.gelu(b.u(b.ffn_norm(y)), approximate="tanh"))
+        if method == "houlsby":
+            expected = y + h + run(b.ffn_dropout.adapter, h, F.gelu)
+        else:
+            norm = b.ffn_norm if method == "pfeiffer" else pre.norm
+            expected = h + y + run(pre.adapter, norm(h + y), F.relu)
+        close(pre(x, causal), expected)
+
+
+def test_prefix_is_attention_to_m_more_columns():
+    """Would catch: a prefix that some positions do not see, that takes part in the causal mask, or mixes up heads."""
+    attention = randomise(adapted("decoder", "prefix")).blocks[0].attention
+    x, inner = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(1)), attention.attention
+    q, k, v = inner.q(x)[0], torch.cat([attention.keys, inner.k(x)[0]]), torch.cat([attention.values, inner.v(x)[0]])
+    out = torch.zeros(5, 16)
+    for t in range(5):
+        for head in (slice(0, 8), slice(8, 16)):
+            seen = slice(0, 4 + t + 1)
+            weights = (k[seen, head] @ q[t, head] / 8**0.5).softmax(0)
+            out[t, head] = weights @ v[seen, head]
+    close(attention(x, None)[0], inner.o(out))
+
+
+# ------------------------------------------------------------------------------------------------ what is trained
+
+
+@both_models
+@every_method
+def test_gradients_reach_what_is_trained_and_nothing_else(method, kind):
+    """Would catch: a frozen tensor that trains, a trained one that no gradient reaches, a head that is not left alone."""
+    model = randomise(adapted(kind, method))
+    body = getattr(model, "roberta", model)
+    trained = {name for name, p in body.named_parameters() if p.requires_grad}
+    assert trained == {name for name, _ in body.named_parameters() if re.fullmatch(TRAINED[method], name)} != set()
+    assert not any(p.requires_grad for name, p in model.named_parameters() if name.startswith("classifier."))
+    model(IDS).square().sum().backward()
+    reached = {name for name, p in body.named_parameters() if p.grad is not None and p.grad.any()}
+    shift = {name for name in trained if name.endswith(".k.bias")}  # adds the same to all of a row's scores: no effect
+    assert reached | shift == trained
+
+
+COUNTS = [
+    ("roberta", "full", None, 354_310_144), ("gpt2", "full", None, 354_823_168),
+    ("roberta", "bitfit", None, 271_360), ("gpt2", "bitfit", None, 271_360),
+    ("roberta", "houlsby", 64, 6_343_680), ("roberta", "houlsby", 8, 835_968), ("gpt2", "houlsby", 112, 11_064_576),
+    ("roberta", "pfeiffer", 64, 3_171_840), ("roberta", "pfeiffer", 16, 811_392),
+    ("gpt2", "lin", 6, 368_784), ("gpt2", "lin", 224, 11_089_152),
+    ("roberta", "lora", 8, 786_432), ("gpt2", "lora", 4, 393_216),
+    ("roberta", "vera", 256, 61_440), ("gpt2", "vera", 1024, 98_304),
+    ("roberta", "fourierft", 1000, 48_000),
+    ("roberta", "top2", None, 25_192_448), ("gpt2", "top2", None, 25_192_448),
+    ("roberta", "prefix", 7, 344_064), ("gpt2", "prefix", 7, 344_064),
+    ("roberta", "hut", 8, 884_736), ("gpt2", "hut", 4, 491_520), ("roberta", "head", None, 0), ("gpt2", "frozen", None, 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "method", "r", "count"), COUNTS)
+def test_trained_parameters_of_the_published_sizes(name, method, r, count):
+    """Would catch: tensors of other shapes, in other places, or a head that is counted."""
+    with torch.device("meta"):
+        model = RobertaClassifier(ROBERTA_LARGE) if name == "roberta" else GPT2(GPT2_MEDIUM)
+        training.put_in(model, SimpleNamespace(method=method, r=r, targets="qv", frozen_seed=0))
+    adapter, head = training.trainable(model, "classifier.")
+    assert training.count(adapter.values()) == count and head == {}
+
+
+def test_default_sizes_are_those_of_the_counts():
+    """Would catch: a default that is not the one whose count is known."""
+    for name, table in (("roberta", ROBERTA_R), ("gpt2", GPT2_R)):
+        first = {method: r for model, method, r, _ in reversed(COUNTS) if model == name and method in table}
+        assert first == {method: table[method] for method in first}
+        assert not set(table) - set(METHODS)
+
+
+# ------------------------------------------------------------------------------------------------ merging, files
+
+
+@both_models
+@every_method
+def test_merged_equals_unmerged_or_says_that_it_does_not_merge(method, kind):
+    """Would catch: an update that is merged otherwise than it is run; a layer left over; a model changed by merging."""
+    model = randomise(adapted(kind, method))
+    before = copy.deepcopy(model.state_dict())
+    if method in UNMERGED:
+        with pytest.raises(UserError, match=f"^--method {method} does not merge"):
+            training.merged(model, method)
+    else:
+        merged = training.merged(model, method)
+        assert list(merged.state_dict()) == list(plain(kind).state_dict())
+        assert all(type(module).__module__ != "baselines" for module in merged.modules())
+        assert (merged(IDS) - plain(kind)(IDS)).abs().max() > 1e-3
+        close(merged(IDS), model(IDS))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@both_models
+@every_method
+def test_only_what_is_trained_is_saved_and_it_is_enough(method, kind, tmp_path):
+    """Would catch: random frozen tensors (A, B, places) that are saved, or are not the same when they are made again."""
+    model = randomise(adapted(kind, method), seed=1)
+    adapter = {name: p.detach() for name, p in training.trainable(model)[0].items()}
+    path = tmp_path / "adapter.pt"
+    parts = {"method": method, "config": {}, "task": "cola", "base": "same", "adapter": adapter, "head": {}}
+    training.save(path, parts)
+    other = adapted(kind, method, seed=99)
+    training.load_adapter(path, other, "same", method)
+    assert torch.equal(other(IDS), model(IDS))
+    if method not in ("full", "top2"):
+        assert sum(t.numel() for t in adapter.values()) < 0.5 * sum(p.numel() for p in plain(kind).parameters())
+
+
+def test_layers_share_what_is_random():
+    """Would catch: A and B or places that differ between layers, ignore the seed, or depend on torch's own generator."""
+    for method, names in (("vera", "AB"), ("fourierft", ["places"])):
+        drawn = []
+        for seed, torch_seed in ((0, 0), (0, 1), (1, 0)):
+            torch.manual_seed(torch_seed)
+            layers = baselines.apply(plain("decoder"), method, 4, "qv", seed).blocks
+            tensors = [getattr(layers[i].attention.get_submodule(t), n) for n in names for i in (0, 2) for t in "qv"]
+            assert all(t is tensors[0] for t in tensors[:4])
+            drawn.append(tensors[0])
+        assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_layers_of_other_shapes():
+    """Would catch: a random part of q's shape put over u or d."""
+    for method in baselines.TARGETED:
+        model = randomise(baselines.apply(plain("encoder"), method, 4, "qkvoud"))
+        assert len(training.trainable(model)[0]) == 3 * 6 * (1 if method == "fourierft" else 2)
+        close(baselines.merge(model)(IDS), model(IDS))
+
+
+# ------------------------------------------------------------------------------------------------ decoding
+
+
+class Rereading:
+    """A decoder for one prompt that reads every beam's text from its start, without a cache or a mask."""
+
+    def __init__(self, model, prompt):
+        self.model, self.texts = model, torch.tensor([prompt])
+
+    def start(self):
+        return self.model(self.texts)[None, :, -1]
+
+    def step(self, tokens, parents):
+        self.texts = torch.cat([self.texts[parents[0]], tokens[0, :, None]], 1)
+        return self.start()
+
+
+@pytest.mark.parametrize("method", ["frozen", "hut", *METHODS])
+def test_generates_what_rereading_gives(method):
+    """Would catch: a prefix that comes twice, is hidden by the mask or stored in the cache; an adapter that is left out."""
+    model = randomise(adapted("decoder", method)).requires_grad_(False)
+    prompts = [[3, 4, 5, 6, 7, 8], [9, 10], [11, 12, 13]]
+    for prompt, greedy in zip(prompts, model.generate(prompts, 8, beam_size=1, no_repeat_ngram_size=0), strict=True):
+        text = list(prompt)
+        for token in greedy:
+            assert token == model(torch.tensor([text]))[0, -1].argmax()
+            text.append(token)
+        assert len(greedy) == 8
+    wanted = [beam_search(Rereading(model, p), torch.tensor([p]), 8, 50256, 2, 3, 0.9)[0] for p in prompts]
+    assert model.generate(prompts, 8, beam_size=3, no_repeat_ngram_size=2) == wanted
+    if method not in ("frozen", *UNMERGED):
+        assert training.merged(model, method).generate(prompts, 8, beam_size=3, no_repeat_ngram_size=2) == wanted
+
+
+@every_method
+@pytest.mark.parametrize(("kind", "side"), [("encoder", "right"), ("decoder", "right"), ("decoder", "left")])
+def test_padding_does_not_matter(method, kind, side):
+    """Would catch: a prefix's columns on the wrong side of the mask."""
+    model = randomise(adapted(kind, method))
+    text, pad = torch.tensor([[0, 5, 6, 2]]), torch.ones(1, 3, dtype=torch.long)
+    mask = [torch.ones_like(text), torch.zeros_like(pad)]
+    ids, mask = (torch.cat(t if side == "right" else t[::-1], 1) for t in ([text, pad], mask))
+    logits = model(ids, mask)
+    logits = logits if kind == "encoder" else logits[mask.bool()][None]
+    close(logits, model(text))
+
+
+# ------------------------------------------------------------------------------------------------ errors, precision
+
+
+@pytest.mark.parametrize(
+    ("method", "r", "targets", "message"),
+    [
+        ("magic", 1, "qv", "method 'magic': expected one of full bitfit"),
+        ("lora", 0, "qv", "r = 0: expected a whole number"),
+        ("houlsby", None, "qv", "r = None: expected a whole number"),
+        ("vera", 2.0, "qv", "r = 2.0: expected a whole number"),
+        ("fourierft", 257, "qv", "r = 257: a layer has 256 coefficients"),
+        ("lora", 2, "qx", "target 'x' matches no layer"),
+        ("lora", 2, "qq", "target 'q' is named twice"),
+        ("lora", 2, "", "no target is named"),
+    ],
+)
+def test_bad_arguments_raise_and_change_nothing(method, r, targets, message):
+    """Would catch: a size or target that is silently replaced; a model left frozen or half adapted."""
+    model = plain("encoder")
+    names = list(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        baselines.apply(model, method, r, targets)
+    assert list(model.state_dict()) == names and all(p.requires_grad for p in model.parameters())
+
+
+@every_method
+def test_a_model_is_adapted_once(method):
+    """Would catch: an adapter in an adapter. What leaves the model plain (full, bitfit, top2) may be followed by another."""
+    model = adapted("decoder", method)
+    if method in ROBERTA_R:
+        with pytest.raises(ValueError, match="already adapted"):
+            baselines.apply(model, "houlsby", 4)
+    else:
+        baselines.apply(model, "houlsby", 4)
+
+
+@both_models
+@every_method
+def test_works_under_bfloat16_autocast_and_trains_float32(method, kind):
+    """Would catch: an operation whose operands autocast leaves in different dtypes; parameters cast down."""
+    model = adapted(kind, method).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(IDS, torch.ones_like(IDS))
+    logits.float().square().sum().backward()
+    assert all(p.dtype == torch.float32 for p in model.parameters())
