@@ -101,6 +101,36 @@ def test_fourierft_and_prefix_do_not_start_there(method, kind):
     assert (adapted(kind, method)(IDS) - plain(kind)(IDS)).abs().max() > 1e-4
 
 
+def test_initial_values():
+    """Would catch: two factors that start at zero, where nothing learns; another spread than the papers'. Width 256."""
+    wide = RobertaConfig(vocab_size=50, hidden_size=256, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+
+    def values(method):
+        torch.manual_seed(0)
+        body = baselines.apply(RobertaClassifier(wide), method, 64).roberta
+        return {name.rpartition("blocks.0.")[2]: t.detach() for name, t in [*body.named_parameters(), *body.named_buffers()]}
+
+    def uniform(t, bound):
+        return t.abs().max() <= bound and t.std() == pytest.approx(bound / 3**0.5, rel=0.03)
+
+    lora = values("lora")
+    assert uniform(lora["attention.q.A"], 1 / 16) and not lora["attention.q.B"].any()
+    vera = values("vera")
+    assert uniform(vera["attention.q.A"], (6 / 256) ** 0.5) and uniform(vera["attention.q.B"], (6 / 64) ** 0.5)
+    assert (vera["attention.q.lambda_d"] == 0.1).all() and not vera["attention.q.lambda_b"].any()
+    c = values("fourierft")["attention.v.c"]
+    assert c.mean().abs() < 0.3 and c.std() == pytest.approx(1, rel=0.2)
+    places = {"houlsby": "attention_dropout.", "pfeiffer": "ffn_norm.", "lin": ""}
+    for method, place in places.items():
+        found = values(method)
+        for layer in ("down", "up"):
+            assert found[f"{place}adapter.{layer}.weight"].std() == pytest.approx(0.02, rel=0.03)
+            assert not found[f"{place}adapter.{layer}.bias"].any()
+    assert (found["norm.weight"] == 1).all() and not found["norm.bias"].any()
+    prefix = values("prefix")
+    assert all(prefix[f"attention.{name}"].std() == pytest.approx(0.02, rel=0.03) for name in ("keys", "values"))
+
+
 # ------------------------------------------------------------------------------------------------ formulas
 
 
