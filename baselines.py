@@ -47,9 +47,9 @@ def apply(model, method, r=None, targets="qv", seed=0):
     if method in ROBERTA_R and (isinstance(r, bool) or not isinstance(r, int) or r < 1):
         raise ValueError(f"r = {r!r}: expected a whole number of 1 or more")
     linears = find_linears(body, targets) if method in TARGETED else {}
-    largest = min((linear.weight.numel() for linear in linears.values()), default=0)
-    if method == "fourierft" and r > largest:
-        raise ValueError(f"r = {r}: a layer has {largest:,} coefficients")
+    smallest = min((linear.weight.numel() for linear in linears.values()), default=0)
+    if method == "fourierft" and r > smallest:
+        raise ValueError(f"r = {r}: a layer has {smallest:,} coefficients")
 
     model.requires_grad_(False)
     match method:
