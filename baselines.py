@@ -113,7 +113,7 @@ def train_biases(body):
 
 
 def train_last_two_blocks(body):
-    """FT-Top2 (Li & Liang, 2021, section 5.2): the last two blocks are trained; GPT-2's norm behind them is not."""
+    """FT-Top2 (Li & Liang, 2021): the last two blocks are trained; GPT-2's norm behind them is not."""
     body.blocks[-2:].requires_grad_(True)
 
 
@@ -202,7 +202,7 @@ def add_vera(body, linears, r, seed):
 
 
 class FourierFT(Updated):
-    """FourierFT (Gao et al., 2024, equations 2 to 4): h = x (W_0 + alpha Re(ifft2(F))).
+    """FourierFT (Gao et al., 2024, section 3.1): h = x (W_0 + alpha Re(ifft2(F))).
 
     F (d, k) is zero but for n coefficients c at `places`, which are random and the same in all layers of a shape.
     c starts N(0, 1): this does NOT start at the frozen layer. ifft2 divides by d k, so alpha is FOURIERFT_ALPHA ·
@@ -299,7 +299,7 @@ class BlockAdapter(nn.Module):
 
 
 def add_pfeiffer(body, r):
-    """Pfeiffer et al. (2020, MAD-X, section 3.1; 2021): LN(up(relu(down(LN(h + x)))) + h + x), after the FFN only.
+    """Pfeiffer et al. (2020, MAD-X; 2021, AdapterFusion): LN(up(relu(down(LN(h + x)))) + h + x), after the FFN only.
 
     h is the output of the feed-forward layer, x what it is added to; LN is the layer's own, frozen, used twice.
     That is RoBERTa's order, post-norm. GPT-2, pre-norm, does not normalise the sum h + x: there it stays so, and the
@@ -314,7 +314,7 @@ def add_pfeiffer(body, r):
 
 
 def add_lin(body, r):
-    """Lin, Madotto & Fung (2020, section 3): x + up(relu(down(LN(x)))) on each block's output x, LN trained with it."""
+    """Lin, Madotto & Fung (2020): x + up(relu(down(LN(x)))) on each block's output x, LN trained with it."""
     for i, block in enumerate(body.blocks):
         d, device = block.d.out_features, block.d.weight.device
         norm = nn.LayerNorm(d, eps=block.ffn_norm.eps, device=device)
