@@ -246,7 +246,7 @@ def main():
         model, base = prepare(args, directory, seed, device)
         if args.adapter:
             training.load_adapter(args.adapter, model, base, args.method)
-            folder = Path(args.adapter).parent / "eval"
+            folder = Path(args.out or Path(args.adapter).parent / "eval")
         dev = score(model, e2e.encode(tokenizer, splits["dev"], config.eos_token_id, args.max_len), device, dtype)
         print(f"dev: {training.shown(dev)}")
         test, _ = generate_and_score(args, model, tokenizer, splits["test"], folder, device, dtype)

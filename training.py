@@ -152,7 +152,9 @@ def add_arguments(parser, methods, defaults):
     group.add_argument("--resume", action="store_true", help="go on with the run in --out where it stopped")
     group.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     group.add_argument("--adapter", metavar="FILE", help="a saved adapter, for --eval-only and --predict")
-    group.add_argument("--eval-only", action="store_true", help="score --adapter; no training")
+    group.add_argument(
+        "--eval-only", action="store_true", help="score --adapter (E2E: into --out, or eval/ beside it); no training"
+    )
     group.add_argument("--export", metavar="DIR", help="write the merged model in HuggingFace's layout")
 
 
@@ -161,10 +163,7 @@ ASIDE = ("seed", "seeds", "out", "resume", "overwrite", "adapter", "eval_only", 
 
 
 def fill_in(args, settings, sizes):
-    """Gives every argument that the user left out its value in `settings`, and --r the method's own in `sizes`.
-
-    Raises UserError for what the method does not have.
-    """
+    """Gives every argument that the user left out its value in `settings`, and --r the method's own in `sizes`."""
     method = args.method = args.method or settings["method"]
     own = {
         "r": sizes.get(method),
@@ -173,7 +172,8 @@ def fill_in(args, settings, sizes):
     }
     for name, value in own.items():
         if value is None and getattr(args, name) is not None:
-            raise UserError(f"--{name}: --method {method} has none: leave it out")
+            print(f"--{name} {getattr(args, name)}: --method {method} has no such thing; it is left out")
+            setattr(args, name, None)
     if args.export and method in baselines.UNMERGED:
         raise UserError(f"--method {method} does not merge: leave --export out")
     for name, value in (settings | own).items():
@@ -201,7 +201,7 @@ def check_adapter(args):
         given = getattr(args, key)
         if given is None:
             setattr(args, key, value)
-        elif given != value and key not in ("model", "max_len"):
+        elif value is not None and given != value and key not in ("model", "max_len"):
             raise UserError(f"{args.adapter}: trained with {key} {value}, not {given}: leave --{key} out")
 
 

@@ -1,7 +1,9 @@
 """What the tests of data and scripts share: a tiny checkpoint with a tokenizer, a tiny CoLA, how a script fails."""
 
+import http.server
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,29 @@ def tiny_glue(tmp_path):
     (folder / "dev.tsv").write_text("".join(rows[40:]))
     (folder / "test.tsv").write_text("index\tsentence\n" + "".join(f"{i}\t{sentence(i)}\n" for i in range(5)))
     return folder.parent
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A local HTTP server; files[name] = (bytes, Content-Length to claim). Its address is yielded with the dict."""
+    files = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            content, length = files.get(self.path.strip("/"), (None, 0))
+            self.send_response(404 if content is None else 200)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            self.wfile.write(content or b"")
+
+        def log_message(self, *arguments):
+            pass
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}/", files
+        httpd.shutdown()
 
 
 def fails(capsys, main, *arguments):

@@ -1,5 +1,6 @@
 """data/e2e.py and train_e2e.py: official files, the loss on the completion, runs, decoding from the command line."""
 
+import hashlib
 import json
 import math
 import re
@@ -80,6 +81,20 @@ def test_bad_files_are_named_with_the_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         e2e.read(tmp_path / name)
+
+
+def test_download_once_and_checked(server, tmp_path, monkeypatch):
+    """Would catch: official files that are fetched again, or used although they are others."""
+    address, files = server
+    content = b"mr,ref\nname[A],One\n"
+    files.update({name: (content, len(content)) for name in e2e.SHA256})
+    for name in e2e.SHA256:
+        monkeypatch.setitem(e2e.SHA256, name, hashlib.sha256(content).hexdigest())
+    e2e.download(tmp_path / "e2e", address)
+    assert [len(part) for part in e2e.load(e2e.download(tmp_path / "e2e", "http://127.0.0.1:9/")).values()] == [1, 1, 1]
+    monkeypatch.setitem(e2e.SHA256, "devset.csv", "0" * 64)
+    with pytest.raises(UserError, match=r"devset\.csv has sha256 .*expected 000"):
+        e2e.download(tmp_path / "other", address)
 
 
 # ------------------------------------------------------------------------------------------------ a tiny model and set

@@ -1,9 +1,7 @@
 """data/: GLUE's files, downloads, tokens and batches."""
 
 import hashlib
-import http.server
 import io
-import threading
 import zipfile
 
 import numpy as np
@@ -127,29 +125,6 @@ def archive(*names):
         for name in names:
             content.writestr(name, "index\tsentence1\tsentence2\tlabel\n0\tOne\tTwo\tentailment\n")
     return buffer.getvalue()
-
-
-@pytest.fixture
-def server(monkeypatch):
-    """A local HTTP server; files[name] = (bytes, Content-Length to claim). Its address is yielded with the dict."""
-    files = {}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            content, length = files.get(self.path.strip("/"), (None, 0))
-            self.send_response(404 if content is None else 200)
-            self.send_header("Content-Length", str(length))
-            self.end_headers()
-            self.wfile.write(content or b"")
-
-        def log_message(self, *arguments):
-            pass
-
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{httpd.server_port}/", files
-        httpd.shutdown()
 
 
 def serve(files, monkeypatch, content, claimed=None):

@@ -150,7 +150,7 @@ def test_files_that_are_no_checkpoint(checkpoint):
         def __reduce__(self):
             return (Path.touch, (directory / "ran",))
 
-    path.write_bytes(pickle.dumps({"x": Code()}))
+    path.write_bytes(pickle.dumps({"x": Code()}, protocol=2))
     refused("refused")
     torch.save({"x": Code()}, path)
     refused("refused")

@@ -320,8 +320,6 @@ def test_an_adapter_on_another_base_is_refused(glue, command, tmp_path, tiny_mod
         (["--device", "tpu9"], "--device tpu9: not available"),
         (["--method", "magic"], "invalid choice: 'magic'"),
         (["--method", "frozen"], "invalid choice: 'frozen'"),
-        (["--method", "bitfit"], "--r: --method bitfit has none"),
-        (["--method", "prefix", "--targets", "qv"], "--targets: --method prefix has none"),
         (["--method", "houlsby", "--export", "merged"], "--method houlsby does not merge"),
         (["--method", "fourierft", "--r", "577"], "r = 577: a layer has 576 coefficients"),
         (["--wat"], "unrecognized arguments: --wat"),
@@ -353,6 +351,15 @@ def test_bad_checkpoints_end_in_one_line(glue, command, tiny_model, tmp_path, ca
     assert "pytorch_model.bin: truncated" in fails(capsys, glue, *command)
     (broken / "config.json").write_text('{"model_type": "bert"}')
     assert "model_type is 'bert'" in fails(capsys, glue, *command)
+
+
+def test_what_a_method_does_not_have_is_said_and_left_out(glue, command, tmp_path, capsys):
+    """Would catch: a rank that is recorded for a method without one, as if it had been used."""
+    glue(*command, "--method", "head", "--targets", "qv", "--epochs", 1)
+    printed = capsys.readouterr().out
+    assert "--r 2: --method head has no such thing" in printed and "--targets qv: --method head has no" in printed
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["r"] is None and result["targets"] is None
 
 
 def test_schedule():
