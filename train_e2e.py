@@ -239,9 +239,10 @@ def main():
         training.load_adapter(args.adapter, model, base, args.method)
         return print(generate(args, model, tokenizer, [context], device, dtype)[0])
 
-    splits = e2e.load(args.data, args.train_file, args.dev_file)
-    splits["train"] = subset(splits["train"], args.limit_train)
-    if args.method == "frozen" or args.eval_only:
+    training_free = args.method == "frozen" or args.eval_only
+    wanted = ("dev", "test") if training_free else ("train", "dev", "test")
+    splits = e2e.load(args.data, args.train_file, args.dev_file, wanted)
+    if training_free:
         seed, folder = next(iter(folders.items()))
         model, base = prepare(args, directory, seed, device)
         if args.adapter:
@@ -252,6 +253,7 @@ def main():
         test, _ = generate_and_score(args, model, tokenizer, splits["test"], folder, device, dtype)
         training.write_json(folder / "result.json", {"task": "e2e", "method": args.method, "dev": dev, "test": test})
     else:
+        splits["train"] = subset(splits["train"], args.limit_train)
         results = [train(args, s, f, directory, tokenizer, splits, device, dtype) for s, f in folders.items()]
         training.report(results, out, args.seeds, ("best", "last", "test"))
     if args.export:

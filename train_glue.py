@@ -190,7 +190,7 @@ def submit(args, model, tokenizer, device, dtype):
     """Predicts the test files, and writes them to the folder --submit as gluebenchmark.com takes them."""
     spec, folder = glue.TASKS[args.task], Path(args.submit)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, examples in glue.load(args.task, args.data, test=True).items():
+    for name, examples in glue.load(args.task, args.data, splits=("test",)).items():
         logits = logits_of(model, glue.encode(tokenizer, examples, args.max_len), device, dtype)
         predicted = predictions(args.task, logits)
         answers = [f"{min(max(p, 0), 5):.3f}" if args.task == "stsb" else spec.labels[p] for p in predicted]
@@ -233,8 +233,10 @@ def main():
         training.load_adapter(args.adapter, model, base, args.method, HEAD)
         return predict(args, model, tokenizer, device, dtype)
 
-    splits = glue.load(args.task, args.data, args.train_file, args.dev_file)
-    splits["train"] = subset(splits["train"], args.limit_train)
+    wanted = ("dev",) if args.adapter else ("train", "dev")
+    splits = glue.load(args.task, args.data, args.train_file, args.dev_file, wanted)
+    if "train" in splits:
+        splits["train"] = subset(splits["train"], args.limit_train)
     sets = {
         split: (glue.encode(tokenizer, examples, args.max_len), [example.label for example in examples])
         for split, examples in splits.items()

@@ -131,29 +131,29 @@ def read_mrpc_raw(folder):
     return splits
 
 
-def load(task, data=None, train_file=None, dev_file=None, test=False):
-    """{"train": …, "dev": …} or, with `test`, {"test": …}: lists of examples; MNLI has dev_matched, dev_mismatched.
+def load(task, data=None, train_file=None, dev_file=None, splits=("train", "dev")):
+    """{file's name: its examples} for "train", "dev" and "test" in `splits`; MNLI has two dev and two test files.
 
     `data` is the folder that holds CoLA/, SST-2/ …; without it the official files are fetched once into the cache.
     `train_file` and `dev_file` stand in for single files of it; one dev file is then all there is of dev.
     """
     spec = TASKS[task]
     given = {"train": train_file, spec.dev[0]: dev_file}
-    names = spec.test if test else ("train", *spec.dev[: 1 if dev_file else None])
+    files = {"train": ("train",), "dev": spec.dev[: 1 if dev_file else None], "test": spec.test}
+    names = [name for split in splits for name in files[split]]
     folder = None if all(given.get(name) for name in names) else (Path(data) if data else download(task)) / spec.folder
-    raw = {}
-    if task == "mrpc" and folder and not (folder / "train.tsv").exists() and (folder / "msr_paraphrase_train.txt").exists():
-        raw = read_mrpc_raw(folder)
-    splits = {}
+    found, raw = {}, {}
+    if folder and (folder / "msr_paraphrase_train.txt").exists() and not (folder / "train.tsv").exists():
+        raw = read_mrpc_raw(folder)  # MRPC as it is downloaded
     for name in names:
         if name in raw and not given.get(name):
-            splits[name] = raw[name]
+            found[name] = raw[name]
             continue
         path = Path(given.get(name) or folder / f"{name}.tsv")
-        splits[name], skipped = read_split(task, path, labelled=not test)
+        found[name], skipped = read_split(task, path, labelled=name not in spec.test)
         if skipped:
             print(f"{path}: {skipped} rows with too few columns skipped")
-    return splits
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ fetching

@@ -103,7 +103,7 @@ def test_mrpc_from_microsofts_files(tmp_path):
     (folder / "msr_paraphrase_test.txt").write_text(header + "1\t5\t6\tE\tF\n", encoding="utf-8")
     (folder / "mrpc_dev_ids.tsv").write_text("20\t10\n")
     assert glue.load("mrpc", tmp_path) == {"train": [("A", "B", 1)], "dev": [("C", "D", 0)]}
-    assert glue.load("mrpc", tmp_path, test=True) == {"test": [("E", "F", None)]}
+    assert glue.load("mrpc", tmp_path, splits=("test",)) == {"test": [("E", "F", None)]}
 
 
 def test_mnli_has_two_development_sets(tmp_path):
