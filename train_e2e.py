@@ -70,7 +70,8 @@ def arguments():
     if (args.model or settings["model"]) == "mini" and not args.data:
         args.data = str(MINI / "e2e")
         settings = settings | MINI_SETTINGS
-        print(f"mini: the bundled model and data, with settings of their own: {training.shown(MINI_SETTINGS)}")
+        if not args.adapter:
+            print(f"mini: the bundled model and data, with settings of their own: {training.shown(MINI_SETTINGS)}")
     training.fill_in(args, settings, R)
     return args
 

@@ -68,7 +68,8 @@ def arguments():
             raise UserError("--model mini: its data holds cola only; give --data for another task")
         args.data = str(MINI)
         settings |= MINI_SETTINGS
-        print(f"mini: the bundled model and data, with settings of their own: {training.shown(MINI_SETTINGS)}")
+        if not args.adapter:
+            print(f"mini: the bundled model and data, with settings of their own: {training.shown(MINI_SETTINGS)}")
     training.fill_in(args, settings, R)
     return args
 
