@@ -35,10 +35,10 @@ def linearise(representation):
     unknown = [slot for slot, _ in slots if slot not in SLOTS]
     if unknown:
         raise ValueError(f"meaning representation '{representation}': no slot '{unknown[0]}': expected {', '.join(SLOTS)}")
-    return " | ".join(f"{RENAMED.get(slot, slot)} : {_tokenised(value)}" for slot, value in slots)
+    return " | ".join(f"{RENAMED.get(slot, slot)} : {tokenised(value)}" for slot, value in slots)
 
 
-def _tokenised(value):
+def tokenised(value):
     return re.sub(r"(\d)-(\d)", r"\1 - \2", re.sub(r"£\s*", "£ ", value.strip()))
 
 

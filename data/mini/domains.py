@@ -10,6 +10,8 @@ pretrained on, and no restaurant is among them.
 
 from typing import NamedTuple
 
+from data.e2e import RENAMED, tokenised
+
 
 class Words(NamedTuple):
     """How a value is said, in each place; a place where it can't be said is an empty list."""
@@ -217,6 +219,9 @@ EMBLEMS = (
 FIRST = "Ada Boris Cora Dmitri Elsa Fergus Greta Hugo Iris Jonas Kira Leon Mira Nils Otto Petra Rolf Sonja Tilda Viktor"
 STARTS = "Al Bar Cor Dal El Far Gol Hal Ister Jor Kel Lor Mar Nor Or Pel Quin Ros Sal Tor Ul Ver Wil Yar Zel"
 MIDDLES = "a an be do e en i in lo mi o ra se ti u va"
+ONSETS = "b bl br c ch cl d dr f fl g gl h j k l m n p pl pr qu r s sh sk sl sp st t tr v w z"
+VOWELS = "a ai e ea ee i o oo ou u"
+CODAS = "b ck d f ff g l ll m n nd nt p r rt s sh st t th v"
 ENDS = "berg bury by dale den ford gate ham holm ia ley low mere mond mouth ness ra stead ton vale well wick"
 
 
@@ -237,23 +242,40 @@ def invent(rng, kind):
     return rng.choice(names[kind])
 
 
-def represent(rng, domain, share=0.6):
-    """A meaning representation {slot: value}: a name, mostly a kind, and more, in the table's order."""
+def coin(rng):
+    """A word that no table has: "plontumb", "Gaskiv"."""
+    word = "".join(rng.choice(part.split()) for part in (ONSETS, VOWELS, CODAS) * 2)
+    return rng.choice([word, word, word.capitalize()])
+
+
+def represent(rng, domain, share=0.6, coined=0.0):
+    """A meaning representation {slot: value}: a name, mostly a kind, and more, in the table's order.
+
+    With probability `coined` a value that is said as it stands is a word that was never heard before.
+    """
     while True:
         facts = {}
         for slot, rows in domain.slots.items():
             if rng.random() < {"name": 1.0, domain.kind: 0.85}.get(slot, share):
-                value = rng.choice(rng.choice(rows).values)
-                facts[slot] = invent(rng, value) if value.startswith("<") else value
+                row = rng.choice(rows)
+                value = rng.choice(row.values)
+                if value.startswith("<"):
+                    value = invent(rng, value)
+                elif coined and is_quoted(row) and rng.random() < coined:
+                    value = coin(rng)
+                facts[slot] = value
         if len(facts) >= 3:
             return facts
 
 
+def is_quoted(row):
+    """Whether the row's values are said as they stand, so that any other word can take their place."""
+    return all("{}" in way for place in row[1:] for way in place)
+
+
 def ways_to_say(domain, slot, value):
-    for row in domain.slots[slot]:
-        if value in row.values or row.values[0].startswith("<"):
-            return row
-    raise KeyError(f"{slot} has no value {value}")
+    rows = domain.slots[slot]
+    return next((row for row in rows if value in row.values), None) or next(row for row in rows if is_quoted(row))
 
 
 def describe(rng, domain, facts):
@@ -284,9 +306,8 @@ def describe(rng, domain, facts):
 
 
 def linearised(facts):
-    """name : The Mill | Type : pub | price : cheap"""
-    renamed = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
-    return " | ".join(f"{renamed.get(slot, slot)} : {value}" for slot, value in facts.items())
+    """name : The Mill | Type : pub | price : £ 20 - 25, in the form that a representation of restaurants is read in"""
+    return " | ".join(f"{RENAMED.get(slot, slot)} : {tokenised(value)}" for slot, value in facts.items())
 
 
 def bracketed(facts):
