@@ -1,10 +1,11 @@
-"""Makes the bundled mini set: `python -m data.mini.make [cola] [roberta] [e2e] [--out DIR]`, all parts by default.
+"""Makes the bundled mini set: `python -m data.mini.make [cola] [roberta] [e2e] [gpt2] [--out DIR]`, all parts by default.
 
 | part    | writes     | what it is                                                                                 |
 |---------|------------|--------------------------------------------------------------------------------------------|
 | cola    | `CoLA/`    | acceptability judgements in the official layout, from the grammar in `grammar.py`          |
 | roberta | `roberta/` | an encoder pretrained by masked language modelling on acceptable sentences of that grammar |
 | e2e     | `e2e/`     | descriptions of restaurants in the official layout, from the tables in `domains.py`        |
+| gpt2    | `gpt2/`    | a decoder pretrained on descriptions of all else in these tables, and of no restaurant     |
 
 Every text and tokenizer comes out byte for byte the same on every run and machine. The weights do on one machine with
 one version of torch; elsewhere sums are rounded in another order, and the weights differ a little.
@@ -24,11 +25,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from tqdm import tqdm
 
 from data.batching import pad, shuffled_batches
+from data.e2e import Example, encode
 from data.mini import domains, grammar
-from model import RobertaConfig, RobertaMaskedLM
+from model import GPT2, GPT2Config, RobertaConfig, RobertaMaskedLM
 
 HERE = Path(__file__).parent
-THREADS = 2  # fixed, since their number decides how sums are rounded
+THREADS = {"roberta": 2, "gpt2": 1}  # fixed, since their number decides how sums are rounded
 
 # --- CoLA: acceptable or not -----------------------------------------------------------------------------------------
 
@@ -211,12 +213,70 @@ def make_e2e(out):
         write(out / "e2e" / name, text)
 
 
+# --- the decoder -----------------------------------------------------------------------------------------------------
+
+LM_EXAMPLES = 96_000
+LM_COINED = 0.3
+LM_STEPS, LM_BATCH, LM_LR = 3000, 32, 3e-3
+END = "<|endoftext|>"
+
+
+def other_examples(count, seed=3):
+    """`count` different examples about anything but restaurants, in the form of the E2E files.
+
+    Some values are coined words: so the decoder learns to say a word that it reads for the first time, as one that has
+    read widely can.
+    """
+    rng, examples = random.Random(seed), {}  # a dict keeps the order, a set would not
+    while len(examples) < count:
+        domain = rng.choice(list(domains.OTHERS.values()))
+        facts = domains.represent(rng, domain, coined=LM_COINED)
+        examples[Example(domains.linearised(facts), domains.describe(rng, domain, facts))] = None
+    return list(examples)
+
+
+def gpt2_tokenizer(examples):
+    """Byte-level, so that it can write restaurants, whose words it was not trained on, too; <|endoftext|> is 0."""
+    return byte_level_bpe((f"{context}{END} {text}" for context, text in examples), 1200, [END])
+
+
+def make_gpt2(out):
+    torch.manual_seed(0)
+    examples = other_examples(LM_EXAMPLES)
+    tokenizer = gpt2_tokenizer(examples)
+    end = tokenizer.token_to_id(END)
+    config = GPT2Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        n_positions=256,
+        n_embd=144,
+        n_layer=4,
+        n_head=4,
+        bos_token_id=end,
+        eos_token_id=end,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        resid_pdrop=0.0,
+    )
+    model = GPT2(config)
+
+    def loss_of(ids, mask):
+        """Of the sentences and their end token alone: the names in a context can't be foretold."""
+        kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        where = ((ids == end).cumsum(1) > 0)[:, :-1] & kept[:, 1:]
+        return F.cross_entropy(model(ids[:, :-1], where=where), ids[:, 1:][where])
+
+    sequences = [prompt + completion for prompt, completion in encode(tokenizer, examples, end, config.n_positions)]
+    pretrain(model, sequences, LM_STEPS, LM_BATCH, LM_LR, loss_of)
+    model.save_pretrained(out / "gpt2", dtype=torch.float16)
+    tokenizer.save(str(out / "gpt2" / "tokenizer.json"))
+
+
 def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="")
 
 
-PARTS = {"cola": make_cola, "roberta": make_roberta, "e2e": make_e2e}
+PARTS = {"cola": make_cola, "roberta": make_roberta, "e2e": make_e2e, "gpt2": make_gpt2}
 
 
 def main():
@@ -224,9 +284,9 @@ def main():
     parser.add_argument("parts", nargs="*", metavar="PART", choices=[*PARTS, []], help="what to make (default: everything)")
     parser.add_argument("--out", type=Path, default=HERE, help="where to write it (default: data/mini)")
     args = parser.parse_args()
-    torch.set_num_threads(THREADS)
     for part in args.parts or PARTS:
         start = time.time()
+        torch.set_num_threads(THREADS.get(part, 1))
         print(f"{part}: …", flush=True)
         PARTS[part](args.out)
         print(f"{part}: {time.time() - start:.0f} s")
