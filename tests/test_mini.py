@@ -9,8 +9,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from data import e2e
 from data.mini import domains, grammar, make
-from model import RobertaClassifier, RobertaMaskedLM
+from model import GPT2, RobertaClassifier, RobertaMaskedLM
 
 MINI = make.HERE
 
@@ -27,6 +28,12 @@ def e2e_rows(name):
 def sample():
     """What the encoder was pretrained on."""
     return make.acceptable_sentences(make.MLM_SENTENCES)
+
+
+@pytest.fixture(scope="module")
+def others():
+    """What the decoder was pretrained on."""
+    return make.other_examples(make.LM_EXAMPLES)
 
 
 # --- CoLA ------------------------------------------------------------------------------------------------------------
@@ -153,6 +160,60 @@ def test_e2e_files_are_what_the_script_makes():
 
 
 def test_a_representation_is_written_in_both_forms():
-    facts = {"name": "The Mill", "eatType": "pub", "priceRange": "cheap", "familyFriendly": "yes"}
-    assert domains.bracketed(facts) == "name[The Mill], eatType[pub], priceRange[cheap], familyFriendly[yes]"
-    assert domains.linearised(facts) == "name : The Mill | Type : pub | price : cheap | family friendly : yes"
+    facts = {"name": "The Mill", "eatType": "pub", "priceRange": "£20-25", "familyFriendly": "yes"}
+    assert domains.bracketed(facts) == "name[The Mill], eatType[pub], priceRange[£20-25], familyFriendly[yes]"
+    assert domains.linearised(facts) == "name : The Mill | Type : pub | price : £ 20 - 25 | family friendly : yes"
+    assert domains.linearised(facts) == e2e.linearise(domains.bracketed(facts))
+
+
+# --- the decoder -----------------------------------------------------------------------------------------------------
+
+
+def test_the_decoder_saw_no_restaurant_and_no_sentence_of_the_splits(others):
+    kinds = {kind for row in domains.RESTAURANT.slots["eatType"] for kind in row.values}
+    slots = {e2e.RENAMED.get(slot, slot) for slot in domains.RESTAURANT.slots}
+    sentences = {ref for name in make.E2E_FILES for _, ref in e2e_rows(name)[1:]}
+    assert len(set(others)) == make.LM_EXAMPLES
+    for context, text in others:
+        facts = dict(part.split(" : ") for part in context.split(" | "))
+        assert not set(facts) <= slots and kinds.isdisjoint(facts.values()), context
+        assert text not in sentences
+
+
+def test_coined_words_are_said_as_they_stand():
+    rng = random.Random(4)
+    known = {value for rows in domains.SHOP.slots.values() for row in rows for value in row.values}
+    coined = 0
+    for _ in range(500):
+        facts = domains.represent(rng, domains.SHOP, coined=0.5)
+        for value in {facts.get("trade"), facts.get("goods")} - known - {None}:
+            coined += 1
+            assert value in domains.describe(rng, domains.SHOP, facts)
+        assert {facts.get(slot) for slot in ("prices", "open", "service")} <= known | {None}  # said in other words
+    assert coined > 100
+
+
+def test_the_decoders_tokenizer_is_what_the_script_makes(others):
+    saved = (MINI / "gpt2" / "tokenizer.json").read_text(encoding="utf-8")
+    assert make.gpt2_tokenizer(others).to_str(pretty=True) == saved
+
+
+def test_the_decoder_has_a_real_checkpoints_layout_and_loads():
+    directory = MINI / "gpt2"
+    assert sum(path.stat().st_size for path in directory.iterdir()) <= 6e6
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    model = GPT2.from_pretrained(directory)
+    assert model.config.vocab_size == tokenizer.get_vocab_size()
+    assert model.config.eos_token_id == tokenizer.token_to_id("<|endoftext|>")
+    assert tokenizer.decode(tokenizer.encode(" Olive ate a £20 café.").ids) == " Olive ate a £20 café."
+    weights = torch.load(directory / "pytorch_model.bin", weights_only=True)
+    assert weights["transformer.wte.weight"].dtype == torch.float16
+
+
+def test_the_decoder_describes_what_it_was_pretrained_on():
+    model = GPT2.from_pretrained(MINI / "gpt2")
+    tokenizer = Tokenizer.from_file(str(MINI / "gpt2" / "tokenizer.json"))
+    context = "name : The Golden Otter | Type : museum | theme : Roman | entry : £ 5"
+    prompt = [*tokenizer.encode(context).ids, model.config.eos_token_id]
+    said = tokenizer.decode(model.generate([prompt], 64, beam_size=4)[0])
+    assert all(word in said for word in ("The Golden Otter", "museum", "Roman", "£5")), said
