@@ -202,6 +202,23 @@ def train(args, seed, folder, directory, tokenizer, splits, device, dtype):
     return run.finish(test=scores, timing={"decoding_seconds": seconds})
 
 
+def evaluate(args, folder, directory, tokenizer, splits, device, dtype):
+    """The scores of a model as it is, frozen or that of --adapter, without training; seeds make no difference."""
+    model, base = prepare(args, directory, args.seed, device)
+    if args.adapter:
+        training.load_adapter(args.adapter, model, base, args.method)
+        folder = Path(args.out or Path(args.adapter).parent / "eval")
+    dev = score(model, e2e.encode(tokenizer, splits["dev"], model.config.eos_token_id, args.max_len), device, dtype)
+    test, seconds = generate_and_score(args, model, tokenizer, splits["test"], folder, device, dtype)
+    result = {"task": "e2e", "method": args.method, "r": args.r, "targets": args.targets, "seed": args.seed}
+    result |= (
+        {"parameters": {"adapter": 0, "head": 0, "frozen": training.count(model.parameters())}} if not args.adapter else {}
+    )
+    result |= {"best": {"epoch": 0, **dev}, "test": test, "timing": {"decoding_seconds": seconds}}
+    training.write_json(folder / "result.json", result)
+    return result
+
+
 # ------------------------------------------------------------------------------------------------ main
 
 
@@ -240,19 +257,12 @@ def main():
         training.load_adapter(args.adapter, model, base, args.method)
         return print(generate(args, model, tokenizer, [context], device, dtype)[0])
 
-    training_free = args.method == "frozen" or args.eval_only
-    wanted = ("dev", "test") if training_free else ("train", "dev", "test")
+    untrained = args.eval_only or args.method == "frozen"
+    wanted = ("dev", "test") if untrained else ("train", "dev", "test")
     splits = e2e.load(args.data, args.train_file, args.dev_file, wanted)
-    if training_free:
-        seed, folder = next(iter(folders.items()))
-        model, base = prepare(args, directory, seed, device)
-        if args.adapter:
-            training.load_adapter(args.adapter, model, base, args.method)
-            folder = Path(args.out or Path(args.adapter).parent / "eval")
-        dev = score(model, e2e.encode(tokenizer, splits["dev"], config.eos_token_id, args.max_len), device, dtype)
-        print(f"dev: {training.shown(dev)}")
-        test, _ = generate_and_score(args, model, tokenizer, splits["test"], folder, device, dtype)
-        training.write_json(folder / "result.json", {"task": "e2e", "method": args.method, "dev": dev, "test": test})
+    if untrained:
+        result = evaluate(args, out, directory, tokenizer, splits, device, dtype)
+        training.report([result], out, None, ("best", "test"))
     else:
         splits["train"] = subset(splits["train"], args.limit_train)
         results = [train(args, s, f, directory, tokenizer, splits, device, dtype) for s, f in folders.items()]

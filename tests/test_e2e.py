@@ -260,7 +260,7 @@ def test_seeds_eval_only_predict_export(run_e2e, command, tmp_path, capsys):
     again = json.loads((out / "seed0" / "eval" / "result.json").read_text())
     assert again["test"]["BLEU"] == values[0]
     best = json.loads((out / "seed0" / "result.json").read_text())["best"]
-    assert again["dev"]["loss"] == pytest.approx(best["loss"], rel=1e-6)
+    assert again["best"]["loss"] == pytest.approx(best["loss"], rel=1e-6)
     capsys.readouterr()
     run_e2e(*basics, "--predict", "name[A], area[riverside]")
     said = capsys.readouterr().out
