@@ -1,0 +1,571 @@
+"""The paper's tables, run: python -m experiments.sweep table1|table2|table3|table4|table5|rank [--model … --data …]
+
+Every number comes from runs of train_glue.py or train_e2e.py, each a process with a folder of its own under --out. Given
+again, the command skips what is finished, goes on with what was interrupted, and tries again what has failed.
+What stands after -- goes to the training script: python -m experiments.sweep table3 --model DIR -- --warmup 0.06
+"""
+
+import argparse
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import baselines
+from data import UserError, e2e, glue
+from data.batching import subset
+from data.hub import MINI
+from experiments import flops
+from metrics import GLUE_SCORES
+from model import ROBERTA_LARGE
+from training import Parser, clock, environment, positive, run_as_script, whole, write_json, write_text
+
+ROOT = Path(__file__).parent.parent
+
+# Three rates a method, a fifth of the middle one and four or five times it, so that no method has the finer search.
+LRS = {
+    "hut": (1e-3, 5e-3, 2e-2),  # the paper's Table 6 has 1e-3 for CoLA, 5e-3 for MRPC and STS-B
+    "head": (1e-3, 5e-3, 2e-2),
+    "full": (1e-5, 5e-5, 2e-4),
+    "top2": (2e-5, 1e-4, 4e-4),
+    "bitfit": (2e-4, 1e-3, 5e-3),
+    "houlsby": (1e-4, 5e-4, 2e-3),
+    "pfeiffer": (1e-4, 5e-4, 2e-3),
+    "lin": (1e-4, 5e-4, 2e-3),
+    "prefix": (1e-3, 5e-3, 2e-2),
+    "lora": (1e-4, 5e-4, 2e-3),
+    "vera": (2e-3, 1e-2, 5e-2),
+    "fourierft": (1e-2, 5e-2, 2e-1),  # its authors: 0.04 to 0.08 on RoBERTa-large, and a rate of its own for the head
+}
+HEAD_LR = {"fourierft": 5e-3}  # its authors: 0.001 to 0.011; every other method's head has the method's rate
+
+TASKS = {"table1": ("sst2", "mrpc", "cola", "qnli", "rte", "stsb"), "rank": ("cola",)}
+TASKS |= {"table3": ("e2e",), "table4": ("cola", "mrpc"), "table5": ("cola", "mrpc")}
+SEEDS = {"table1": 5, "table3": 3, "table4": 5, "table5": 5, "rank": 5}
+METHODS = {  # with their sizes; without one, the training script's default
+    "table1": ["full", "head", "bitfit", "houlsby:64", "houlsby:8", "pfeiffer:64", "pfeiffer:16", "lin", "top2", "prefix",
+               "lora", "vera", "fourierft", "hut"],
+    "table3": ["frozen", "full", "top2", "bitfit", "houlsby", "pfeiffer", "lin:6", "lin:224", "prefix",
+               "lora", "vera", "fourierft", "hut"],
+}  # fmt: skip
+KNOWN = {"table1": ("hut", "head", *baselines.METHODS), "table3": ("hut", "frozen", *baselines.METHODS)}
+TARGETS = {"table4": ["q", "k", "v", "o", "qk", "qv", "qkv", "qkvo"], "table5": ["v", "qv", "qkvo"], "rank": ["qv"]}
+RANKS = (1, 2, 4, 8, 64)
+TABLE_4_R = {1: 16, 2: 8, 3: 4, 4: 2}  # by the number of targets
+E2E_SCORES = ("BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr")
+
+# The paper's numbers, as far as they are known here: (table, method, r, targets, task). With one, the table has a column.
+PAPER = {
+    ("table1", "hut", 8, "qv", "cola"): "70.5 ± 1.2",
+    ("table1", "houlsby", 8, None, "rte"): "91.5",
+    ("table1", "houlsby", 8, None, "stsb"): "72.9",
+    ("table4", "hut", 8, "qv", "cola"): "71.7",
+    ("table5", "hut", 8, "qv", "cola"): "71.7",
+}
+PAPER_PARAMETERS = {  # on its own models, RoBERTa-large and GPT-2 medium
+    "table1": {"full": "355.0M", "houlsby:64": "6.0M", "houlsby:8": "0.8M", "pfeiffer:64": "3.0M", "pfeiffer:16": "0.8M",
+               "lora:8": "0.8M", "vera:256": "0.061M", "fourierft:1000": "0.048M", "hut:8": "0.9M"},
+    "table3": {"houlsby:112": "11.09M", "lin:6": "0.37M", "lin:224": "11.09M", "lora:4": "0.35M", "vera:1024": "0.098M",
+               "top2": "25.19M", "prefix:7": "0.35M", "hut:4": "0.45M"},
+}  # fmt: skip
+OVER_R = "Over r at q and v, the paper's CoLA goes from 67.1 to 71.7 and its MRPC from 88.5 to 91.2"
+PAPER_NOTES = {
+    "table1": "Of the paper's houlsby r8, RTE 91.5 and STS-B 72.9 seem to have changed places.",
+    "table4": "The paper prints 0.8M for each row. Which targets stand for its 1, 2, 3 and 4 matrices is our choice.",
+    "table5": f"{OVER_R}.",
+    "rank": f"{OVER_R}; over seeds, its Table 1 has a standard deviation of 1.2 on CoLA. In exact arithmetic r is a factor "
+    "of AdamW's epsilon, and nothing else: tests/test_rank.py.",
+}
+
+
+class Row(NamedTuple):
+    """What is compared: a method, its size, where it is applied, and the seeds of its runs."""
+
+    method: str
+    r: int | None
+    targets: str | None
+    seeds: tuple[int, ...]
+
+    def __str__(self):
+        return self.method + (f"-r{self.r}" if self.r else "") + (f"-{self.targets}" if self.targets else "")
+
+    def arguments(self):
+        r, targets = ["--r", self.r] if self.r else [], ["--targets", self.targets] if self.targets else []
+        return ["--method", self.method, *r, *targets]
+
+
+FINISHED = ": finished before"
+
+
+class Failed(Exception):
+    """A run that ended with an error; the rest go on."""
+
+
+# ------------------------------------------------------------------------------------------------ arguments
+
+
+def arguments():
+    own, _, rest = "\0".join(sys.argv[1:]).partition("\0--\0")
+    parser = Parser(prog="python -m experiments.sweep", description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=("table1", "table2", "table3", "table4", "table5", "rank"))
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="(default: the paper's; with mini: cola)")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD[:R]", help="of table1 and table3 (default: all)")
+    parser.add_argument("--targets", nargs="+", metavar="LETTERS", help="of table4, table5 (qv v qkvo) and rank (one)")
+    parser.add_argument("--ranks", nargs="+", type=whole, metavar="R", help="of table5 and rank (default: 1 2 4 8 64)")
+    parser.add_argument("--seeds", type=whole, metavar="N", help="seeds 0 … N−1 (default: 5; table3 3)")
+    parser.add_argument("--lrs", nargs="+", metavar="[METHOD=]LR,LR…", help="rates to try (default: three a method)")
+    parser.add_argument("--paper", action="store_true", help="fixed rates and the best epoch on dev, as in the paper")
+    for name in ("model", "data", "epochs", "batch-size", "limit-train", "max-len", "device", "dtype"):
+        number = whole if name in ("epochs", "batch-size", "limit-train", "max-len") else None
+        parser.add_argument(f"--{name}", type=number, help="as in the training script")
+    parser.add_argument("--out", metavar="DIR", help="(default: runs/<table>)")
+    args = parser.parse_args(own.split("\0") if own else [])
+    args.rest = rest.split("\0") if rest else []
+    args.out = Path(args.out or f"runs/{args.table}")
+    if args.table == "table2":
+        return args
+
+    table, mini = args.table, args.model == "mini" and not args.data
+    for name, where in (("methods", METHODS), ("targets", TARGETS), ("ranks", ("table5", "rank"))):
+        if getattr(args, name) and table not in where:
+            raise UserError(f"--{name}: {table} has none to choose")
+    args.tasks = tuple(args.tasks or (("cola",) if mini and table != "table3" else TASKS[table]))
+    for task in args.tasks:
+        if task not in (glue.TASKS if table != "table3" else TASKS[table]):
+            raise UserError(
+                f"--tasks {task}: unknown: {table} takes {' '.join(glue.TASKS if table != 'table3' else ['e2e'])}"
+            )
+    if args.paper and mini:
+        raise UserError("--paper: the bundled model and data have settings of their own: give --model and --data")
+    if args.paper and args.lrs:
+        raise UserError("--paper: its rates are fixed: leave --lrs out")
+    if table == "rank" and len(args.targets or ["qv"]) > 1:
+        raise UserError("--targets: rank looks at one choice of targets")
+    args.seeds = args.seeds or SEEDS[table]
+    args.rows = rows_of(args)
+    args.lrs = learning_rates(args)
+    return args
+
+
+def rows_of(args):
+    table, seeds = args.table, tuple(range(args.seeds))
+    targets, ranks = args.targets or TARGETS.get(table), args.ranks or RANKS
+    if table == "table4":
+        for letters in targets:
+            if len(letters) not in TABLE_4_R:
+                raise UserError(f"--targets {letters}: table4 has 1 to 4 targets, at r {TABLE_4_R}")
+        return [Row("hut", TABLE_4_R[len(letters)], letters, seeds) for letters in targets]
+    if table == "table5":
+        return [Row("hut", r, letters, seeds) for letters in targets for r in ranks]
+    if table == "rank":
+        return [Row("hut", r, targets[0], seeds if r == anchor(ranks) else (0,)) for r in ranks]
+    rows, sizes = [], {"hut": 8, **baselines.ROBERTA_R} if table == "table1" else {"hut": 4, **baselines.GPT2_R}
+    for text in args.methods or METHODS[table]:
+        method, _, size = text.partition(":")
+        if method not in KNOWN[table] or (size and (method not in sizes or not size.isdigit() or size == "0")):
+            raise UserError(f"--methods {text}: expected METHOD or METHOD:R, of {' '.join(KNOWN[table])}")
+        r = int(size) if size else sizes.get(method)
+        letters = "qv" if method in ("hut", *baselines.TARGETED) else None
+        rows.append(Row(method, r, letters, seeds if method != "frozen" else (0,)))
+    return [*dict.fromkeys(rows)]
+
+
+def anchor(ranks):
+    """The r that the rates are chosen at, and that `rank` runs with every seed: the paper's, 8."""
+    return 8 if 8 in ranks else ranks[0]
+
+
+def learning_rates(args):
+    """{method: rates to try}. None stands for the training script's own rate, which is the paper's. The same number each."""
+    methods = dict.fromkeys(row.method for row in args.rows if row.method != "frozen")
+    if args.paper:
+        return {method: (None if method == "hut" else LRS[method][1],) for method in methods}
+    chosen = {method: LRS[method] for method in methods}
+    for text in args.lrs or ():
+        method, separator, rates = text.rpartition("=")
+        try:
+            rates = tuple(sorted({positive(rate) for rate in rates.split(",")}))
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"--lrs {text}: {error}") from None
+        if separator and method not in methods:
+            raise UserError(f"--lrs {text}: '{method}' is not among the methods: {' '.join(methods)}")
+        chosen |= dict.fromkeys([method] if separator else methods, rates)
+    if len({len(rates) for rates in chosen.values()}) > 1:
+        counts = ", ".join(f"{method} {len(rates)}" for method, rates in chosen.items())
+        raise UserError(f"--lrs: every method gets the same number of tries: {counts}")
+    return chosen
+
+
+# ------------------------------------------------------------------------------------------------ the held-out part
+
+
+def hold_out(args, task):
+    """Writes two files of the training examples, what to try rates on and what to score them on; -> their paths and sizes.
+
+    A tenth is held out, or 200 examples if that is more, but never above a quarter; always the same ones, and all
+    examples of one text (E2E: one meaning representation) on the same side.
+    """
+    if task == "e2e":
+        data = args.data or (MINI / "e2e" if args.model == "mini" else None)
+        examples = e2e.load(data, splits=("train",))["train"]
+    else:
+        examples = glue.load(task, args.data or (MINI if args.model == "mini" else None))["train"]
+    examples = subset(examples, args.limit_train)
+    groups = {}
+    for i, example in enumerate(examples):
+        groups.setdefault(example[:-1], []).append(i)
+    wanted, held = max(len(examples) // 10, min(200, len(examples) // 4)), set()
+    groups = list(groups.values())
+    for g in np.random.default_rng(1).permutation(len(groups)):
+        if len(held) + len(groups[g]) <= wanted or not held:
+            held.update(groups[g])
+    parts = [[e for i, e in enumerate(examples) if (i in held) == side] for side in (False, True)]
+    if not all(parts):
+        raise UserError(f"{task}: {len(examples)} training examples with one text: none can be held out")
+    folder = args.out / task
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}-of-{len(examples)}{'.txt' if task == 'e2e' else '.tsv'}" for name in ("part", "held-out")]
+    for path, part in zip(paths, parts, strict=True):
+        write_text(path, "".join(f"{line}\n" for line in lines_of(task, part)))
+    return *paths, *map(len, parts)
+
+
+def lines_of(task, examples):
+    """The rows of a file that data/glue.py or data/e2e.py reads back as these examples."""
+    if task == "e2e":
+        return [f"{example.context}||{example.reference}" for example in examples]
+    spec = glue.TASKS[task]
+    labels = [spec.labels[e.label] if spec.labels else repr(e.label) for e in examples]
+    if spec.columns:  # CoLA's, without header
+        return [f"-\t{label}\t\t{e.first}" for e, label in zip(examples, labels, strict=True)]
+    texts = [e[: len(spec.texts)] for e in examples]
+    return ["\t".join([*spec.texts, spec.label]), *("\t".join([*t, y]) for t, y in zip(texts, labels, strict=True))]
+
+
+# ------------------------------------------------------------------------------------------------ runs
+
+
+class Runs:
+    """Starts runs one after the other, and says how far they are."""
+
+    def __init__(self, args):
+        self.args, self.done, self.seconds, self.known = args, 0, [], {}
+        self.script = ROOT / ("train_e2e.py" if args.table == "table3" else "train_glue.py")
+        tries = {(task, searched_as(args, row)) for task in args.tasks for row in args.rows if row.method != "frozen"}
+        self.total = sum(n for _, row in tries if (n := len(args.lrs[row.method])) > 1)
+        self.total += len(args.tasks) * sum(len(row.seeds) for row in args.rows)
+
+    def __call__(self, folder, arguments, what):
+        """What result.json of the run in `folder` says, after running it if it has to be. Raises Failed with the reason."""
+        if folder not in self.known:
+            said, started = FINISHED if (folder / "result.json").exists() else "", time.time()
+            try:
+                self.known[folder] = run(self.script, folder, [str(a) for a in arguments])
+            except Failed as error:
+                self.known[folder], said = error, f": failed: {error}"
+            spent = time.time() - started
+            if said == FINISHED:
+                spent = self.known[folder].get("timing", {}).get("seconds", 0)
+            self.done, self.seconds = self.done + 1, [*self.seconds, spent]
+            left = clock(statistics.fmean(self.seconds) * (self.total - self.done))
+            print(f"[{self.done}/{self.total}] {what}{said}; {clock(spent)}, about {left} to go", flush=True)
+        if isinstance(self.known[folder], Failed):
+            raise self.known[folder]
+        return self.known[folder]
+
+    def leave_out(self, n):
+        """`n` runs will not be: no rate could be chosen for them."""
+        self.total -= n
+
+
+def run(script, folder, arguments):
+    """Runs `script` into `folder`, unless it has; -> what result.json says. Raises Failed, with the last line of its errors.
+
+    Raises UserError if the folder's run was of other arguments. Ctrl-C is passed on, so that the run saves and ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    recorded, result = folder / "command.json", folder / "result.json"
+    if recorded.exists() and (before := json.loads(recorded.read_text(encoding="utf-8"))) != arguments:
+        change = " ".join(a for a in before if a not in arguments) or "fewer arguments"
+        raise UserError(f"{folder} was run with {change}, not as now: give the same arguments, or another --out")
+    if not result.exists():
+        write_json(recorded, arguments)
+        command = [sys.executable, str(script), *arguments, "--out", str(folder), "--resume"]
+        with (
+            (folder / "log.txt").open("a", encoding="utf-8") as log,
+            subprocess.Popen(command, stdout=log, stderr=subprocess.PIPE, text=True, start_new_session=True) as process,
+        ):
+            try:
+                _, errors = process.communicate()
+            except KeyboardInterrupt:
+                process.terminate()  # the script saves, and ends
+                process.wait()
+                raise
+        if process.returncode:
+            lines = [line for line in errors.splitlines() if line.strip()]
+            raise Failed(lines[-1].removeprefix("error: ") if lines else f"exit status {process.returncode}")
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def searched_as(args, row):
+    """The row whose search chooses `row`'s rate. Where rows differ in r alone they share one: r is no other function."""
+    return row._replace(r=anchor(args.ranks or RANKS)) if args.table in ("table5", "rank") else row
+
+
+def common(args, names):
+    given = [(f"--{name}", getattr(args, name.replace("-", "_"))) for name in names]
+    return [part for name, value in given if value is not None for part in (name, value)] + args.rest
+
+
+SEARCH = ("model", "data", "epochs", "batch-size", "max-len", "device", "dtype")
+
+
+def choose(args, runs, task, row, parts):
+    """(rate, tries): the rate that is best on the held-out part after the last epoch, at seed 0; the lower one on a tie."""
+    rates = args.lrs.get(row.method, (None,))
+    if len(rates) == 1:
+        return rates[0], []
+    row, tries = searched_as(args, row), []
+    more = ["--task", task] if task != "e2e" else ["--beam-size", 1, "--max-new-tokens", 1]  # the test set is not decoded
+    more += ["--seed", 0, "--train-file", parts[0], "--dev-file", parts[1]]
+    for lr in rates:
+        what = f"{task} {row} lr {lr:g}, held-out part"
+        try:
+            last = runs(args.out / task / str(row) / f"try-lr{lr:g}", [*row.arguments(), *common(args, SEARCH),
+                        *rate(task, row, lr), *more], what)["last"]  # fmt: skip
+            tries.append({"lr": lr, "score": -last["loss"] if task == "e2e" else last[GLUE_SCORES[task][0]]})
+        except Failed as error:
+            tries.append({"lr": lr, "failed": str(error)})
+    scored = [one for one in tries if one.get("score") is not None]
+    return (max(scored, key=lambda one: one["score"])["lr"] if scored else None), tries
+
+
+def rate(task, row, lr):
+    head = ["--head-lr", HEAD_LR[row.method]] if row.method in HEAD_LR and task != "e2e" else []
+    return ["--lr", lr, *head] if lr else []
+
+
+def cell(args, runs, task, row, parts):
+    """Chooses the rate and runs every seed; -> {"task", "method", …, "lr", "tries", "runs", "mean", "std"} or "failed"."""
+    entry = {"task": task, **row._asdict(), "lr": None, "tries": [], "parameters": None, "runs": [], "mean": {}, "std": {}}
+    entry["lr"], entry["tries"] = choose(args, runs, task, row, parts)
+    if entry["tries"] and entry["lr"] is None:
+        runs.leave_out(len(row.seeds))
+        return entry | {"failed": f"no rate worked: {entry['tries'][0].get('failed', 'its score is not defined')}"}
+    name, more = f"lr{entry['lr']:g}" if entry["lr"] else "default-lr", ["--task", task] if task != "e2e" else []
+    settings = [*row.arguments(), *common(args, (*SEARCH, "limit-train")), *rate(task, row, entry["lr"]), *more]
+    for seed in row.seeds:
+        folder, what = args.out / task / str(row) / f"{name}-seed{seed}", f"{task} {row} {name} seed {seed}"
+        try:
+            result = runs(folder, [*settings, "--seed", seed], what)
+        except Failed as error:
+            entry["runs"].append({"seed": seed, "failed": str(error)})
+            continue
+        scores = result["test" if task == "e2e" else "best" if args.paper else "last"]
+        entry["runs"].append({"seed": seed, "scores": scores, "folder": str(folder.relative_to(args.out))})
+        if entry["lr"] is None and row.method != "frozen":
+            entry["lr"] = json.loads((folder / "args.json").read_text(encoding="utf-8"))["args"]["lr"]
+        entry["parameters"] = result.get("parameters", {}).get("adapter", 0)
+    for score in E2E_SCORES if task == "e2e" else GLUE_SCORES[task]:
+        values = [one["scores"].get(score) for one in entry["runs"] if "scores" in one]
+        if values and None not in values:
+            entry["mean"][score] = statistics.fmean(values)
+            entry["std"][score] = statistics.stdev(values) if len(values) > 1 else None
+    if all("failed" in one for one in entry["runs"]):
+        entry["failed"] = entry["runs"][0]["failed"]
+    return entry
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def number(score, value):
+    """NIST and CIDEr as they are, the others in hundredths."""
+    return f"{value:.2f}" if score in ("NIST", "CIDEr") else f"{100 * value:.1f}"
+
+
+def shown(entry, score):
+    if entry is None:
+        return "…"
+    if "failed" in entry:
+        return "failed"
+    if score not in entry["mean"]:
+        return "–"
+    std, finished = entry["std"][score], sum("scores" in one for one in entry["runs"])
+    part = f" ({finished} of {len(entry['runs'])})" if finished < len(entry["runs"]) else ""
+    return number(score, entry["mean"][score]) + (f" ± {number(score, std)}" if std is not None else "") + part
+
+
+def markdown(header, rows):
+    rule = "|".join("---" if i == 0 else "---:" for i in range(len(header)))
+    return "\n".join([f"| {' | '.join(header)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def how(args, sizes):
+    """What the numbers are, in words."""
+    end = "the best epoch on dev, the set that it is scored on" if args.paper else "dev is scored at the last epoch"
+    if args.table == "table3":
+        end = "dev loss chooses the epoch, and the test set is scored with that"
+    over = f"Mean ± standard deviation (n − 1) over {args.seeds} seeds" if args.seeds > 1 else "One seed"
+    if args.paper:
+        rates = "--paper: fixed rates: HUT's are the paper's, the others' are ours, as the paper only quotes them"
+    elif sizes:
+        rates = (
+            f"Each rate is the best of {len(next(iter(args.lrs.values())))} by the last epoch at seed 0 on a held-out part "
+        )
+        rates += (
+            "of the training set (" + ", ".join(f"{t}: {s[3]:,} of {s[2] + s[3]:,}" for t, s in sizes.items()) + "); then "
+        )
+        rates += "all of the training set is trained on"
+    else:
+        rates = "One rate a method, not chosen"
+    return f"{rates}; {end}. {over}."
+
+
+def table(args, cells, parts):
+    """The Markdown of the cells that there are."""
+    scores = [(t, s) for t in args.tasks for s in (E2E_SCORES if t == "e2e" else GLUE_SCORES[t][:1])]
+    numbers, parameters = {key[1:]: text for key, text in PAPER.items() if key[0] == args.table}, PAPER_PARAMETERS
+    with_paper = {t for t in args.tasks if any((*row[:3], t) in numbers for row in args.rows)}
+    header = ["method", "parameters", *(["paper's"] if args.table in parameters else [])]
+    header += [h for t, s in scores for h in (f"{t} {s}" if t != "e2e" else s, *(["paper"] if t in with_paper else []))]
+    rows = []
+    for row in args.rows:
+        entries = {t: cells.get((t, row)) for t in args.tasks}
+        counts = [e["parameters"] for e in entries.values() if e and e["parameters"] is not None]
+        line = [str(row).replace("-", " "), f"{counts[0]:,}" if counts else "–"]
+        if args.table in parameters:
+            line.append(parameters[args.table].get(row.method + (f":{row.r}" if row.r else ""), "–"))
+        for t, s in scores:
+            line += [shown(entries[t], s), *([numbers.get((*row[:3], t), "–")] if t in with_paper else [])]
+        rows.append(line)
+    text = [markdown(header, rows), how(args, parts), *notes(args, cells, with_paper)]
+    return "\n\n".join(text)
+
+
+def notes(args, cells, with_paper):
+    """What a reader of the table should know of it; a string a paragraph."""
+    found = [PAPER_NOTES[args.table]] if args.table in PAPER_NOTES else []
+    if not set(args.tasks) <= with_paper:
+        without = ", ".join(t for t in args.tasks if t not in with_paper)
+        found.append(f"No column for the paper on {without}: its scores of these rows were not at hand.")
+    for (task, row), entry in cells.items():
+        where, lrs = f"{task}, {row}", [one["lr"] for one in entry["tries"]]
+        found += [f"Failed: {where}: {entry['failed']}"] if "failed" in entry else []
+        found += [f"Failed: {where}, seed {one['seed']}: {one['failed']}" for one in entry["runs"] if "failed" in one]
+        found += [f"Failed: {where}, try of lr {one['lr']:g}: {one['failed']}" for one in entry["tries"] if "failed" in one]
+        single = [one["seed"] for one in entry["runs"] if one.get("scores", {}).get("single_class")]
+        found += [f"Predicts a single class: {where}, seeds {single}"] if single else []
+        if len(lrs) > 2 and entry["lr"] in (lrs[0], lrs[-1]):
+            found.append(f"The best rate is at the end of its list: {where}, lr {entry['lr']:g}")
+    return found
+
+
+def spread(args, cells):
+    """`rank`'s finding: {task: {"r": scores at seed 0, "seeds": scores at the r of all seeds}}, each with std and range."""
+    found = {}
+    for task in args.tasks:
+        score, groups = GLUE_SCORES[task][0], {"r": {}, "seeds": {}}
+        for row in args.rows:
+            for one in cells.get((task, row), {"runs": []})["runs"]:
+                if one.get("scores", {}).get(score) is None:
+                    continue
+                if one["seed"] == 0:
+                    groups["r"][row.r] = one["scores"][score]
+                if row.r == anchor(args.ranks or RANKS):
+                    groups["seeds"][one["seed"]] = one["scores"][score]
+        found[task] = {}
+        for name, values in groups.items():
+            std = statistics.stdev(values.values()) if len(values) > 1 else None
+            width = max(values.values()) - min(values.values()) if values else None
+            found[task][name] = {"scores": values, "std": std, "range": width}
+    return found
+
+
+def spread_table(args, found):
+    rows = []
+    for task, groups in found.items():
+        for name, fixed in (("r", "seed 0"), ("seeds", f"r = {anchor(args.ranks or RANKS)}")):
+            group, score = groups[name], GLUE_SCORES[task][0]
+            values = ", ".join(f"{key}: {number(score, value)}" for key, value in group["scores"].items())
+            widths = [number(score, group[key]) if group[key] is not None else "–" for key in ("std", "range")]
+            rows.append([f"{task} over {name}, {fixed}", values, *widths])
+    return markdown(["spread of the score", "scores", "std", "max − min"], rows)
+
+
+def table_2():
+    """Table 2's rows: the paper's GFLOPs, building the weights, running without building them, and a training step."""
+    d, layers, tokens = ROBERTA_LARGE.hidden_size, ROBERTA_LARGE.num_hidden_layers, 128
+    cells = []
+    paper = {("hut", 8): 0.20, ("lora", 8): 0.86, ("houlsby", 64): 1.61, ("houlsby", 8): 0.41}
+    for (method, r), printed in (paper | {("pfeiffer", 64): 2.40, ("pfeiffer", 16): 1.80}).items():
+        if method in flops.BUILDING:
+            built, unbuilt = flops.building(method, d, d, r), tokens * flops.per_token(method, d, d, r)
+            built, unbuilt = 2 * layers * built / 1e9, 2 * layers * unbuilt / 1e9
+        else:
+            built, unbuilt = None, flops.adapters(method, d, r, layers, tokens) / 1e9
+        step = flops.training_step(method, r, ROBERTA_LARGE, 1, tokens) / 1e9
+        cells.append({"method": method, "r": r, "paper": printed, "building": built, "unbuilt": unbuilt, "step": step})
+    header = ["RoBERTa-large, GFLOPs", "paper", "building the weights", f"{tokens} tokens, nothing built", "training step"]
+    rows = [[f"{c['method']} r{c['r']}", f"{c['paper']:.2f}", "–" if c["building"] is None else f"{c['building']:.4f}",
+             f"{c['unbuilt']:.4f}", f"{c['step']:.1f}"] for c in cells]  # fmt: skip
+    note = "The paper's figures for HUT and LoRA are those of building the weights, whatever the number of tokens; its four "
+    note += (
+        f"for adapters follow no single formula. Training step: 1 × {tokens} tokens, matrix products and attention alone."
+    )
+    return cells, f"{markdown(header, rows)}\n\n{note}"
+
+
+# ------------------------------------------------------------------------------------------------ main
+
+
+def save_table(args, cells, text, settings, **more):
+    args.out.mkdir(parents=True, exist_ok=True)
+    content = {"table": args.table, "settings": settings, "environment": environment(), "cells": cells, **more}
+    write_json(args.out / "table.json", {**content, "markdown": text})
+    write_text(args.out / "table.md", text + "\n")
+
+
+def main():
+    args = arguments()
+    if args.table == "table2":
+        cells, text = table_2()
+        save_table(args, cells, text, {})
+        return print(text)
+    settings = {key: value for key, value in vars(args).items() if key not in ("rows", "out", "table")}
+    settings["rows"] = [str(row) for row in args.rows]
+    searching = any(len(rates) > 1 for rates in args.lrs.values())
+    parts = {task: hold_out(args, task) for task in args.tasks} if searching else {}
+    runs, cells = Runs(args), {}
+    print(f"{args.table}: {runs.total} runs in {args.out}", flush=True)
+    for task in args.tasks:
+        for row in args.rows:
+            cells[task, row] = cell(args, runs, task, row, parts.get(task))
+            text = table(args, cells, parts)
+            found = {"how": how(args, parts), "complete": len(cells) == len(args.tasks) * len(args.rows)}
+            if args.table == "rank":
+                found["spread"] = spread(args, cells)
+                text = f"{spread_table(args, found['spread'])}\n\n{text}"
+            save_table(args, [*cells.values()], text, settings, **found)
+    print(f"\n{text}\n\n{args.out / 'table.json'}")
+    failed = any("failed" in one for entry in cells.values() for one in (entry, *entry["tries"], *entry["runs"]))
+    sys.exit(1 if failed else 0)
+
+
+def stop(number, frame):
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        run_as_script(main)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
