@@ -292,7 +292,8 @@ def run(script, folder, arguments):
     folder.mkdir(parents=True, exist_ok=True)
     recorded, result = folder / "command.json", folder / "result.json"
     if recorded.exists() and (before := json.loads(recorded.read_text(encoding="utf-8"))) != arguments:
-        change = " ".join(a for a in before if a not in arguments) or "fewer arguments"
+        i = next((i for i, (a, b) in enumerate(zip(before, arguments, strict=False)) if a != b), 0)
+        change = " ".join(before[max(i - 1, 0) : i + 1])
         raise UserError(f"{folder} was run with {change}, not as now: give the same arguments, or another --out")
     if not result.exists():
         write_json(recorded, arguments)

@@ -1,0 +1,203 @@
+"""experiments/sweep.py: what is run, what is chosen on what, and the table that comes of it."""
+
+import json
+import sys
+
+import pytest
+from conftest import fails
+
+from data import e2e, glue
+from data.batching import subset
+from experiments import sweep
+
+HELD = "held-out-of"
+
+
+@pytest.fixture
+def command(tiny_model, tiny_glue, tmp_path):
+    return ["--model", str(tiny_model), "--data", str(tiny_glue), "--out", str(tmp_path / "out"), "--epochs", "1",
+            "--tasks", "cola"]  # fmt: skip
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """The command in this process: call("table1", …) -> its exit status."""
+
+    def main(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sweep.py", *map(str, arguments)])
+        try:
+            sweep.main()
+        except SystemExit as error:
+            return error.code
+        return 0
+
+    return main
+
+
+def value(arguments, name):
+    return arguments[arguments.index(name) + 1] if name in arguments else None
+
+
+@pytest.fixture
+def pretend(monkeypatch, tmp_path):
+    """In place of a run: pretend(score) has every run score score(arguments) -> (last, best); -> the runs' arguments."""
+
+    def install(score):
+        ran = []
+
+        def run(script, folder, arguments):
+            ran.append(arguments)
+            last, best = score(arguments)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "args.json").write_text('{"args": {"lr": 0.125}}')
+            names = {"matthews": last, "accuracy": last, "loss": last}
+            result = {"last": names, "best": {"matthews": best, "accuracy": best}, "parameters": {"adapter": 7}}
+            result["test"] = {"BLEU": 0.5, "NIST": 3.25, "METEOR": None, "ROUGE-L": 0.75, "CIDEr": 1.5}
+            return result
+
+        monkeypatch.setattr(sweep, "run", run)
+        return ran
+
+    return install
+
+
+def test_table1_end_to_end(call, command, tmp_path, capsys):
+    """Would catch: a finished run that is done again, one failure that ends all, a table that says something else."""
+    command = ["table1", *command, "--methods", "hut:2", "fourierft", "--seeds", 1, "--lrs", "hut=0.001,0.01"]
+    command += ["fourierft=0.01,0.1"]
+    assert call(*command) == 1
+    out, printed = tmp_path / "out", capsys.readouterr().out
+    content = json.loads((out / "table.json").read_text())
+    hut, fourierft = content["cells"]
+    runs = out / "cola" / "hut-r2-qv"
+    tries = {
+        lr: json.loads((runs / f"try-lr{lr:g}" / "result.json").read_text())["last"]["matthews"] for lr in (0.001, 0.01)
+    }
+    assert {one["lr"]: one["score"] for one in hut["tries"]} == tries and hut["lr"] == max(tries, key=tries.get)
+    result = json.loads((runs / f"lr{hut['lr']:g}-seed0" / "result.json").read_text())
+    assert hut["mean"]["matthews"] == result["last"]["matthews"] and hut["parameters"] == 576
+    assert "576 coefficients" in fourierft["failed"] and not fourierft["runs"]  # the default n = 1000 is more than there are
+    assert content["complete"] and content["markdown"] in printed and "| failed |" in printed
+    assert "[1/6]" in printed and "to go" in printed
+    # again, with the last run cut before its last write: it goes on, and nothing else is done
+    before = {path: path.stat().st_mtime_ns for path in runs.glob("try-*/*")}
+    (runs / f"lr{hut['lr']:g}-seed0" / "result.json").unlink()
+    again = [*command[: command.index("fourierft")], *command[command.index("fourierft") + 1 : -1]]
+    assert call(*again) == 0
+    assert capsys.readouterr().out.count("finished before") == 2
+    assert before == {path: path.stat().st_mtime_ns for path in runs.glob("try-*/*")}
+    assert "goes on after epoch 1" in (runs / f"lr{hut['lr']:g}-seed0" / "log.txt").read_text()
+    content = json.loads((out / "table.json").read_text())
+    assert content["cells"] == [hut]
+    assert "was run with --epochs 1, not as now" in fails(capsys, call, *again, "--epochs", 2)
+
+
+def test_dev_chooses_nothing(call, command, pretend, tmp_path, tiny_glue):
+    """Would catch: a rate chosen by dev scores, or by the best epoch on them; a held-out part that is trained on."""
+    scores = {"0.001": (0.1, 0.9), "0.01": (0.3, 0.3), "0.1": (None, 1.0)}
+    ran = pretend(lambda a: scores[value(a, "--lr")] if value(a, "--dev-file") else (0.5, 0.8))
+    call("table1", *command, "--methods", "hut", "full", "--lrs", "0.001,0.01,0.1", "--seeds", 2, "--limit-train", 30)
+    tries, finals = ([a for a in ran if (value(a, "--dev-file") is None) == final] for final in (False, True))
+    assert len(tries) == 6 and [value(a, "--lr") for a in finals] == ["0.01"] * 4
+    assert [value(a, "--seed") for a in finals] == ["0", "1"] * 2 and {value(a, "--limit-train") for a in finals} == {"30"}
+    assert all(HELD in value(a, "--dev-file") and "part-of" in value(a, "--train-file") for a in tries)
+    entry = json.loads((tmp_path / "out" / "table.json").read_text())["cells"][0]
+    assert entry["mean"] == {"matthews": 0.5} and entry["std"] == {"matthews": 0.0}
+    part, held = (glue.read_split("cola", value(tries[0], f"--{n}-file"))[0] for n in ("train", "dev"))
+    assert sorted(part + held) == sorted(subset(glue.load("cola", tiny_glue)["train"], 30)) and 0 < len(held) <= 8
+    assert not {e.first for e in part} & {e.first for e in held}
+
+
+def test_paper_is_fixed_rates_and_the_best_epoch(call, command, pretend, tmp_path):
+    """Would catch: a search under --paper, a rate of ours for HUT, the last epoch under the name of the best."""
+    ran = pretend(lambda a: (0.5, 0.8))
+    assert call("table1", *command, "--methods", "hut", "lora", "--seeds", 1, "--paper") == 0
+    assert [value(a, "--lr") for a in ran] == [None, "0.0005"] and not any("--dev-file" in a for a in ran)
+    content = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert [c["mean"]["matthews"] for c in content["cells"]] == [0.8, 0.8] and content["cells"][0]["lr"] == 0.125
+    assert "best epoch on dev" in content["how"] and "80.0 | 70.5 ± 1.2 |" in content["markdown"]
+
+
+@pytest.mark.parametrize("task", [*glue.TASKS, "e2e"])
+def test_held_out_files_are_read_back_as_the_same_examples(tmp_path, task):
+    """Would catch: a task whose columns, labels or scores change on the way through a file."""
+    if task == "e2e":
+        examples = [e2e.Example(f"name : {n}", f"{n} is {w} .") for n in "ABC" for w in ("old", "red")]
+        path = tmp_path / "x.txt"
+    else:
+        spec, path = glue.TASKS[task], tmp_path / "x.tsv"
+        labels = range(len(spec.labels)) if spec.labels else (0.0, 3.2, 4.95)
+        second = "two's" if len(spec.texts) == 2 else None
+        examples = [glue.Example(f'a "quoted" text {y}', second, y) for y in labels]
+    path.write_text("".join(f"{line}\n" for line in sweep.lines_of(task, examples)))
+    assert (e2e.read(path) if task == "e2e" else glue.read_split(task, path)[0]) == examples
+
+
+def test_table3_searches_by_loss_and_without_the_test_set(call, pretend, tmp_path):
+    """Would catch: the largest loss chosen, a search that decodes the test set, one representation on both sides."""
+    folder = tmp_path / "e2e"
+    folder.mkdir()
+    rows = [f"name[{n}],{n} is {w} .\n" for n in "ABCDEFGH" for w in ("small", "old", "red")]
+    (folder / "trainset.csv").write_text("mr,ref\n" + "".join(rows))
+    ran = pretend(lambda a: (float(value(a, "--lr") or 0), 0))
+    arguments = ["--data", folder, "--methods", "frozen", "hut", "--seeds", 2, "--out", tmp_path / "out"]
+    assert call("table3", *arguments, "--", "--warmup", "0.06") == 0
+    content = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert [(c["method"], c["lr"], len(c["runs"])) for c in content["cells"]] == [("frozen", None, 1), ("hut", 0.001, 2)]
+    assert "| 50.0 ± 0.0 | 3.25 ± 0.00 | – | 75.0 ± 0.0 | 1.50 ± 0.00 |" in content["markdown"]
+    tries = [a for a in ran if "--dev-file" in a]
+    assert len(tries) == 3 and all(value(a, "--max-new-tokens") == "1" for a in tries)
+    assert all(value(a, "--warmup") == "0.06" for a in ran)
+    part, held = (e2e.read(value(tries[0], f"--{n}-file")) for n in ("train", "dev"))
+    assert len(part) == 18 and len(held) == 6 and not {e.context for e in part} & {e.context for e in held}
+
+
+def test_rows_of_tables_4_and_5(call, command, pretend, tmp_path):
+    """Would catch: other ranks than the paper's; a search of its own for every r, of which the rate does not depend."""
+    ran = pretend(lambda a: (0.5, 0.5))
+    call("table4", *command, "--seeds", 1)
+    assert [(value(a, "--targets"), value(a, "--r")) for a in ran if "--dev-file" not in a] == [
+        ("q", "16"), ("k", "16"), ("v", "16"), ("o", "16"), ("qk", "8"), ("qv", "8"), ("qkv", "4"), ("qkvo", "2"),
+    ]  # fmt: skip
+    ran.clear()
+    call("table5", *command, "--seeds", 1, "--out", tmp_path / "table5")
+    assert [value(a, "--r") for a in ran if "--dev-file" not in a] == ["1", "2", "4", "8", "64"] * 3
+    assert [(value(a, "--targets"), value(a, "--r")) for a in ran if "--dev-file" in a] == [
+        (letters, "8") for letters in ("v", "qv", "qkvo") for _ in range(3)
+    ]
+
+
+def test_rank_sets_the_spread_over_r_beside_that_over_seeds(call, command, pretend, tmp_path, capsys):
+    """Would catch: spreads of the wrong runs."""
+    pretend(lambda a: ({"1": 0.1, "8": 0.2 + 0.1 * int(value(a, "--seed")), "64": 0.5}[value(a, "--r")], 0))
+    call("rank", *command, "--ranks", 1, 8, 64, "--seeds", 3)
+    found = json.loads((tmp_path / "out" / "table.json").read_text())["spread"]["cola"]
+    assert found["r"]["scores"] == {"1": 0.1, "8": 0.2, "64": 0.5} and found["r"]["range"] == pytest.approx(0.4)
+    assert found["seeds"]["std"] == pytest.approx(0.1) and found["seeds"]["range"] == pytest.approx(0.2)
+    assert "| cola over seeds, r = 8 | 0: 20.0, 1: 30.0, 2: 40.0 | 10.0 | 20.0 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table9"], "invalid choice: 'table9'"),
+        (["table1", "--tasks", "colo"], "--tasks colo: unknown: table1 takes cola sst2"),
+        (["table3", "--tasks", "cola"], "--tasks cola: unknown: table3 takes e2e"),
+        (["table1", "--methods", "magic"], "--methods magic: expected METHOD or METHOD:R"),
+        (["table1", "--methods", "full:8"], "--methods full:8: expected"),
+        (["table1", "--methods", "hut:0"], "--methods hut:0: expected"),
+        (["table1", "--lrs", "x"], "--lrs x: 'x': expected a number above 0"),
+        (["table1", "--lrs", "hut=1e-3"], "same number of tries: full 3"),
+        (["table4", "--lrs", "lora=1e-3"], "'lora' is not among the methods: hut"),
+        (["table4", "--targets", "qkvou"], "--targets qkvou: table4 has 1 to 4 targets"),
+        (["table4", "--ranks", "1"], "--ranks: table4 has none to choose"),
+        (["rank", "--targets", "q", "v"], "one choice of targets"),
+        (["table1", "--paper", "--lrs", "1e-3"], "leave --lrs out"),
+        (["table1", "--paper", "--model", "mini"], "--paper: the bundled model"),
+        (["table1", "--seeds", "0"], "--seeds: '0': expected a whole number"),
+        (["table1", "--data", "nowhere"], "nowhere/SST-2/train.tsv: No such file"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(call, tmp_path, capsys, arguments, message):
+    """Would catch: a traceback, or hours of runs before the mistake is met."""
+    assert message in fails(capsys, call, *arguments, "--out", tmp_path / "out")
