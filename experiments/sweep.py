@@ -7,6 +7,7 @@ What stands after -- goes to the training script: python -m experiments.sweep ta
 
 import argparse
 import json
+import shlex
 import signal
 import statistics
 import subprocess
@@ -136,11 +137,10 @@ def arguments():
         if getattr(args, name) and table not in where:
             raise UserError(f"--{name}: {table} has none to choose")
     args.tasks = tuple(args.tasks or (("cola",) if mini and table != "table3" else TASKS[table]))
+    known = TASKS[table] if table == "table3" else glue.TASKS
     for task in args.tasks:
-        if task not in (glue.TASKS if table != "table3" else TASKS[table]):
-            raise UserError(
-                f"--tasks {task}: unknown: {table} takes {' '.join(glue.TASKS if table != 'table3' else ['e2e'])}"
-            )
+        if task not in known:
+            raise UserError(f"--tasks {task}: unknown: {table} takes {' '.join(known)}")
     if args.paper and mini:
         raise UserError("--paper: the bundled model and data have settings of their own: give --model and --data")
     if args.paper and args.lrs:
@@ -211,11 +211,11 @@ def hold_out(args, task):
     A tenth is held out, or 200 examples if that is more, but never above a quarter; always the same ones, and all
     examples of one text (E2E: one meaning representation) on the same side.
     """
+    mini = args.model == "mini" and not args.data
     if task == "e2e":
-        data = args.data or (MINI / "e2e" if args.model == "mini" else None)
-        examples = e2e.load(data, splits=("train",))["train"]
+        examples = e2e.load(MINI / "e2e" if mini else args.data, splits=("train",))["train"]
     else:
-        examples = glue.load(task, args.data or (MINI if args.model == "mini" else None))["train"]
+        examples = glue.load(task, MINI if mini else args.data)["train"]
     examples = subset(examples, args.limit_train)
     groups = {}
     for i, example in enumerate(examples):
@@ -291,8 +291,9 @@ def run(script, folder, arguments):
     """
     folder.mkdir(parents=True, exist_ok=True)
     recorded, result = folder / "command.json", folder / "result.json"
-    if recorded.exists() and (before := json.loads(recorded.read_text(encoding="utf-8"))) != arguments:
-        i = next((i for i, (a, b) in enumerate(zip(before, arguments, strict=False)) if a != b), 0)
+    before = json.loads(recorded.read_text(encoding="utf-8")) if recorded.exists() else arguments
+    if before != arguments and (folder / "args.json").exists():  # which a run that failed before it began does not have
+        i = next((i for i, (a, b) in enumerate(zip(before, arguments, strict=False)) if a != b), len(before))
         change = " ".join(before[max(i - 1, 0) : i + 1])
         raise UserError(f"{folder} was run with {change}, not as now: give the same arguments, or another --out")
     if not result.exists():
@@ -316,7 +317,7 @@ def run(script, folder, arguments):
 
 def searched_as(args, row):
     """The row whose search chooses `row`'s rate. Where rows differ in r alone they share one: r is no other function."""
-    return row._replace(r=anchor(args.ranks or RANKS)) if args.table in ("table5", "rank") else row
+    return row._replace(r=anchor(args.ranks or RANKS) if args.table in ("table5", "rank") else row.r, seeds=(0,))
 
 
 def common(args, names):
@@ -408,25 +409,22 @@ def markdown(header, rows):
     return "\n".join([f"| {' | '.join(header)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def how(args, sizes):
+def how(args, parts):
     """What the numbers are, in words."""
+    if args.paper:
+        rates = "--paper: fixed rates: HUT's are the paper's, the others' are ours, as the paper only quotes them"
+    elif parts:
+        sizes = ", ".join(f"{task}: {held:,} of {rest + held:,}" for task, (*_, rest, held) in parts.items())
+        tries = len(next(iter(args.lrs.values())))
+        rates = f"Each rate is the best of {tries} on a held-out part of the training set ({sizes}), at seed 0 and the last "
+        rates += "epoch; then all of the training set is trained on"
+    else:
+        rates = "One rate a method, not chosen"
     end = "the best epoch on dev, the set that it is scored on" if args.paper else "dev is scored at the last epoch"
     if args.table == "table3":
         end = "dev loss chooses the epoch, and the test set is scored with that"
-    over = f"Mean ± standard deviation (n − 1) over {args.seeds} seeds" if args.seeds > 1 else "One seed"
-    if args.paper:
-        rates = "--paper: fixed rates: HUT's are the paper's, the others' are ours, as the paper only quotes them"
-    elif sizes:
-        rates = (
-            f"Each rate is the best of {len(next(iter(args.lrs.values())))} by the last epoch at seed 0 on a held-out part "
-        )
-        rates += (
-            "of the training set (" + ", ".join(f"{t}: {s[3]:,} of {s[2] + s[3]:,}" for t, s in sizes.items()) + "); then "
-        )
-        rates += "all of the training set is trained on"
-    else:
-        rates = "One rate a method, not chosen"
-    return f"{rates}; {end}. {over}."
+    over = f"mean ± standard deviation (n − 1) over {args.seeds} seeds" if args.seeds > 1 else "one seed"
+    return f"{rates}; {end}; {over}.\n\n`python -m experiments.sweep {shlex.join(sys.argv[1:])}`"
 
 
 def table(args, cells, parts):
@@ -456,6 +454,8 @@ def notes(args, cells, with_paper):
     if not set(args.tasks) <= with_paper:
         without = ", ".join(t for t in args.tasks if t not in with_paper)
         found.append(f"No column for the paper on {without}: its scores of these rows were not at hand.")
+    rates = [f"{task} {row} {entry['lr']:g}" for (task, row), entry in cells.items() if entry["lr"]]
+    found += [f"Rates: {'; '.join(rates)}."] if rates else []
     for (task, row), entry in cells.items():
         where, lrs = f"{task}, {row}", [one["lr"] for one in entry["tries"]]
         found += [f"Failed: {where}: {entry['failed']}"] if "failed" in entry else []
@@ -469,33 +469,32 @@ def notes(args, cells, with_paper):
 
 
 def spread(args, cells):
-    """`rank`'s finding: {task: {"r": scores at seed 0, "seeds": scores at the r of all seeds}}, each with std and range."""
+    """`rank`'s finding: {task: {"r": … at seed 0, "seeds": … at one r}}, each {"scores", "std", "range"}."""
     found = {}
     for task in args.tasks:
         score, groups = GLUE_SCORES[task][0], {"r": {}, "seeds": {}}
-        for row in args.rows:
-            for one in cells.get((task, row), {"runs": []})["runs"]:
-                if one.get("scores", {}).get(score) is None:
-                    continue
-                if one["seed"] == 0:
-                    groups["r"][row.r] = one["scores"][score]
-                if row.r == anchor(args.ranks or RANKS):
-                    groups["seeds"][one["seed"]] = one["scores"][score]
-        found[task] = {}
-        for name, values in groups.items():
-            std = statistics.stdev(values.values()) if len(values) > 1 else None
-            width = max(values.values()) - min(values.values()) if values else None
-            found[task][name] = {"scores": values, "std": std, "range": width}
+        ran = [(row.r, one) for row in args.rows if (task, row) in cells for one in cells[task, row]["runs"]]
+        for r, one in ran:
+            if (value := one.get("scores", {}).get(score)) is None:
+                continue
+            if one["seed"] == 0:
+                groups["r"][r] = value
+            if r == anchor(args.ranks or RANKS):
+                groups["seeds"][one["seed"]] = value
+        found[task] = {name: {"scores": values, "std": None, "range": None} for name, values in groups.items()}
+        for group in found[task].values():
+            if len(values := group["scores"].values()) > 1:
+                group |= {"std": statistics.stdev(values), "range": max(values) - min(values)}
     return found
 
 
 def spread_table(args, found):
     rows = []
     for task, groups in found.items():
+        score = GLUE_SCORES[task][0]
         for name, fixed in (("r", "seed 0"), ("seeds", f"r = {anchor(args.ranks or RANKS)}")):
-            group, score = groups[name], GLUE_SCORES[task][0]
-            values = ", ".join(f"{key}: {number(score, value)}" for key, value in group["scores"].items())
-            widths = [number(score, group[key]) if group[key] is not None else "–" for key in ("std", "range")]
+            values = ", ".join(f"{key}: {number(score, value)}" for key, value in groups[name]["scores"].items())
+            widths = [number(score, groups[name][key]) if groups[name][key] is not None else "–" for key in ("std", "range")]
             rows.append([f"{task} over {name}, {fixed}", values, *widths])
     return markdown(["spread of the score", "scores", "std", "max − min"], rows)
 
@@ -526,10 +525,9 @@ def table_2():
 # ------------------------------------------------------------------------------------------------ main
 
 
-def save_table(args, cells, text, settings, **more):
+def save_table(args, text, **content):
     args.out.mkdir(parents=True, exist_ok=True)
-    content = {"table": args.table, "settings": settings, "environment": environment(), "cells": cells, **more}
-    write_json(args.out / "table.json", {**content, "markdown": text})
+    write_json(args.out / "table.json", {"table": args.table, **content, "markdown": text})
     write_text(args.out / "table.md", text + "\n")
 
 
@@ -537,10 +535,10 @@ def main():
     args = arguments()
     if args.table == "table2":
         cells, text = table_2()
-        save_table(args, cells, text, {})
+        save_table(args, text, cells=cells, environment=environment())
         return print(text)
     settings = {key: value for key, value in vars(args).items() if key not in ("rows", "out", "table")}
-    settings["rows"] = [str(row) for row in args.rows]
+    fixed = {"settings": settings | {"rows": [str(row) for row in args.rows]}, "environment": environment()}
     searching = any(len(rates) > 1 for rates in args.lrs.values())
     parts = {task: hold_out(args, task) for task in args.tasks} if searching else {}
     runs, cells = Runs(args), {}
@@ -548,14 +546,14 @@ def main():
     for task in args.tasks:
         for row in args.rows:
             cells[task, row] = cell(args, runs, task, row, parts.get(task))
-            text = table(args, cells, parts)
-            found = {"how": how(args, parts), "complete": len(cells) == len(args.tasks) * len(args.rows)}
+            text, found = table(args, cells, parts), {"how": how(args, parts)}
             if args.table == "rank":
                 found["spread"] = spread(args, cells)
                 text = f"{spread_table(args, found['spread'])}\n\n{text}"
-            save_table(args, [*cells.values()], text, settings, **found)
+            complete = len(cells) == len(args.tasks) * len(args.rows)
+            save_table(args, text, complete=complete, cells=[*cells.values()], **found, **fixed)
     print(f"\n{text}\n\n{args.out / 'table.json'}")
-    failed = any("failed" in one for entry in cells.values() for one in (entry, *entry["tries"], *entry["runs"]))
+    failed = any("failed" in one for entry in cells.values() for one in (entry, *entry["runs"]))
     sys.exit(1 if failed else 0)
 
 

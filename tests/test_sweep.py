@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import fails
 
-from data import e2e, glue
+from data import UserError, e2e, glue
 from data.batching import subset
 from experiments import sweep
 
@@ -174,7 +174,9 @@ def test_rank_sets_the_spread_over_r_beside_that_over_seeds(call, command, prete
     found = json.loads((tmp_path / "out" / "table.json").read_text())["spread"]["cola"]
     assert found["r"]["scores"] == {"1": 0.1, "8": 0.2, "64": 0.5} and found["r"]["range"] == pytest.approx(0.4)
     assert found["seeds"]["std"] == pytest.approx(0.1) and found["seeds"]["range"] == pytest.approx(0.2)
-    assert "| cola over seeds, r = 8 | 0: 20.0, 1: 30.0, 2: 40.0 | 10.0 | 20.0 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| cola over seeds, r = 8 | 0: 20.0, 1: 30.0, 2: 40.0 | 10.0 | 20.0 |" in printed
+    assert "[8/8]" in printed and "[9/" not in printed  # 3 tries, r 1 and 64 at seed 0, r 8 at three seeds
 
 
 @pytest.mark.parametrize(
@@ -201,3 +203,15 @@ def test_rank_sets_the_spread_over_r_beside_that_over_seeds(call, command, prete
 def test_bad_arguments_end_in_one_line(call, tmp_path, capsys, arguments, message):
     """Would catch: a traceback, or hours of runs before the mistake is met."""
     assert message in fails(capsys, call, *arguments, "--out", tmp_path / "out")
+
+
+def test_a_run_that_failed_before_it_began_may_be_given_other_arguments(tmp_path):
+    """Would catch: a mistyped --model that can only be mended with another --out; a reason that is not the script's."""
+    script = tmp_path / "fails.py"
+    script.write_text("import sys\nprint('first', file=sys.stderr)\nsys.exit('error: no such ' + sys.argv[1])\n")
+    for name in ("a", "b"):
+        with pytest.raises(sweep.Failed, match=f"^no such {name}$"):
+            sweep.run(script, tmp_path / "out", [name])
+    (tmp_path / "out" / "args.json").write_text("{}")
+    with pytest.raises(UserError, match="was run with b, not as now"):
+        sweep.run(script, tmp_path / "out", ["c"])
