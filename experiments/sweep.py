@@ -23,8 +23,8 @@ from data import UserError, e2e, glue
 from data.batching import subset
 from data.hub import MINI
 from experiments import flops
+from experiments.tables import PAPER_NOTES, PAPER_PARAMETERS, PAPER_SCORES, markdown
 from metrics import GLUE_SCORES
-from model import ROBERTA_LARGE
 from training import Parser, clock, environment, positive, run_as_script, whole, write_json, write_text
 
 ROOT = Path(__file__).parent.parent
@@ -60,29 +60,6 @@ TARGETS = {"table4": ["q", "k", "v", "o", "qk", "qv", "qkv", "qkvo"], "table5": 
 RANKS = (1, 2, 4, 8, 64)
 TABLE_4_R = {1: 16, 2: 8, 3: 4, 4: 2}  # by the number of targets
 E2E_SCORES = ("BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr")
-
-# The paper's numbers, as far as they are known here: (table, method, r, targets, task). With one, the table has a column.
-PAPER = {
-    ("table1", "hut", 8, "qv", "cola"): "70.5 ± 1.2",
-    ("table1", "houlsby", 8, None, "rte"): "91.5",
-    ("table1", "houlsby", 8, None, "stsb"): "72.9",
-    ("table4", "hut", 8, "qv", "cola"): "71.7",
-    ("table5", "hut", 8, "qv", "cola"): "71.7",
-}
-PAPER_PARAMETERS = {  # on its own models, RoBERTa-large and GPT-2 medium
-    "table1": {"full": "355.0M", "houlsby:64": "6.0M", "houlsby:8": "0.8M", "pfeiffer:64": "3.0M", "pfeiffer:16": "0.8M",
-               "lora:8": "0.8M", "vera:256": "0.061M", "fourierft:1000": "0.048M", "hut:8": "0.9M"},
-    "table3": {"houlsby:112": "11.09M", "lin:6": "0.37M", "lin:224": "11.09M", "lora:4": "0.35M", "vera:1024": "0.098M",
-               "top2": "25.19M", "prefix:7": "0.35M", "hut:4": "0.45M"},
-}  # fmt: skip
-OVER_R = "Over r at q and v, the paper's CoLA goes from 67.1 to 71.7 and its MRPC from 88.5 to 91.2"
-PAPER_NOTES = {
-    "table1": "Of the paper's houlsby r8, RTE 91.5 and STS-B 72.9 seem to have changed places.",
-    "table4": "The paper prints 0.8M for each row. Which targets stand for its 1, 2, 3 and 4 matrices is our choice.",
-    "table5": f"{OVER_R}.",
-    "rank": f"{OVER_R}; over seeds, its Table 1 has a standard deviation of 1.2 on CoLA. In exact arithmetic, under AdamW "
-    "and without clipping, r is a factor of epsilon and nothing else: tests/test_rank.py.",
-}
 
 
 class Row(NamedTuple):
@@ -405,11 +382,6 @@ def shown(entry, score):
     return number(score, entry["mean"][score]) + (f" ± {number(score, std)}" if std is not None else "") + part
 
 
-def markdown(header, rows):
-    rule = "|".join("---" if i == 0 else "---:" for i in range(len(header)))
-    return "\n".join([f"| {' | '.join(header)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)])
-
-
 def how(args, parts):
     """What the numbers are, in words."""
     if args.paper:
@@ -431,7 +403,7 @@ def how(args, parts):
 def table(args, cells, parts):
     """The Markdown of the cells that there are."""
     scores = [(t, s) for t in args.tasks for s in (E2E_SCORES if t == "e2e" else GLUE_SCORES[t][:1])]
-    numbers, parameters = {key[1:]: text for key, text in PAPER.items() if key[0] == args.table}, PAPER_PARAMETERS
+    numbers, parameters = {key[1:]: text for key, text in PAPER_SCORES.items() if key[0] == args.table}, PAPER_PARAMETERS
     with_paper = {t for t in args.tasks if any((*row[:3], t) in numbers for row in args.rows)}
     header = ["method", "parameters", *(["paper's"] if args.table in parameters else [])]
     header += [h for t, s in scores for h in (f"{t} {s}" if t != "e2e" else s, *(["paper"] if t in with_paper else []))]
@@ -455,18 +427,24 @@ def notes(args, cells, with_paper):
     if args.table != "rank" and not set(args.tasks) <= with_paper:
         without = ", ".join(t for t in args.tasks if t not in with_paper)
         found.append(f"No column for the paper on {without}: its scores of these rows were not at hand.")
-    rates = [f"{task} {row} {entry['lr']:g}" for (task, row), entry in cells.items() if entry["lr"]]
-    found += [f"Rates: {'; '.join(rates)}."] if rates else []
+    rates = [f"{task} {row} {entry['lr']:g}{'*' * at_the_end(entry)}" for (task, row), entry in cells.items() if entry["lr"]]
+    found += [f"Rates (*: at the end of the list of those tried): {'; '.join(rates)}."] if rates else []
+    single = []
     for (task, row), entry in cells.items():
-        where, lrs = f"{task}, {row}", [one["lr"] for one in entry["tries"]]
+        seeds = [str(one["seed"]) for one in entry["runs"] if one.get("scores", {}).get("single_class")]
+        single += [f"{task} {row} (seed {', '.join(seeds)})"] if seeds else []
+    found += [f"Predicts a single class: {'; '.join(single)}."] if single else []
+    for (task, row), entry in cells.items():
+        where = f"{task}, {row}"
         found += [f"Failed: {where}: {entry['failed']}"] if "failed" in entry else []
         found += [f"Failed: {where}, seed {one['seed']}: {one['failed']}" for one in entry["runs"] if "failed" in one]
         found += [f"Failed: {where}, try of lr {one['lr']:g}: {one['failed']}" for one in entry["tries"] if "failed" in one]
-        single = [one["seed"] for one in entry["runs"] if one.get("scores", {}).get("single_class")]
-        found += [f"Predicts a single class: {where}, seeds {single}"] if single else []
-        if len(lrs) > 2 and entry["lr"] in (lrs[0], lrs[-1]):
-            found.append(f"The best rate is at the end of its list: {where}, lr {entry['lr']:g}")
     return found
+
+
+def at_the_end(entry):
+    """Whether a better rate may lie beyond those that were tried."""
+    return len(entry["tries"]) > 2 and entry["lr"] in (entry["tries"][0]["lr"], entry["tries"][-1]["lr"])
 
 
 def spread(args, cells):
@@ -500,29 +478,6 @@ def spread_table(args, found):
     return markdown(["spread of the score", "scores", "std", "max − min"], rows)
 
 
-def table_2():
-    """Table 2's rows: the paper's GFLOPs, building the weights, running without building them, and a training step."""
-    d, layers, tokens = ROBERTA_LARGE.hidden_size, ROBERTA_LARGE.num_hidden_layers, 128
-    cells = []
-    paper = {("hut", 8): 0.20, ("lora", 8): 0.86, ("houlsby", 64): 1.61, ("houlsby", 8): 0.41}
-    for (method, r), printed in (paper | {("pfeiffer", 64): 2.40, ("pfeiffer", 16): 1.80}).items():
-        if method in flops.BUILDING:
-            built, unbuilt = flops.building(method, d, d, r), tokens * flops.per_token(method, d, d, r)
-            built, unbuilt = 2 * layers * built / 1e9, 2 * layers * unbuilt / 1e9
-        else:
-            built, unbuilt = None, flops.adapters(method, d, r, layers, tokens) / 1e9
-        step = flops.training_step(method, r, ROBERTA_LARGE, 1, tokens) / 1e9
-        cells.append({"method": method, "r": r, "paper": printed, "building": built, "unbuilt": unbuilt, "step": step})
-    header = ["RoBERTa-large, GFLOPs", "paper", "building the weights", f"{tokens} tokens, nothing built", "training step"]
-    rows = [[f"{c['method']} r{c['r']}", f"{c['paper']:.2f}", "–" if c["building"] is None else f"{c['building']:.4f}",
-             f"{c['unbuilt']:.4f}", f"{c['step']:.1f}"] for c in cells]  # fmt: skip
-    note = "The paper's figures for HUT and LoRA are those of building the weights, whatever the number of tokens; its four "
-    note += (
-        f"for adapters follow no single formula. Training step: 1 × {tokens} tokens, matrix products and attention alone."
-    )
-    return cells, f"{markdown(header, rows)}\n\n{note}"
-
-
 # ------------------------------------------------------------------------------------------------ main
 
 
@@ -535,8 +490,10 @@ def save_table(args, text, **content):
 def main():
     args = arguments()
     if args.table == "table2":
-        cells, text = table_2()
-        save_table(args, text, cells=cells, environment=environment())
+        cells, text = flops.table_2()
+        steps, step_text = flops.step_table()
+        text = f"{text}\n\n{step_text}"
+        save_table(args, text, cells=cells, steps=steps, environment=environment())
         return print(text)
     settings = {key: value for key, value in vars(args).items() if key not in ("rows", "out", "table")}
     fixed = {"settings": settings | {"rows": [str(row) for row in args.rows]}, "environment": environment()}
