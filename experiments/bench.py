@@ -1,6 +1,7 @@
 """What HUT costs, measured side by side.
 
     python -m experiments.bench glue [--cola DIR --model DIR]     a training step of RoBERTa; an epoch of CoLA
+    python -m experiments.bench methods                           every method: a training step, in use, merged, saved
     python -m experiments.bench e2e                               a training step of GPT-2
     python -m experiments.bench generate                          decoding, beside transformers.generate
 
@@ -12,6 +13,7 @@ its own. Compare figures of one run only.
 import argparse
 import dataclasses
 import importlib.util
+import io
 import statistics
 import subprocess
 import sys
@@ -22,11 +24,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import baselines
 from data import glue
 from data.batching import pad, padding_share, shuffled_batches
 from data.hub import load_tokenizer
 from experiments.generate_bench import generate_table
-from hut import HUTLinear, apply_hut
+from experiments.tables import markdown
+from hut import HUTLinear, apply_hut, merge_hut
 from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, RobertaClassifier
 from training import autocast, peak_memory, pick_device, run_as_script
 
@@ -54,19 +58,6 @@ class LiteralHUT(HUTLinear):
         return self.gamma * (x @ W_new.to(x.dtype)) + self.bias + self.beta
 
 
-class PlainLoRA(nn.Module):
-    """x W_0 + b + (alpha / r) x A B (Hu et al., 2021), without dropout."""
-
-    def __init__(self, linear, r):
-        super().__init__()
-        self.linear, self.scale = linear, 2.0  # alpha = 2 r
-        self.A = nn.Parameter(torch.randn(r, linear.in_features, device=linear.weight.device) / r)
-        self.B = nn.Parameter(torch.zeros(linear.out_features, r, device=linear.weight.device))
-
-    def forward(self, x):
-        return self.linear(x) + F.linear(F.linear(x, self.A), self.B) * self.scale
-
-
 def put_in(model, make, r):
     """Freezes `model` and puts make(linear, r) in place of every q and v."""
     model.requires_grad_(False)
@@ -76,13 +67,20 @@ def put_in(model, make, r):
     return model
 
 
+def baseline(method):
+    """Puts a method of baselines.py in, at the size that the tables have; LoRA at HUT's r."""
+    return lambda model, r: baselines.apply(model, method, r if method == "lora" else baselines.ROBERTA_R.get(method))
+
+
 VARIANTS = {
     "betas": ("(a) betas only, the floor", lambda model, r: put_in(model, BetaLinear, r)),
     "hut": ("(b) HUT", apply_hut),
     "literal": ("(c) HUT, eq. 8 literally", lambda model, r: put_in(model, LiteralHUT.from_linear, r)),
-    "lora": ("(d) LoRA, plain", lambda model, r: put_in(model, PlainLoRA, r)),
-    "full": ("(e) full fine-tuning", lambda model, r: model.requires_grad_(True)),
+    "lora": ("(d) LoRA, plain", baseline("lora")),
+    "full": ("(e) full fine-tuning", baseline("full")),
 }
+METHODS = {"head": lambda model, r: model.requires_grad_(False), "hut": apply_hut}
+METHODS |= {method: baseline(method) for method in baselines.METHODS}
 
 
 def peft_lora(model, r):
@@ -104,6 +102,10 @@ def peft_lora(model, r):
     return get_peft_model(theirs, settings).to(next(model.parameters()).device)
 
 
+def adapt(model, name, r):
+    return VARIANTS[name][1](model, r) if name in VARIANTS else METHODS[name](model, r)
+
+
 # ------------------------------------------------------------------------------------------------ measuring
 
 
@@ -112,9 +114,9 @@ class Step:
 
     def __init__(self, args, name, sizes, device, dtype):
         torch.manual_seed(0)
-        self.device, self.dtype, self.theirs, self.roberta = device, dtype, name == "peft", args.what == "glue"
+        self.device, self.dtype, self.theirs, self.roberta = device, dtype, name == "peft", args.what != "e2e"
         model = (RobertaClassifier if self.roberta else GPT2)(sizes).to(device)
-        self.model = peft_lora(model, args.r) if self.theirs else VARIANTS[name][1](model, args.r)
+        self.model = peft_lora(model, args.r) if self.theirs else adapt(model, name, args.r)
         if self.roberta and not self.theirs:  # peft does so by itself
             self.model.classifier.requires_grad_(True)
         self.model.train()
@@ -133,12 +135,21 @@ class Step:
         self.optimizer.zero_grad()
 
     def seconds(self, steps):
-        synchronise(self.device)
-        started = time.perf_counter()
-        for _ in range(steps):
-            self()
-        synchronise(self.device)
-        return (time.perf_counter() - started) / steps
+        return seconds(self, steps, self.device)
+
+    def use(self, model):
+        """A forward pass of the same batch through `model`, as in use."""
+        with torch.no_grad(), autocast(self.device, self.dtype):
+            model(self.ids)
+
+
+def seconds(call, times, device):
+    synchronise(device)
+    started = time.perf_counter()
+    for _ in range(times):
+        call()
+    synchronise(device)
+    return (time.perf_counter() - started) / times
 
 
 def synchronise(device):
@@ -175,7 +186,7 @@ def step_table(args, sizes, device, dtype):
         transformers.logging.disable_progress_bar()
         names.append("peft")
     print(
-        f"A training step of {'RoBERTa' if args.what == 'glue' else 'GPT-2'}, {args.layers} layers × {args.width}, batch "
+        f"A training step of {'GPT-2' if args.what == 'e2e' else 'RoBERTa'}, {args.layers} layers × {args.width}, batch "
         f"{args.batch_size} × {args.length} tokens, r = {args.r}, {str(dtype)[6:]}, {machine(device)}; "
         f"median of {args.rounds} rounds\n"
     )
@@ -191,6 +202,36 @@ def step_table(args, sizes, device, dtype):
         print(f"| {title} | {ms:.1f} | {to_floor:.3f} | {to_hut:.3f} | {memory(name)} |")
     if "peft" not in names:
         print("\n(f) peft's LoRA: not run (needs transformers and peft)")
+
+
+def methods_table(args, sizes, device, dtype):
+    """Every method that an encoder takes: training, use before and after merging, and what is saved."""
+    print(
+        f"RoBERTa, {args.layers} layers × {args.width}, batch {args.batch_size} × {args.length} tokens, {str(dtype)[6:]}, "
+        f"{machine(device)}; median of {args.rounds} rounds. In use: ratio to the untouched model\n"
+    )
+    steps = {name: Step(args, name, sizes, device, dtype) for name in METHODS}
+    training = in_turn({name: lambda step=step: step.seconds(args.steps) for name, step in steps.items()}, args.rounds)
+    header = ["", "ms a step", "of full", "peak memory, MiB", "in use", "merged, in use", "adapter, bytes"]
+    rows = []
+    for name in METHODS:
+        step = steps.pop(name)
+        models = {"base": Step(args, "head", sizes, device, dtype).model.eval(), "adapted": step.model.eval()}
+        if name != "head" and name not in baselines.UNMERGED:
+            models["merged"] = (merge_hut if name == "hut" else baselines.merge)(step.model).eval()
+        timers = {
+            key: lambda model=model, step=step: seconds(lambda: step.use(model), args.steps, device)
+            for key, model in models.items()
+        }
+        use = in_turn(timers, args.rounds)
+        file = io.BytesIO()
+        torch.save({n: p.data for n, p in step.model.named_parameters() if p.requires_grad and "classifier" not in n}, file)
+        rows.append([
+            name, f"{1000 * statistics.median(training[name]):.1f}", f"{ratio(training, name, 'full'):.3f}", memory(name),
+            f"{ratio(use, 'adapted', 'base'):.3f}", f"{ratio(use, 'merged', 'base'):.3f}" if "merged" in use else "–",
+            f"{file.tell():,}" if name != "head" else "–",
+        ])  # fmt: skip
+    print(markdown(header, rows))
 
 
 def memory(name):
@@ -244,12 +285,12 @@ def cola_table(args, device, dtype):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("glue", "e2e", "generate"))
+    parser.add_argument("what", choices=("glue", "methods", "e2e", "generate"))
     parser.add_argument("--layers", type=int, help="(default: 4; on a GPU the paper's model's)")
     parser.add_argument("--width", type=int, help="(default: 768; on a GPU the paper's model's)")
-    parser.add_argument("--r", type=int, help="(default: the paper's, 8 for glue and 4 for e2e)")
-    parser.add_argument("--batch-size", type=int, help="(default: 16 for glue, 4 for e2e)")
-    parser.add_argument("--length", type=int, help="tokens a row (default: 32 for glue, 64 for e2e)")
+    parser.add_argument("--r", type=int, help="(default: the paper's, 8, for e2e 4)")
+    parser.add_argument("--batch-size", type=int, help="(default: 16, for e2e 4)")
+    parser.add_argument("--length", type=int, help="tokens a row (default: 32, for e2e 64)")
     parser.add_argument("--rounds", type=int, default=9, help="(default: 9)")
     parser.add_argument("--steps", type=int, default=3, help="steps of each variant a round (default: 3)")
     parser.add_argument("--cola", metavar="DIR", help="GLUE folder: adds the table of an epoch of CoLA, with --model")
@@ -262,7 +303,7 @@ def main():
     if args.what == "generate":
         generate_table(args.rounds, device)
         return
-    glue_step = args.what == "glue"
+    glue_step = args.what != "e2e"
     for name, value in zip(("r", "batch_size", "length"), (8, 16, 32) if glue_step else (4, 4, 64), strict=True):
         setattr(args, name, getattr(args, name) or value)
     paper = (24, 1024) if device.type == "cuda" else (4, 768)
@@ -275,6 +316,9 @@ def main():
     if args.memory_of:
         Step(args, args.memory_of, sizes, device, dtype).seconds(3)
         print(round(peak_memory(device) / 2**20))
+        return
+    if args.what == "methods":
+        methods_table(args, sizes, device, dtype)
         return
     step_table(args, sizes, device, dtype)
     if args.cola:

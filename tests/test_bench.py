@@ -5,7 +5,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from experiments.bench import VARIANTS, Step
+from experiments.bench import METHODS, VARIANTS, Step, methods_table
 from model import GPT2Config, RobertaConfig
 
 SIZES = {
@@ -27,3 +27,15 @@ def test_variants_start_as_the_same_function_and_take_a_step(what, name):
     if name != "full":
         trained = sum(p.numel() for n, p in step.model.named_parameters() if p.requires_grad and "classifier" not in n)
         assert trained == TRAINED[name]
+
+
+def test_methods_table_has_a_row_for_every_method(capsys, monkeypatch):
+    """Would catch: a method that the bench leaves out, times under another's name, or calls merged where it does not merge."""
+    monkeypatch.setattr("experiments.bench.memory", lambda name: f"memory of {name}")
+    sizes = RobertaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+    args = Namespace(what="methods", r=3, batch_size=2, length=8, layers=2, width=32, rounds=1, steps=1)
+    methods_table(args, sizes, torch.device("cpu"), torch.float32)
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "memory of" in line]
+    assert [row[0].strip() for row in rows] == list(METHODS)
+    assert [row[3].strip() for row in rows] == [f"memory of {name}" for name in METHODS]
+    assert {row[0].strip() for row in rows if row[5].strip() == "–"} == {"head", "houlsby", "pfeiffer", "lin", "prefix"}
