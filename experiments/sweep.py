@@ -307,7 +307,10 @@ SEARCH = ("model", "data", "epochs", "batch-size", "max-len", "device", "dtype")
 
 
 def choose(args, runs, task, row, parts):
-    """(rate, tries): the rate that is best on the held-out part after the last epoch, at seed 0; the lower one on a tie."""
+    """(rate, tries): the rate that is best on the held-out part after the last epoch, at seed 0.
+
+    On a tie, as between runs that predict a single class, the one with the lower training loss.
+    """
     rates = args.lrs.get(row.method, (None,))
     if len(rates) == 1:
         return rates[0], []
@@ -315,15 +318,17 @@ def choose(args, runs, task, row, parts):
     more = ["--task", task] if task != "e2e" else ["--beam-size", 1, "--max-new-tokens", 1]  # the test set is not decoded
     more += ["--seed", 0, "--train-file", parts[0], "--dev-file", parts[1]]
     for lr in rates:
-        what = f"{task} {row} lr {lr:g}, held-out part"
+        folder, what = args.out / task / str(row) / f"try-lr{lr:g}", f"{task} {row} lr {lr:g}, held-out part"
+        settings = [*row.arguments(), *common(args, SEARCH), *rate(task, row, lr), *more]
         try:
-            last = runs(args.out / task / str(row) / f"try-lr{lr:g}", [*row.arguments(), *common(args, SEARCH),
-                        *rate(task, row, lr), *more], what)["last"]  # fmt: skip
-            tries.append({"lr": lr, "score": -last["loss"] if task == "e2e" else last[GLUE_SCORES[task][0]]})
+            last = runs(folder, settings, what)["last"]
+            epochs = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            score = -last["loss"] if task == "e2e" else last[GLUE_SCORES[task][0]]
+            tries.append({"lr": lr, "score": score, "train_loss": json.loads(epochs[-1])["train_loss"]})
         except Failed as error:
             tries.append({"lr": lr, "failed": str(error)})
     scored = [one for one in tries if one.get("score") is not None]
-    return (max(scored, key=lambda one: one["score"])["lr"] if scored else None), tries
+    return (max(scored, key=lambda one: (one["score"], -one["train_loss"]))["lr"] if scored else None), tries
 
 
 def rate(task, row, lr):

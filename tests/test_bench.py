@@ -30,7 +30,7 @@ def test_variants_start_as_the_same_function_and_take_a_step(what, name):
 
 
 def test_methods_table_has_a_row_for_every_method(capsys, monkeypatch):
-    """Would catch: a method that the bench leaves out, times under another's name, or calls merged where it does not merge."""
+    """Would catch: a method that is left out, timed under another's name, or called merged where it does not merge."""
     monkeypatch.setattr("experiments.bench.memory", lambda name: f"memory of {name}")
     sizes = RobertaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
     args = Namespace(what="methods", r=3, batch_size=2, length=8, layers=2, width=32, rounds=1, steps=1)

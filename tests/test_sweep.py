@@ -50,6 +50,8 @@ def pretend(monkeypatch, tmp_path):
             last, best = score(arguments)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "args.json").write_text('{"args": {"lr": 0.125}}')
+            loss = abs(0.02 - float(value(arguments, "--lr") or 0))
+            (folder / "metrics.jsonl").write_text(json.dumps({"train_loss": loss}))
             names = {"matthews": last, "accuracy": last, "loss": last}
             result = {"last": names, "best": {"matthews": best, "accuracy": best}, "parameters": {"adapter": 7}}
             result["test"] = {"BLEU": 0.5, "NIST": 3.25, "METEOR": None, "ROUGE-L": 0.75, "CIDEr": 1.5}
@@ -106,6 +108,13 @@ def test_dev_chooses_nothing(call, command, pretend, tmp_path, tiny_glue):
     part, held = (glue.read_split("cola", value(tries[0], f"--{n}-file"))[0] for n in ("train", "dev"))
     assert sorted(part + held) == sorted(subset(glue.load("cola", tiny_glue)["train"], 30)) and 0 < len(held) <= 8
     assert not {e.first for e in part} & {e.first for e in held}
+
+
+def test_a_tie_goes_to_the_lower_training_loss(call, command, pretend, tmp_path):
+    """Would catch: of rates that all predict one class, the one that has learned least."""
+    pretend(lambda a: (0.0, 0.0))
+    call("table1", *command, "--methods", "hut", "--lrs", "0.001,0.015,0.1", "--seeds", 1)
+    assert json.loads((tmp_path / "out" / "table.json").read_text())["cells"][0]["lr"] == 0.015
 
 
 def test_paper_is_fixed_rates_and_the_best_epoch(call, command, pretend, tmp_path):
