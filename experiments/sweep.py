@@ -6,6 +6,7 @@ What stands after -- goes to the training script: python -m experiments.sweep ta
 """
 
 import argparse
+import fcntl
 import json
 import shlex
 import signal
@@ -44,6 +45,7 @@ LRS = {
     "vera": (2e-3, 1e-2, 5e-2),
     "fourierft": (1e-2, 5e-2, 2e-1),  # its authors: 0.04 to 0.08 on RoBERTa-large, and a rate of its own for the head
 }
+MINI_FACTOR = 5  # the bundled models are small, and take larger rates
 HEAD_LR = {"fourierft": 5e-3}  # its authors: 0.001 to 0.011; every other method's head has the method's rate
 
 TASKS = {"table1": ("sst2", "mrpc", "cola", "qnli", "rte", "stsb"), "rank": ("cola",)}
@@ -164,7 +166,8 @@ def learning_rates(args):
     methods = dict.fromkeys(row.method for row in args.rows if row.method != "frozen")
     if args.paper:
         return {method: (None if method == "hut" else LRS[method][1],) for method in methods}
-    chosen = {method: LRS[method] for method in methods}
+    factor = MINI_FACTOR if args.model == "mini" else 1
+    chosen = {method: tuple(factor * lr for lr in LRS[method]) for method in methods}
     for text in args.lrs or ():
         method, separator, rates = text.rpartition("=")
         try:
@@ -487,19 +490,37 @@ def spread_table(args, found):
 
 
 def save_table(args, text, **content):
-    args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "table.json", {"table": args.table, **content, "markdown": text})
     write_text(args.out / "table.md", text + "\n")
 
 
+def alone_in(folder):
+    """A lock on `folder`, held as long as what is returned lives. Raises UserError if another sweep has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"{folder}: another sweep is at work there: wait for its end, or give another --out") from None
+    return lock
+
+
 def main():
     args = arguments()
-    if args.table == "table2":
-        cells, text = flops.table_2()
-        steps, step_text = flops.step_table()
-        text = f"{text}\n\n{step_text}"
-        save_table(args, text, cells=cells, steps=steps, environment=environment())
-        return print(text)
+    with alone_in(args.out):
+        if args.table == "table2":
+            cells, text = flops.table_2()
+            steps, step_text = flops.step_table()
+            text, failed = f"{text}\n\n{step_text}", False
+            save_table(args, text, cells=cells, steps=steps, environment=environment())
+        else:
+            text, failed = fill(args)
+    print(f"\n{text}\n\n{args.out / 'table.json'}")
+    sys.exit(1 if failed else 0)
+
+
+def fill(args):
+    """Runs what is to be run, and saves the table after each cell; -> its Markdown, and whether anything failed."""
     settings = {key: value for key, value in vars(args).items() if key not in ("rows", "out", "table")}
     fixed = {"settings": settings | {"rows": [str(row) for row in args.rows]}, "environment": environment()}
     searching = any(len(rates) > 1 for rates in args.lrs.values())
@@ -515,9 +536,7 @@ def main():
                 text = f"{spread_table(args, found['spread'])}\n\n{text}"
             complete = len(cells) == len(args.tasks) * len(args.rows)
             save_table(args, text, complete=complete, cells=[*cells.values()], **found, **fixed)
-    print(f"\n{text}\n\n{args.out / 'table.json'}")
-    failed = any("failed" in one for entry in cells.values() for one in (entry, *entry["runs"]))
-    sys.exit(1 if failed else 0)
+    return text, any("failed" in one for entry in cells.values() for one in (entry, *entry["runs"]))
 
 
 def stop(number, frame):

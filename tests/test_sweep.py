@@ -214,6 +214,15 @@ def test_bad_arguments_end_in_one_line(call, tmp_path, capsys, arguments, messag
     assert message in fails(capsys, call, *arguments, "--out", tmp_path / "out")
 
 
+def test_two_sweeps_do_not_share_a_folder(call, command, pretend, tmp_path, capsys):
+    """Would catch: two at work on the same run folder, each writing over the other's files."""
+    ran = pretend(lambda a: (0.5, 0.5))
+    lock = sweep.alone_in(tmp_path / "out")
+    assert "another sweep is at work there" in fails(capsys, call, "table1", *command) and not ran
+    lock.close()
+    assert call("table1", *command, "--methods", "hut", "--lrs", "1e-3", "--seeds", 1) == 0
+
+
 def test_a_run_that_failed_before_it_began_may_be_given_other_arguments(tmp_path):
     """Would catch: a mistyped --model that can only be mended with another --out; a reason that is not the script's."""
     script = tmp_path / "fails.py"
