@@ -54,7 +54,10 @@ def training_step(method, r, config, batch_size, length, device="meta"):
     """
     with torch.device(device):
         model = RobertaClassifier(config)
-        apply_hut(model, r) if method == "hut" else baselines.apply(model, method, r)
+        if method == "head":
+            model.requires_grad_(False)
+        else:
+            apply_hut(model, r) if method == "hut" else baselines.apply(model, method, r)
         model.classifier.requires_grad_(True)
         ids = torch.full((batch_size, length), 5)
         with FlopCounterMode(display=False) as counter:
