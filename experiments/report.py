@@ -302,8 +302,8 @@ def figure_3(content):
             {name: flops.training_step(*size, config, 1, tokens) for name, size in sizes.items()},
             "GFLOPs of a training step",
             f"Score against a whole training step.</b> Matrix products and attention of 1 × {tokens} tokens, forward and "
-            "backward, as torch counts them. See how close together all methods are that keep the model frozen: what they "
-            "add is small beside the model, and most of what they save is the weights' own gradients.",
+            "backward, as torch counts them. Elementwise work, as HUT's scalings, it does not see. Left of full lies what "
+            "is saved by leaving out the weights' own gradients; the differences among the rest are what each method adds.",
         ),
     )
     for counts, what, caption in ways:
@@ -352,10 +352,10 @@ def r_finding(content):
         drawings.append(strips(task, groups, {"r": "at seed 0", "seeds": f"at {fixed_r}"}))
         over_r, over_seeds = groups["r"]["range"], groups["seeds"]["range"]
         if over_r is not None and over_seeds is not None:
-            more = "no more than" if over_r <= over_seeds else "more than"
+            more, n_r, n_seeds = "no more" if over_r <= over_seeds else "more", *(len(groups[k]["scores"]) for k in groups)
             said.append(
-                f"On {escape(task)}, r moves the score by {100 * over_r:.1f} ({len(groups['r']['scores'])} values of r), "
-                f"the seed by {100 * over_seeds:.1f} ({len(groups['seeds']['scores'])} seeds): r moves it {more} the seed does."
+                f"On {escape(task)}, r moves the score by {100 * over_r:.1f} ({n_r} values of r), the seed "
+                f"by {100 * over_seeds:.1f} ({n_seeds} seeds): r moves it {more} than the seed does."
             )
     caption = "<b>The same axis for both: a dot a run, the bar from the lowest to the highest.</b> " + " ".join(said)
     return [figure(drawings, caption)] if drawings else []
@@ -451,10 +451,10 @@ def table_section(number, folder, content, runs, root):
         TITLES.get(content["table"], content["table"]),
         inside,
         "; ".join(state),
-        *(drawn + tables if content["table"] == "rank" else tables + drawn),
+        *(drawn + tables + paragraphs[:1] if "spread" in content else tables + paragraphs[:1] + drawn),
         "".join(f'<p class="bad">Incomplete: {escape(text)}</p>' for text in unfinished),
         details("Learning curves", "".join(learning_curves(groups)), first),
-        details(f"How it was run, and notes{f' ({told} to mind)' if told else ''}", "".join(paragraphs)),
+        details(f"The command, and notes{f' ({told} to mind)' if told else ''}", "".join(paragraphs[1:])),
         details("Settings and versions", settings(used, content.get("environment") or {})),
     )
 
@@ -525,13 +525,14 @@ code { font: .85em ui-monospace, monospace; overflow-wrap: anywhere }
 th { font-weight: 600; text-align: left; vertical-align: bottom; border-bottom: 1.5px solid var(--ink) }
 th, td { padding: .3rem .9rem .3rem 0 } td { border-bottom: 1px solid var(--faint); vertical-align: top }
 th + th, td + td { padding-left: .6rem } td:not(.n) { overflow-wrap: anywhere } .n { text-align: right; white-space: nowrap }
-.std { display: inline-block; min-width: 3.6em; color: var(--mute) }
+.std { display: inline-block; min-width: 4.4em; color: var(--mute) }
 figure { margin: 1.6rem 0 } figcaption { font-size: .9rem; color: var(--mute); max-width: 46rem; margin-top: .5rem }
 figcaption b { color: var(--ink) } .drawings { display: flex; flex-wrap: wrap; gap: 1rem 1.25rem }
 svg { display: block; width: 100%; height: auto; overflow: visible } svg text { font-size: 11px; fill: var(--ink) }
 svg .mute { fill: var(--mute) } svg .name { font-weight: 600; font-size: 12px }
 svg .label { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; stroke-linejoin: round }
-.hut { --own: var(--hut) } .other { --own: var(--other) } b { color: var(--own) } text.hut { font-weight: 700 } svg text.label { fill: var(--own) }
+.hut { --own: var(--hut) } .other { --own: var(--other) } b { color: var(--own, inherit) }
+text.hut { font-weight: 700 } svg text.label { fill: var(--own) }
 polyline { fill: none } .rule { stroke: var(--faint) } .ghost { stroke: var(--ghost) } .leader { stroke: var(--ghost) }
 .curve { stroke: var(--own); stroke-width: 2 } .bar { stroke: var(--own); opacity: .35; stroke-width: 1.5 }
 .range { stroke: var(--own); stroke-width: 9; opacity: .22; stroke-linecap: round }
