@@ -377,7 +377,9 @@ def html_table(header, rows, left=1):
 
     head = "".join(f'<th class="{"" if i < left else "n"}">{escape(name)}</th>' for i, name in enumerate(header))
     body = "".join(f"<tr>{''.join(cell(i, value) for i, value in enumerate(row))}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="scroll"><table class="words{left}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def from_markdown(text):
@@ -400,15 +402,12 @@ def details(summary, content, is_open=False):
 def settings(runs, environment):
     """What the runs' args.json say: an argument a line, all its values; those that none was given are left out."""
     found = {}
-    for run in runs:
-        environment = run.environment or environment
-        versions = environment.get("versions", {}) | {k: environment.get(k) for k in ("device", "threads", "git")}
-        for key, value in (run.args | versions).items():
-            found.setdefault(key.replace("_", "-"), {})[json.dumps(value, ensure_ascii=False).strip('"')] = value
-    if not runs:
-        versions = environment.get("versions", {}) | {k: environment.get(k) for k in ("device", "threads", "git")}
-        found = {key: {str(value): value} for key, value in versions.items()}
-    rows = [[key, ", ".join(values)] for key, values in found.items() if set(values.values()) != {None}]
+    for arguments, made in [(run.args, run.environment) for run in runs] or [({}, environment)]:
+        versions = made.get("versions", {}) | {key: made.get(key) for key in ("device", "threads", "git")}
+        for key, value in (arguments | versions).items():
+            if value is not None:
+                found.setdefault(key.replace("_", "-"), []).append(str(value))
+    rows = [[key, ", ".join(dict.fromkeys(values))] for key, values in found.items()]
     return html_table(["", "value, or all the values"], rows, left=2) if rows else ""
 
 
@@ -511,7 +510,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --paper: #15181b; --ink: #e6e6e1; --mute: #98a1a8; --faint: #2b3034;
   --ghost: #474e54; --hut: #f0954a; --other: #63b5e8; --bad: #ff8a94; --good: #6fcf9f } }
 * { box-sizing: border-box }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 5rem; max-width: 62rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; padding: 2.5rem 1.25rem 5rem; max-width: 65rem; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, sans-serif; font-variant-numeric: tabular-nums }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; letter-spacing: -.015em }
 h2 { font-size: 1.3rem; margin: 0; letter-spacing: -.01em }
@@ -524,7 +523,8 @@ code { font: .85em ui-monospace, monospace; overflow-wrap: anywhere }
 .scroll { overflow-x: auto; margin: 1rem 0 } table { border-collapse: collapse; font-size: .9rem }
 th { font-weight: 600; text-align: left; vertical-align: bottom; border-bottom: 1.5px solid var(--ink) }
 th, td { padding: .3rem .9rem .3rem 0 } td { border-bottom: 1px solid var(--faint); vertical-align: top }
-th + th, td + td { padding-left: .6rem } td:not(.n) { overflow-wrap: anywhere } .n { text-align: right; white-space: nowrap }
+th + th, td + td { padding-left: .6rem } .words1 td { white-space: nowrap } .words2 td { overflow-wrap: anywhere }
+ .n { text-align: right; white-space: nowrap }
 .std { display: inline-block; min-width: 4.4em; color: var(--mute) }
 figure { margin: 1.6rem 0 } figcaption { font-size: .9rem; color: var(--mute); max-width: 46rem; margin-top: .5rem }
 figcaption b { color: var(--ink) } .drawings { display: flex; flex-wrap: wrap; gap: 1rem 1.25rem }
@@ -553,12 +553,12 @@ def page(root):
         titles.append(("Other runs", ""))
     links = "".join(f'<a href="#s{i}">{escape(title)}</a>' for i, (title, _) in enumerate(titles))
     incomplete = sum(run.result is None for run in runs) + sum(not content.get("complete", True) for _, content in tables)
-    warning = f', <span class="bad">{incomplete} of them incomplete</span>' if incomplete else ", none of them incomplete"
+    warning = f', <span class="bad">{incomplete} incomplete</span>' if incomplete else ", none incomplete"
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>HUT beside other methods</title><style>{STYLE}</style></head><body>
 <h1>HUT beside the methods it is compared with</h1>
-<p>What <code>{escape(str(root))}</code> holds: {len(tables)} tables and {len(runs)} runs{warning}. The columns “paper” and
+<p>What <code>{escape(str(root))}</code> holds: tables {len(tables)}, runs {len(runs)}{warning}. The columns “paper” and
 “paper’s” are the paper’s numbers, on its own models; everything else was run. In all figures, HUT is
 <b class="hut">orange</b> and every other method <b class="other">blue</b>.</p>
 <nav>{links}</nav>

@@ -121,7 +121,7 @@ def test_incomplete_shows(call, tmp_path):
     words = " ".join(Page(out.read_text()).words)
     assert "incomplete: 1 of 3 cells; 1 failed; 1 incomplete run" in words
     assert "Incomplete: table4/cola/cut: stopped or running, 1 of 2 epochs done"
-    assert "incomplete: 0 of 1" in words and "1 of 1 incomplete" in words and "3 of them incomplete" in words
+    assert "incomplete: 0 of 1" in words and "1 of 1 incomplete" in words and "3 incomplete" in words
 
 
 def test_curve_and_band(tmp_path):
