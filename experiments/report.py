@@ -443,7 +443,7 @@ def table_section(number, folder, content, runs, root):
     tables, paragraphs = from_markdown(content["markdown"])
     first = content["table"] in ("table1", "table3")
     drawn = figure_3(content) if content["table"] == "table1" else r_finding(content) if "spread" in content else []
-    told = sum("failed" in p or p.startswith("<p>The best rate is at") for p in paragraphs)
+    told = sum(p.startswith(("<p>Failed", "<p>Predicts a single class")) for p in paragraphs)
     used = [run for named_runs in groups.values() for group in named_runs.values() for run in group]
     return section(
         number,

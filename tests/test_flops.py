@@ -29,6 +29,8 @@ def test_training_step_by_hand():
     config = RobertaConfig(50, d, layers, 2, inner, 20)
     forward = layers * (B * L * 2 * (4 * d * d + 2 * d * inner) + 2 * B * 2 * L * L * d) + B * 2 * (d * d + 2 * d)
     assert training_step("full", None, config, B, L) == 3 * forward
+    head = B * 2 * (d * d + 2 * d)
+    assert training_step("head", None, config, B, L) == forward + 2 * head - B * 2 * d * d  # no gradient into the body
     assert forward < training_step("top2", None, config, B, L) < 3 * forward
     lora, doubled = (training_step("lora", r, config, B, L) for r in (1, 2))
     # one more column of A and row of B: three products each, but no gradient into the first block's input
