@@ -1,0 +1,58 @@
+"""What a frozen backbone computes, kept on disk: a file of float32 states, memory-mapped when it is read.
+
+The file is a header of 4,096 bytes, which says in JSON what the states are of, and then the numbers.
+"""
+
+import json
+import math
+
+import torch
+
+from model import first_line, write_file
+
+HEADER = 4096  # bytes; a page, so that the numbers are aligned
+
+
+def write_states(path, about, parts):
+    """Writes states to `path`, all or nothing. Raises ValueError if the disk does not take them.
+
+    about  what the states are of; about["shape"] is theirs, with one example a row
+    parts  (indices, states of these examples) in any order, each example once
+    """
+    size = 4 * math.prod(about["shape"][1:])  # bytes a row
+
+    def write(file):
+        file.write(json.dumps(about).encode().ljust(HEADER))
+        for indices, states in parts:
+            for i, row in zip(indices, states.float().cpu().numpy(), strict=True):
+                file.seek(HEADER + i * size)
+                file.write(row.tobytes())
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_file(path, write)
+    except OSError as error:
+        raise ValueError(f"{path}: could not be written ({first_line(error)})") from None
+
+
+def read_states(path, about):
+    """The states that were written with the same `about`: a float32 tensor whose rows are read when they are used.
+
+    Raises ValueError if the file was written with another `about`, and for a damaged one.
+    """
+    try:
+        with path.open("rb") as file:
+            found = json.loads(file.read(HEADER))
+    except ValueError:
+        raise ValueError(f"{path}: not a file of states: delete it, or name another folder") from None
+    for key, value in about.items():
+        if found.get(key) != value:
+            raise ValueError(
+                f"{path}: stale: its states are of another {key}, {found.get(key)}, not {value}: "
+                "delete it, or name another folder"
+            )
+    size = HEADER + 4 * math.prod(about["shape"])
+    if path.stat().st_size != size:
+        raise ValueError(f"{path}: {path.stat().st_size:,} bytes: expected {size:,}: delete it, or name another folder")
+    content = torch.from_file(str(path), size=size, dtype=torch.uint8)
+    return content[HEADER:].view(torch.float32).view(about["shape"])
