@@ -17,10 +17,11 @@ from data.batching import pad, padding_share, shuffled_batches, sorted_batches, 
 from data.hub import MINI, checkpoint, copy_tokenizer, load_tokenizer
 from metrics import e2e_report, e2e_scores
 from model import GPT2, GPT2Config, read_config
+from read.network import WIDTH
 from training import mendable
 
-METHODS = ("hut", "frozen", *baselines.METHODS)
-R = {"hut": 4, **baselines.GPT2_R}
+METHODS = ("hut", "read", "frozen", *baselines.METHODS)
+R = {"hut": 4, "read": WIDTH, **baselines.GPT2_R}
 DEFAULTS = {  # the paper's Table 7; it leaves open where dropout is: in all of GPT-2's own places here
     **{"method": "hut", "model": "gpt2-medium", "seed": 0},
     **{"epochs": 5, "batch_size": 4, "lr": 2e-3, "warmup": 500, "weight_decay": 0.01, "dropout": 0.1},
@@ -113,7 +114,7 @@ def generate(args, model, tokenizer, contexts, device, dtype):
     end = model.config.eos_token_id
     prompts = [[*encoding.ids, end] for encoding in tokenizer.encode_batch(contexts)]
     search = (args.max_new_tokens, args.beam_size, args.length_penalty, args.no_repeat_ngram, end, args.ngram_scope)
-    if args.method not in baselines.UNMERGED:
+    if args.method not in training.UNMERGED:
         model = training.merged(model, args.method)
     with mendable(), training.autocast(device, dtype):
         found = model.generate(prompts, *search)
@@ -157,8 +158,7 @@ def prepare(args, directory, seed, device):
     training.set_dropout(model, args.dropout)
     base = training.fingerprint(model)
     model.to(device)
-    training.put_in(model, args)
-    return model, base
+    return training.put_in(model, args), base
 
 
 def train(args, seed, folder, directory, tokenizer, splits, device, dtype):

@@ -3,13 +3,16 @@
 From top to bottom: settings, arguments, the model, scoring, one run, what else a trained adapter is for, main.
 """
 
+import hashlib
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
+from tqdm import tqdm
 
 import baselines
 import training
@@ -18,10 +21,12 @@ from data.batching import pad, padding_share, shuffled_batches, sorted_batches, 
 from data.hub import MINI, checkpoint, copy_tokenizer, load_tokenizer
 from metrics import GLUE_SCORES, glue_scores
 from model import RobertaClassifier, RobertaConfig, read_config
+from read.cache import read_states, write_states
+from read.network import WIDTH
 from training import mendable
 
-METHODS = ("hut", "head", *baselines.METHODS)
-R = {"hut": 8, **baselines.ROBERTA_R}
+METHODS = ("hut", "read", "head", *baselines.METHODS)
+R = {"hut": 8, "read": WIDTH, **baselines.ROBERTA_R}
 HEAD = "classifier."
 SETTINGS = {  # the paper's Table 6; the last three rows are ours, where the paper gives none
     "sst2": {"batch_size": 8, "epochs": 20, "lr": 1e-4},
@@ -54,6 +59,14 @@ def arguments():
     }
     training.add_arguments(parser, METHODS, defaults)
     parser.add_argument("--predict", nargs="+", metavar="TEXT", help="one sentence or a pair: the label by --adapter")
+    parser.add_argument(
+        "--cache-features",
+        metavar="DIR",
+        nargs="?",
+        const="",
+        help="for --method read: keep what the frozen model computes, and read it from there in every epoch (without DIR: "
+        "features/ in the run folder). 4 bytes × width × layers an example: CoLA with roberta-large 0.8 GB",
+    )
     parser.add_argument("--submit", metavar="DIR", help="write test.tsv's predictions in the GLUE leaderboard's format")
     args = parser.parse_args()
     if args.task not in glue.TASKS:
@@ -71,6 +84,8 @@ def arguments():
         if not args.adapter:
             print(f"mini: the bundled model and data, with settings of their own: {training.shown(MINI_SETTINGS)}")
     training.fill_in(args, settings, R)
+    if args.cache_features is not None and args.method != "read":
+        raise UserError(f"--cache-features: --method {args.method} changes what it would keep: it is for --method read")
     return args
 
 
@@ -83,9 +98,16 @@ def logits_of(model, tokens, device, dtype):
     logits = torch.empty(len(tokens), model.num_labels)
     with torch.no_grad(), training.autocast(device, dtype):
         for batch in sorted_batches([len(t) for t in tokens], EVAL_BATCH):
-            ids, mask = pad([tokens[i] for i in batch], model.config.pad_token_id, device)
-            logits[batch] = model(ids, mask).float().cpu()
+            logits[batch] = logits_at(model, tokens, batch, device).float().cpu()
     return logits
+
+
+def logits_at(model, tokens, batch, device):
+    """(B, num_labels) of the examples `batch`: of their tokens, or of states (N, layers, d) that stand in for these."""
+    if isinstance(tokens, torch.Tensor):
+        return model.from_states(tokens[batch].to(device))
+    ids, mask = pad([tokens[i] for i in batch], model.config.pad_token_id, device)
+    return model(ids, mask)
 
 
 def predictions(task, logits):
@@ -118,8 +140,13 @@ def train(args, seed, folder, directory, sets, device, dtype):
         training.load_adapter(args.init_adapter, model, base, args.method, HEAD, with_head=False)
     tokens, labels = sets["train"]
     labels = torch.tensor(labels, dtype=torch.float32 if task == "stsb" else torch.int64)
+    lengths, timing = [len(t) for t in tokens], {}
+    if args.cache_features is not None:
+        started = time.time()
+        sets = {name: (cached(args, model, base, name, t, device, dtype), y) for name, (t, y) in sets.items()}
+        timing["caching_seconds"] = time.time() - started
+    inputs = sets["train"][0]
     dev = {name: content for name, content in sets.items() if name != "train"}
-    lengths = [len(t) for t in tokens]
     steps = math.ceil(math.ceil(len(tokens) / args.batch_size) / args.accumulate)
     padding = padding_share(lengths, shuffled_batches(lengths, args.batch_size, [seed, 0]))
     run = training.Run(args, seed, folder, model, base, steps, device, "examples", HEAD)
@@ -136,16 +163,15 @@ def train(args, seed, folder, directory, sets, device, dtype):
         for group in run.steps(groups):
             examples, mean_loss = sum(map(len, group)), 0.0
             for batch in group:
-                ids, mask = pad([tokens[i] for i in batch], model.config.pad_token_id, device)
                 with training.autocast(device, dtype):
-                    logits = model(ids, mask)
+                    logits = logits_at(model, inputs, batch, device)
                 loss = loss_sum(task, logits.float(), labels[batch].to(device)) / examples
                 loss.backward()
                 mean_loss += loss.item()
             run.optimizer_step(mean_loss, examples)
         scores = score(task, model, dev, device, dtype)
         run.end_epoch(scores, better=run.best is None or worth(scores[main_score]) > worth(run.best[main_score]))
-    return run.finish()
+    return run.finish(timing=timing)
 
 
 def prepare(args, directory, seed, device):
@@ -157,8 +183,29 @@ def prepare(args, directory, seed, device):
         training.set_dropout(model, args.dropout)
     base = training.fingerprint(model, HEAD)
     model.to(device)
-    training.put_in(model, args, model.classifier)
-    return model, base
+    return training.put_in(model, args, model.classifier), base
+
+
+def cached(args, model, base, split, tokens, device, dtype):
+    """READ's states (N, layers, d) of a split, from the file that --cache-features keeps; it is written if there is none."""
+    path = Path(args.cache_features) / f"{args.task}-{split}.states"
+    shape = [len(tokens), len(model.roberta.blocks), model.config.hidden_size]
+    about = {"checkpoint": base, "max_len": args.max_len, "dtype": str(dtype)[6:], "shape": shape}
+    about["examples"] = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+
+    def parts():
+        for batch in tqdm(sorted_batches([len(t) for t in tokens], EVAL_BATCH), path.name, disable=None, leave=False):
+            ids, mask = pad([tokens[i] for i in batch], model.config.pad_token_id, device)
+            with training.autocast(device, dtype):
+                states = model.states(ids, mask)
+            yield batch, states
+
+    model.eval()
+    with mendable():
+        if not path.exists():
+            write_states(path, about, parts())
+            print(f"{path}: {path.stat().st_size / 2**20:,.1f} MiB of states, for all epochs")
+        return read_states(path, about)
 
 
 def loss_sum(task, logits, target):
@@ -224,6 +271,8 @@ def main():
     args = arguments()
     device, dtype = training.pick_device(args.device, args.dtype)
     out, folders = training.run_folders(args)
+    if args.cache_features == "":
+        args.cache_features = out / "features"
     directory = checkpoint(MINI / "roberta" if args.model == "mini" else args.model)
     with mendable():
         config = read_config(directory, RobertaConfig, "roberta")

@@ -25,10 +25,13 @@ from tqdm import tqdm
 
 import baselines
 from data import UserError
+from energy import Meter, gpu_of
 from hut import apply_hut, copy_tensors, merge_hut
 from model import first_line, load_file, write_file
+from read.network import CELLS, apply_read
 
 FROZEN_SEED = 0  # of what a method holds that is random and not trained; one for all runs, as their adapters may meet
+UNMERGED = ("read", *baselines.UNMERGED)
 RUN_FILES = ("args.json", "metrics.jsonl", "result.json", "adapter.pt", "adapter-last.pt", "checkpoint.pt")
 
 # ------------------------------------------------------------------------------------------------ command line
@@ -99,13 +102,14 @@ def add_arguments(parser, methods, defaults):
     group.add_argument(
         "--r",
         type=int,
-        help="the method's size: rank (hut, lora, vera), width of an adapter (houlsby, pfeiffer, lin), number of "
-        f"coefficients (fourierft) or vectors (prefix) (default: {defaults['r']})",
+        help="the method's size: rank (hut, lora, vera), width of an adapter (houlsby, pfeiffer, lin) or of "
+        f"the network (read), number of coefficients (fourierft) or vectors (prefix) (default: {defaults['r']})",
     )
     group.add_argument(
         "--targets",
         help="layers to adapt, for hut, lora, vera and fourierft: letters of qkvoud (default: qv, the paper's)",
     )
+    group.add_argument("--cell", choices=CELLS, help="READ's; untied: a GRU for each layer, no recurrency (default: gru)")
     parser.set_defaults(frozen_seed=None)  # no argument, but part of what an adapter file records
     group.add_argument("--init-adapter", metavar="FILE", help="start from this adapter, without its head")
     group = parser.add_argument_group("model and data")
@@ -159,7 +163,8 @@ def add_arguments(parser, methods, defaults):
 
 
 # What does not change what a run computes, and may differ when it is resumed.
-ASIDE = ("seed", "seeds", "out", "resume", "overwrite", "adapter", "eval_only", "predict", "submit", "export", "device")
+ASIDE = ("seed", "seeds", "out", "resume", "overwrite", "adapter", "eval_only", "predict", "submit", "export", "device",
+         "cache_features")  # fmt: skip
 
 
 def fill_in(args, settings, sizes):
@@ -168,13 +173,14 @@ def fill_in(args, settings, sizes):
     own = {
         "r": sizes.get(method),
         "targets": "qv" if method in ("hut", *baselines.TARGETED) else None,
+        "cell": "gru" if method == "read" else None,
         "frozen_seed": FROZEN_SEED if method in baselines.RANDOM else None,
     }
     for name, value in own.items():
         if value is None and getattr(args, name) is not None:
             print(f"--{name} {getattr(args, name)}: --method {method} has no such thing; it is left out")
             setattr(args, name, None)
-    if args.export and method in baselines.UNMERGED:
+    if args.export and method in UNMERGED:
         raise UserError(f"--method {method} does not merge: leave --export out")
     for name, value in (settings | own).items():
         if getattr(args, name) is None:
@@ -241,21 +247,29 @@ def pick_device(name, dtype):
 
 
 def put_in(model, args, head=None):
-    """Prepares `model` for args.method: freezes, adapts; then unfreezes `head`, a module of it, if there is one."""
+    """`model` made ready for args.method, frozen and adapted; then `head`, a module of it, is unfrozen, if there is one.
+
+    READ's is another object with the same layers; the others work in place.
+    """
     with mendable():
         if args.method == "hut":
             apply_hut(model, args.r, args.targets)
+        elif args.method == "read":
+            model = apply_read(model, args.r, args.cell)
         elif args.method in ("head", "frozen"):
             model.requires_grad_(False)
         else:
             baselines.apply(model, args.method, args.r, args.targets, args.frozen_seed)
     if head is not None:
         head.requires_grad_(True)
+    return model
 
 
 def merged(model, method):
     """A copy of `model` with plain layers, to be used or exported as any checkpoint is."""
     with mendable(f"--method {method} "):
+        if method == "read":
+            raise ValueError("does not merge: no weights of the plain model compute the same")
         return merge_hut(model) if method == "hut" else baselines.merge(model)
 
 
@@ -429,7 +443,7 @@ class Run:
     is AdamW, with a learning rate each for the adapter and the head (parameters whose names start with `head`).
     """
 
-    STATE = ("epoch", "position", "step", "seen", "loss_sum", "seconds", "log", "best", "last")
+    STATE = ("epoch", "position", "step", "seen", "loss_sum", "seconds", "energy", "log", "best", "last")
     SAVE_EVERY = 600  # seconds between checkpoints within an epoch
 
     def __init__(self, args, seed, folder, model, base, steps, device, unit, head=""):
@@ -438,7 +452,7 @@ class Run:
         self.adapter, self.head = trainable(model, head)
         frozen = count(p for p in model.parameters() if not p.requires_grad)
         self.parameters = {"adapter": count(self.adapter.values()), "head": count(self.head.values()), "frozen": frozen}
-        config = {key: getattr(args, key) for key in ("r", "targets", "frozen_seed", "model", "max_len")}
+        config = {key: getattr(args, key) for key in ("r", "targets", "cell", "frozen_seed", "model", "max_len")}
         self.header = {"method": args.method, "config": config, "task": args.task, "base": base}
         self.total = args.epochs * steps
         self.warmup = int(args.warmup if args.warmup >= 1 else args.warmup * self.total)
@@ -448,11 +462,13 @@ class Run:
         self.optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
         self.epoch = self.position = self.step = self.seen = 0
         self.loss_sum, self.seconds, self.log, self.best, self.last = 0.0, 0.0, [], None, None
+        self.energy = {"utilisation": 0.0, "power": 0.0}  # kWh, before a resumption
         self.steps_here = self.seen_here = 0
         self.stopping = False
         settings = {key: value for key, value in vars(args).items() if key not in ASIDE} | {"seed": seed}
         saved = open_run(folder, settings, args.resume, args.overwrite)
         self.started = self.saved_at = time.time()
+        self.meter = Meter(gpu_of(device))
         if saved:
             self._restore(saved)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -514,7 +530,8 @@ class Run:
         """Logs the epoch and writes adapter-last.pt, metrics.jsonl, checkpoint.pt, and adapter.pt where it is better."""
         train_loss = self.loss_sum / self.seen
         row = {"epoch": self.epoch + 1, "step": self.step, "train_loss": train_loss, **scores, "lr": self.lr()}
-        self.log.append(row | {"timing": {"seconds": self.elapsed(), f"{self.unit}_per_second": self.speed()}})
+        timing = {"seconds": self.elapsed(), "energy_kwh": self.spent(), f"{self.unit}_per_second": self.speed()}
+        self.log.append(row | {"timing": timing})
         self.epoch, self.position, self.seen, self.loss_sum = self.epoch + 1, 0, 0, 0.0
         self.last = {"epoch": self.epoch, **scores}
         parts = {"adapter": self.adapter, "head": self.head}
@@ -536,8 +553,9 @@ class Run:
         args = self.args
         result = {"task": args.task, "method": args.method, "r": args.r, "targets": args.targets, "seed": self.seed}
         result |= {"parameters": self.parameters, "best": self.best, "last": self.last, **more}
-        seconds = self.log[-1]["timing"]["seconds"]
-        timing = {"seconds": seconds, "peak_memory_bytes": peak_memory(self.device), **more.get("timing", {})}
+        self.meter.stop()
+        timing = {key: self.log[-1]["timing"][key] for key in ("seconds", "energy_kwh")}
+        timing |= {"peak_memory_bytes": peak_memory(self.device), **more.get("timing", {})}
         write_json(self.folder / "result.json", result | {"timing": timing})
         return result | {"timing": timing}
 
@@ -547,7 +565,7 @@ class Run:
         if not all(p.isfinite().all() for p in tensors.values()):
             raise self._not_finite()
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        state = {key: getattr(self, key) for key in self.STATE} | {"seconds": self.elapsed()}
+        state = {key: getattr(self, key) for key in self.STATE} | {"seconds": self.elapsed(), "energy": self.spent()}
         rng = {"cpu": torch.get_rng_state(), "cuda": cuda}
         optimizer = self.optimizer.state_dict()
         save(self.folder / "checkpoint.pt", {**state, "tensors": tensors, "optimizer": optimizer, "rng": rng})
@@ -556,6 +574,11 @@ class Run:
     def elapsed(self):
         """Seconds, those before a resumption included."""
         return self.seconds + time.time() - self.started
+
+    def spent(self):
+        """kWh by the two measures of energy.py, those before a resumption included; None where not measured."""
+        now = self.meter.kwh
+        return {key: None if None in (kwh, now[key]) else kwh + now[key] for key, kwh in self.energy.items()}
 
     def speed(self):
         """Examples or tokens a second in this epoch's training, 0 if none was left to do."""

@@ -16,11 +16,10 @@ from torch.nn import functional as F
 
 import metrics
 import train_e2e
-from baselines import UNMERGED
 from data import UserError, e2e
 from data.hub import load_tokenizer
 from model import GPT2
-from training import Run
+from training import UNMERGED, Run
 
 MR = "name[The Eagle], eatType[pub], priceRange[£20-25], customer rating[5 out of 5], familyFriendly[no], near[Café Sol]"
 LINEAR = (
@@ -198,7 +197,7 @@ def test_loss_falls_and_methods(run_e2e, command, tmp_path):
     assert json.loads((tmp_path / "frozen" / "result.json").read_text())["test"]["BLEU"] < 0.5
 
 
-@pytest.mark.parametrize("method", ["lora", "top2", "lin", "prefix"])
+@pytest.mark.parametrize("method", ["lora", "top2", "lin", "prefix", "read"])
 def test_life_of_a_baseline(run_e2e, command, tmp_path, capsys, method):
     """Would catch: a method that decodes otherwise from its file, or merged, than it did in its run."""
     merges = method not in UNMERGED
@@ -226,8 +225,10 @@ def test_accumulation_averages_over_tokens(run_e2e, command, tmp_path):
         torch.testing.assert_close(tensor, b[name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_cut_run_goes_on_bit_identically(run_e2e, command, tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["hut", "read"])
+def test_a_cut_run_goes_on_bit_identically(run_e2e, command, tmp_path, monkeypatch, method):
     """Would catch: state of the E2E loop that no file keeps. (test_train_glue.py cuts at every write.)"""
+    command = [*command, "--method", method]
     run_e2e(*command, "--out", tmp_path / "whole")
     save, saves = Run.save, []
 

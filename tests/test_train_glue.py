@@ -17,9 +17,8 @@ from conftest import fails, without_timing
 import model as model_module
 import train_glue
 import training
-from baselines import UNMERGED
 from model import RobertaClassifier
-from training import Run, schedule
+from training import UNMERGED, Run, schedule
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,7 +76,7 @@ def test_other_methods_learn_what_they_should(glue, command, tmp_path, method):
     assert result["parameters"]["head"] == 650
 
 
-@pytest.mark.parametrize("method", ["vera", "fourierft", "bitfit", "houlsby", "prefix"])
+@pytest.mark.parametrize("method", ["vera", "fourierft", "bitfit", "houlsby", "prefix", "read"])
 def test_life_of_a_baseline(glue, command, tmp_path, capsys, method):
     """Would catch: an adapter file that does not score again what its run reported (VeRA's A and B are not in it)."""
     size = [] if method == "bitfit" else ["--r", 6]

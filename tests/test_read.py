@@ -1,0 +1,379 @@
+"""read/network.py, read/cache.py, energy.py: what READ computes, what it leaves alone, its states on disk, its energy."""
+
+import json
+import os
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from conftest import fails, without_timing
+from torch import nn
+from torch.nn import functional as F
+
+import baselines
+import energy
+import model as model_module
+import train_glue
+import training
+from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, GPT2Config, GPT2Decoder, RobertaClassifier, RobertaConfig
+from read.cache import HEADER, read_states, write_states
+from read.network import CELLS, LayerRNN, UntiedLayers, apply_read
+from training import Run
+
+ENCODER = RobertaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24,
+                        max_position_embeddings=20, initializer_range=0.3)  # fmt: skip
+DECODER = GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=3, n_head=2, initializer_range=0.3)
+IDS = torch.tensor([[0, 5, 6, 7, 2], [0, 8, 9, 2, 1]])
+MASK = IDS != 1
+both_models = pytest.mark.parametrize("kind", ["encoder", "decoder"])
+every_cell = pytest.mark.parametrize("cell", CELLS)
+
+
+def plain(kind):
+    torch.manual_seed(0)
+    return (RobertaClassifier(ENCODER) if kind == "encoder" else GPT2(DECODER)).eval()
+
+
+def adapted(kind, cell="gru", zero_start=False, width=8):
+    """READ beside `plain(kind)`, its head trainable as in the scripts; U is not zero, so that it does something."""
+    model = apply_read(plain(kind), width, cell, zero_start)
+    if kind == "encoder":
+        model.classifier.requires_grad_(True)
+    return model
+
+
+def gradients(model):
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+# ------------------------------------------------------------------------------------------------ what it computes
+
+
+@both_models
+@every_cell
+def test_starts_as_the_frozen_model_bit_for_bit(kind, cell):
+    """Would catch: a start that is not the frozen model, in training mode too, where the backbone's dropout must be off.
+
+    And a network that changes nothing at all: with another U the logits must differ.
+    """
+    model = adapted(kind, cell, zero_start=True).train()
+    if kind == "encoder":
+        model.classifier.eval()  # the head has dropout of its own, which stays
+    assert torch.equal(model(IDS, MASK), plain(kind)(IDS, MASK))
+    assert (adapted(kind, cell)(IDS, MASK) - plain(kind)(IDS, MASK)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_the_rnn_runs_over_the_layers(cell):
+    """Would catch: tokens or examples as the time axis, the wrong state, a cell that is another. Step by step, by hand."""
+    torch.manual_seed(0)
+    network, states = LayerRNN(6, 4, cell, zero_start=False), 50 * torch.randn(2, 5, 3, 6)  # (B, L, N, d)
+    step = {"gru": nn.GRUCell, "lstm": nn.LSTMCell, "rnn": nn.RNNCell}[cell](6, 4)
+    step.load_state_dict({name.removesuffix("_l0"): p for name, p in network.rnn.named_parameters()})
+    for b, t in ((0, 0), (1, 3)):
+        h = None
+        for phi in states[b, t]:
+            x = phi / (phi.square().mean() + 1e-6).sqrt()
+            h = step(x[None], h)
+        h = h[0] if cell == "lstm" else h
+        torch.testing.assert_close(network(states)[b, t], (h @ network.up.weight.T)[0])
+
+
+def test_without_recurrency_a_layer_sees_no_other():
+    """Would catch: an ablation that still passes a state on, or that leaves layers out."""
+    torch.manual_seed(0)
+    network, states = UntiedLayers(3, 6, 4, "gru", False), torch.randn(2, 3, 6)
+    before = network(states)
+    for layer in range(3):
+        changed = states.clone()
+        changed[:, layer] = torch.randn(2, 6)
+        alone = [network.layers[layer](s[:, layer : layer + 1]) for s in (states, changed)]
+        torch.testing.assert_close(network(changed) - before, alone[1] - alone[0])
+
+
+def test_parameter_counts():
+    """Would catch: a bias in U, a cell of another size, a count that depends on the depth (but for the ablation)."""
+    with torch.device("meta"):
+
+        def count(model, *options):
+            return sum(p.numel() for p in apply_read(model, *options).parameters() if p.requires_grad)
+
+        assert sum(p.numel() for p in LayerRNN(768).parameters()) == 787_968 + 196_608  # a half of T5-base's 1,969,920
+        assert count(RobertaClassifier(ROBERTA_LARGE)) == count(GPT2(GPT2_MEDIUM)) == 1_246_720
+        assert count(RobertaClassifier(ROBERTA_LARGE), 256, "lstm") == 4 * 256 * (1024 + 256) + 8 * 256 + 256 * 1024
+        assert count(RobertaClassifier(ROBERTA_LARGE), 128, "rnn") == 128 * (1024 + 128) + 2 * 128 + 128 * 1024
+        assert count(RobertaClassifier(ROBERTA_LARGE), 256, "untied") == 24 * 1_246_720
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [((0,), "r = 0: expected a whole"), ((True,), "r = True"), ((8, "sru"), "cell 'sru': expected one")],
+)
+def test_what_does_not_fit_is_refused(options, message):
+    """Would catch: a traceback from inside torch, a model that is left half frozen."""
+    model = plain("encoder")
+    with pytest.raises(ValueError, match=message):
+        apply_read(model, *options)
+    assert all(p.requires_grad for p in model.parameters())
+    with pytest.raises(ValueError, match="already adapted"):
+        apply_read(apply_read(model))
+    with pytest.raises(ValueError, match="a Linear: expected a RobertaClassifier"):
+        apply_read(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="--method read does not merge"):
+        training.merged(adapted("encoder"), "read")
+
+
+# ------------------------------------------------------------------------------------------------ what it leaves alone
+
+
+def tensors_kept(model, kind):
+    """A forward and a backward pass; -> Counter of the tensors that autograd saved {in, outside} blocks and embeddings."""
+    where, kept, body = ["outside"], Counter(), getattr(model, "roberta", model)
+    embeddings = [body.embeddings] if kind == "encoder" else [body.word, body.position]
+    for module in (*body.blocks, *embeddings):
+        module.register_forward_pre_hook(lambda *_: where.append("in"))
+        module.register_forward_hook(lambda *_: where.pop() and None)
+    weights = {p.untyped_storage().data_ptr() for block in body.blocks for p in block.parameters()}
+
+    def pack(tensor):
+        kept["in" if tensor.untyped_storage().data_ptr() in weights else where[-1]] += 1
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.train()(IDS, MASK).square().sum().backward()
+    return kept
+
+
+@both_models
+@every_cell
+def test_nothing_in_the_backbone_is_differentiated(kind, cell):
+    """Would catch: a graph through a block or an embedding, a gradient in one; a method that seems to train and does not.
+
+    GPT-2's last norm and its tied head are crossed, and frozen too.
+    """
+    model = adapted(kind, cell)
+    kept = tensors_kept(model, kind)
+    assert kept["in"] == 0 and kept["outside"] > 5
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert gradients(model).keys() == trained
+    assert all(name.startswith(("network.", "classifier.")) for name in trained)
+    assert all(g.abs().max() > 0 for name, g in gradients(model).items() if "weight_hh" not in name or cell != "untied")
+
+
+@both_models
+def test_what_counts_saved_tensors_can_count(kind):
+    """The test above would pass with hooks that see nothing: BitFit must keep tensors in every block."""
+    assert tensors_kept(baselines.apply(plain(kind), "bitfit"), kind)["in"] > 3 * 3
+
+
+def test_states_are_the_backbones_own():
+    """Would catch: another position than the first, a layer too many or too few, states that hold on to a graph."""
+    model = adapted("encoder").train()
+    states = model.states(IDS, MASK)
+    _, expected = plain("encoder").roberta(IDS, MASK, return_states=True)
+    assert torch.equal(states, torch.stack([x[:, 0] for x in expected], 1)) and not states.requires_grad
+
+
+# ------------------------------------------------------------------------------------------------ GPT-2
+
+
+def test_gpt2_is_asked_where_logits_are_wanted():
+    """Would catch: positions that are mixed up where the network runs on some of them alone; a RNN that sees the future."""
+    model, where = adapted("decoder"), torch.zeros(IDS.shape, dtype=torch.bool)
+    where[0, 1:4] = where[1, 2] = True
+    everywhere = model(IDS, MASK)
+    torch.testing.assert_close(model(IDS, MASK, where=where), everywhere[where])
+    torch.testing.assert_close(model(IDS[:, :3], MASK[:, :3]), everywhere[:, :3])
+    logits, states = model(IDS, MASK, return_states=True)
+    _, frozen = plain("decoder")(IDS, MASK, return_states=True)
+    assert torch.equal(logits, everywhere) and all(torch.equal(a, b) for a, b in zip(states, frozen, strict=True))
+
+
+@every_cell
+@torch.no_grad()
+def test_gpt2_decodes_step_by_step_as_in_one_pass(cell):
+    """Would catch: a correction that is missing, late or doubled with the key/value cache; beams that are mixed up."""
+    model = adapted("decoder", cell)
+    prompts = [torch.tensor([3, 4, 5]), torch.tensor([6])]
+    decoder = GPT2Decoder(model, prompts, beam_size=2, max_new_tokens=4)
+    found, texts = decoder.start(), [[p, p] for p in prompts]
+    for row, prompt in enumerate(prompts):
+        torch.testing.assert_close(found[row, 0], model(prompt[None])[0, -1], rtol=1e-4, atol=1e-5)
+    for n, parents in enumerate(([[0, 0], [0, 0]], [[1, 0], [1, 1]], [[0, 0], [1, 0]])):
+        tokens = torch.tensor([[7 + n, 17 + n], [27 + n, 37 + n]])
+        found = decoder.step(tokens, torch.tensor(parents))
+        texts = [[torch.cat([texts[b][p], tokens[b, k][None]]) for k, p in enumerate(parents[b])] for b in range(2)]
+        for b in range(2):
+            for k in range(2):
+                torch.testing.assert_close(found[b, k], model(texts[b][k][None])[0, -1], rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ states on disk
+
+
+def test_gradients_from_stored_states_are_those_of_a_live_pass(tmp_path):
+    """Would catch: rows stored in another order than they are read in, a lower precision, an offset; states that change."""
+    model, path = adapted("encoder").train(), tmp_path / "f" / "cola.states"
+    model.classifier.eval()  # its dropout would differ
+    about = {"checkpoint": "x", "shape": [2, 3, 16]}
+    write_states(path, about, ((i, model.states(IDS[i], MASK[i])) for i in ([1], [0])))
+    stored = read_states(path, about)
+    torch.testing.assert_close(stored, model.states(IDS, MASK))
+    target = torch.tensor([0, 1])
+    F.cross_entropy(model(IDS, MASK), target).backward()
+    live = gradients(model)
+    model.zero_grad()
+    F.cross_entropy(model.from_states(stored[[0, 1]]), target).backward()
+    assert live.keys() == gradients(model).keys() and len(live) > 6
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, live[name])
+
+
+def test_a_file_of_states_is_whole_or_not_there(tmp_path):
+    """Would catch: half a file that is taken for a whole one; states of something else; a file that is no file of states."""
+    path, about = tmp_path / "a.states", {"checkpoint": "x", "max_len": 8, "shape": [3, 1, 2]}
+
+    def interrupted():
+        yield [2], torch.ones(1, 1, 2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_states(path, about, interrupted())
+    assert not path.exists()
+    write_states(path, about, [([2, 0], torch.tensor([[[5.0, 6]], [[1, 2]]])), ([1], torch.tensor([[[3.0, 4]]]))])
+    assert read_states(path, about).tolist() == [[[1, 2]], [[3, 4]], [[5, 6]]]
+    for change, message in (
+        ({"checkpoint": "y"}, "stale: .*another checkpoint, x, not y"),
+        ({"max_len": 9}, "max_len, 8, not 9"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_states(path, about | change)
+    content = path.read_bytes()
+    assert len(content) == HEADER + 4 * 6
+    path.write_bytes(content[:-4])
+    with pytest.raises(ValueError, match="4,116 bytes: expected 4,120"):
+        read_states(path, about)
+    path.write_bytes(b"\x80 no states")
+    with pytest.raises(ValueError, match="not a file of states"):
+        read_states(path, about)
+
+
+# ------------------------------------------------------------------------------------------------ train_glue.py
+
+
+@pytest.fixture
+def command(tiny_model, tiny_glue, tmp_path):
+    """A small run: 3 epochs of 5 steps. (Life of an adapter file, and E2E: test_train_glue.py, test_e2e.py.)"""
+    return ["--task", "cola", "--model", str(tiny_model), "--data", str(tiny_glue), "--method", "read", "--r", "8",
+            "--epochs", "3", "--batch-size", "8", "--lr", "0.01", "--out", str(tmp_path / "out")]  # fmt: skip
+
+
+@pytest.fixture
+def glue(monkeypatch):
+    """train_glue.py in this process: glue("--task", …)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train_glue.py", *map(str, arguments)])
+        train_glue.main()
+
+    return call
+
+
+def test_with_and_without_stored_states(glue, command, tmp_path, monkeypatch):
+    """Would catch: a run that learns something else from stored states; a backbone that runs again in later epochs."""
+    glue(*command, "--dropout", 0)
+    seen, outputs = [], model_module.Roberta.outputs
+    monkeypatch.setattr(model_module.Roberta, "outputs", lambda *a: seen.append(len(a[1])) or outputs(*a))
+    glue(*command, "--dropout", 0, "--cache-features", "--out", tmp_path / "kept")
+    assert sum(seen) == 40 + 12  # every example once, in three epochs and their scoring
+    live, stored = without_timing(tmp_path / "out"), without_timing(tmp_path / "kept")
+    for a, b in zip(live[0], stored[0], strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    assert live[1]["parameters"] == stored[1]["parameters"]
+    assert {p.name for p in (tmp_path / "kept" / "features").iterdir()} == {"cola-train.states", "cola-dev.states"}
+    timing = json.loads((tmp_path / "kept" / "result.json").read_text())["timing"]
+    assert timing["caching_seconds"] > 0 and timing["energy_kwh"] == {"utilisation": None, "power": None}  # on a CPU
+    seen.clear()
+    glue(*command, "--cache-features", tmp_path / "kept" / "features", "--seeds", 2, "--out", tmp_path / "more")
+    assert not seen
+
+
+def test_stale_states_are_refused(glue, command, tmp_path, tiny_glue, capsys):
+    """Would catch: states of other data, another length or another checkpoint that are trained on."""
+    kept = ["--cache-features", tmp_path / "features", "--epochs", 1]
+    glue(*command, *kept)
+    again = [*command, *kept, "--out", tmp_path / "again"]
+    assert "cola-train.states: stale: its states are of another max_len, 32, not 6" in fails(
+        capsys, glue, *again, "--max-len", 6
+    )
+    assert "stale: its states are of another shape" in fails(capsys, glue, *again, "--limit-train", 20)
+    lines = (tiny_glue / "CoLA" / "train.tsv").read_text().replace("dog", "cat")
+    (tiny_glue / "CoLA" / "train.tsv").write_text(lines)
+    assert "stale: its states are of another examples" in fails(capsys, glue, *again)
+    assert not (tmp_path / "again").exists()
+    assert "--method hut changes what it would keep" in fails(capsys, glue, *again, "--method", "hut")
+    assert "--method read does not merge" in fails(capsys, glue, *again, "--export", tmp_path / "merged")
+
+
+@pytest.mark.parametrize("kept", [[], ["--cache-features"]], ids=["live", "kept"])
+def test_a_cut_run_goes_on_bit_identically(glue, command, tmp_path, monkeypatch, kept):
+    """Would catch: state of READ that no file keeps. (test_train_glue.py cuts at every write.)"""
+    command = [*command, "--cell", "lstm", *kept]
+    glue(*command, "--out", tmp_path / "whole")
+    save, saves = Run.save, []
+
+    def cut(run):
+        save(run)
+        saves.append(run.step)
+        if len(saves) == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "SAVE_EVERY", 0)
+    monkeypatch.setattr(Run, "save", cut)
+    with pytest.raises(KeyboardInterrupt):
+        glue(*command, "--out", tmp_path / "cut")
+    glue(*command, "--out", tmp_path / "cut", "--resume")
+    assert without_timing(tmp_path / "cut") == without_timing(tmp_path / "whole")
+    line = "started with cell lstm, not gru"
+    with pytest.raises(ValueError, match=line):
+        glue(*command, "--cell", "gru", "--out", tmp_path / "cut", "--resume")
+
+
+# ------------------------------------------------------------------------------------------------ energy
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path, monkeypatch):
+    """Puts a program on PATH that prints `lines` as nvidia-smi would; each look at the clock is a minute after the last."""
+
+    def put(*lines):
+        path = tmp_path / "bin" / "nvidia-smi"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
+        path.chmod(0o755)
+        minutes = iter(range(1000))
+        monkeypatch.setattr(energy.time, "monotonic", lambda: 60.0 * next(minutes))
+        monkeypatch.setenv("PATH", f"{path.parent}{os.pathsep}{os.environ['PATH']}")
+        meter = energy.Meter("GPU-0")
+        meter.thread.join()
+        return meter.kwh
+
+    return put
+
+
+def test_energy_of_the_paper_and_of_the_meter(nvidia_smi):
+    """Would catch: hours for minutes, watts for kilowatts, percent for shares. Three samples, a minute each."""
+    kwh = nvidia_smi("50, 300.00", "100, 600.50", "0, 70.25")
+    assert kwh["utilisation"] == pytest.approx((50 + 100 + 0) * 0.25 / 6000)
+    assert kwh["power"] == pytest.approx((300 + 600.5 + 70.25) / 1000 / 60)
+
+
+def test_energy_that_is_not_measured_is_null(nvidia_smi, tmp_path, monkeypatch):
+    """Would catch: zeros where there is no meter, no nvidia-smi, or a GPU that does not tell."""
+    nothing = {"utilisation": None, "power": None}
+    assert nvidia_smi("50, 300.00", "[N/A], 300.00") == nothing
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for meter in (energy.Meter("GPU-0"), energy.Meter(energy.gpu_of(torch.device("cpu")))):
+        assert meter.kwh == nothing
+        meter.stop()
