@@ -1,13 +1,14 @@
 """What HUT costs, measured side by side.
 
-    python -m experiments.bench glue [--cola DIR --model DIR]     a training step of RoBERTa; an epoch of CoLA
+    python -m experiments.bench glue [--cola DIR --model DIR]     a training step of RoBERTa; epochs of CoLA
     python -m experiments.bench methods                           every method: a training step, in use, merged, saved
     python -m experiments.bench e2e                               a training step of GPT-2
     python -m experiments.bench generate                          decoding, beside transformers.generate
 
 All variants train the same random weights on the same batch in one process, in turn, round after round, so that a
-machine whose speed drifts slows them all; a figure is the median over the rounds. Peak memory is that of a process of
-its own. Compare figures of one run only.
+machine whose speed drifts slows them all; a figure is the median over the rounds. Compare figures of one run only.
+Memory is that of a process of its own, which takes the same steps: its peak while training, and what of it came after
+the imports, which is weights, gradients, AdamW's moments and activations, as a GPU's allocator counts them.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -26,13 +28,15 @@ from torch.nn import functional as F
 
 import baselines
 from data import glue
-from data.batching import pad, padding_share, shuffled_batches
+from data.batching import pad, padding_share, shuffled_batches, sorted_batches
 from data.hub import load_tokenizer
 from experiments.generate_bench import generate_table
 from experiments.tables import markdown
 from hut import HUTLinear, apply_hut, merge_hut
-from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, RobertaClassifier
-from training import autocast, peak_memory, pick_device, run_as_script
+from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, RobertaClassifier, RobertaConfig, read_config
+from read.cache import read_states, write_states
+from read.network import WIDTH, apply_read
+from training import UNMERGED, autocast, peak_memory, pick_device, run_as_script
 
 # ------------------------------------------------------------------------------------------------ what is compared
 
@@ -78,9 +82,16 @@ VARIANTS = {
     "literal": ("(c) HUT, eq. 8 literally", lambda model, r: put_in(model, LiteralHUT.from_linear, r)),
     "lora": ("(d) LoRA, plain", baseline("lora")),
     "full": ("(e) full fine-tuning", baseline("full")),
+    "read": (f"(g) READ, GRU of {WIDTH}", lambda model, r: apply_read(model)),
 }
-METHODS = {"head": lambda model, r: model.requires_grad_(False), "hut": apply_hut}
+METHODS = {
+    "head": lambda model, r: model.requires_grad_(False),
+    "hut": apply_hut,
+    "read": lambda model, r: apply_read(model),
+}
 METHODS |= {method: baseline(method) for method in baselines.METHODS}
+COLA = {"full": "full fine-tuning", "bitfit": "BitFit", "lora": "LoRA", "hut": "HUT", "read": f"READ, GRU of {WIDTH}",
+        "kept": "the same, from states on disk"}  # fmt: skip
 
 
 def peft_lora(model, r):
@@ -184,7 +195,7 @@ def step_table(args, sizes, device, dtype):
         import transformers
 
         transformers.logging.disable_progress_bar()
-        names.append("peft")
+        names.insert(names.index("read"), "peft")
     print(
         f"A training step of {'GPT-2' if args.what == 'e2e' else 'RoBERTa'}, {args.layers} layers × {args.width}, batch "
         f"{args.batch_size} × {args.length} tokens, r = {args.r}, {str(dtype)[6:]}, {machine(device)}; "
@@ -193,13 +204,13 @@ def step_table(args, sizes, device, dtype):
     steps = {name: Step(args, name, sizes, device, dtype) for name in names}
     found = in_turn({name: lambda step=step: step.seconds(args.steps) for name, step in steps.items()}, args.rounds)
     del steps
-    print("| | ms a step | ratio to (a) | ratio to (b) | peak memory, MiB |")
-    print("|---|---:|---:|---:|---:|")
+    print("| | ms a step | ratio to (a) | ratio to (b) | peak memory, MiB | after the imports |")
+    print("|---|---:|---:|---:|---:|---:|")
     for name in names:
         title = VARIANTS[name][0] if name in VARIANTS else "(f) peft's LoRA on transformers"
         ms = 1000 * statistics.median(found[name])
         to_floor, to_hut = ratio(found, name, "betas"), ratio(found, name, "hut")
-        print(f"| {title} | {ms:.1f} | {to_floor:.3f} | {to_hut:.3f} | {memory(name)} |")
+        print(f"| {title} | {ms:.1f} | {to_floor:.3f} | {to_hut:.3f} | {memory('--memory-of', name)} |")
     if "peft" not in names:
         print("\n(f) peft's LoRA: not run (needs transformers and peft)")
 
@@ -212,12 +223,20 @@ def methods_table(args, sizes, device, dtype):
     )
     steps = {name: Step(args, name, sizes, device, dtype) for name in METHODS}
     training = in_turn({name: lambda step=step: step.seconds(args.steps) for name, step in steps.items()}, args.rounds)
-    header = ["", "ms a step", "of full", "peak memory, MiB", "in use", "merged, in use", "adapter, bytes"]
+    header = [
+        "",
+        "ms a step",
+        "of full",
+        "peak memory, MiB | after the imports",
+        "in use",
+        "merged, in use",
+        "adapter, bytes",
+    ]
     rows = []
     for name in METHODS:
         step = steps.pop(name)
         models = {"base": Step(args, "head", sizes, device, dtype).model.eval(), "adapted": step.model.eval()}
-        if name != "head" and name not in baselines.UNMERGED:
+        if name not in ("head", *UNMERGED):
             models["merged"] = (merge_hut if name == "hut" else baselines.merge)(step.model).eval()
         timers = {
             key: lambda model=model, step=step: seconds(lambda: step.use(model), args.steps, device)
@@ -227,59 +246,132 @@ def methods_table(args, sizes, device, dtype):
         file = io.BytesIO()
         torch.save({n: p.data for n, p in step.model.named_parameters() if p.requires_grad and "classifier" not in n}, file)
         rows.append([
-            name, f"{1000 * statistics.median(training[name]):.1f}", f"{ratio(training, name, 'full'):.3f}", memory(name),
-            f"{ratio(use, 'adapted', 'base'):.3f}", f"{ratio(use, 'merged', 'base'):.3f}" if "merged" in use else "–",
-            f"{file.tell():,}" if name != "head" else "–",
+            name, f"{1000 * statistics.median(training[name]):.1f}", f"{ratio(training, name, 'full'):.3f}",
+            *memory("--memory-of", name).split(" | "), f"{ratio(use, 'adapted', 'base'):.3f}",
+            f"{ratio(use, 'merged', 'base'):.3f}" if "merged" in use else "–", f"{file.tell():,}" if name != "head" else "–",
         ])  # fmt: skip
     print(markdown(header, rows))
 
 
-def memory(name):
-    """Peak memory of a process of its own, which makes this variant and takes 3 steps."""
-    command = [sys.executable, "-m", "experiments.bench", *sys.argv[1:], "--memory-of", name]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+# ------------------------------------------------------------------------------------------------ memory
 
 
-def cola_table(args, device, dtype):
-    """Seconds an epoch of real CoLA: this project's batches against padding every example to 128 tokens."""
-    model = apply_hut(RobertaClassifier.from_pretrained(args.model).to(device), args.r).train()
-    model.classifier.requires_grad_(True)
-    tokenizer = load_tokenizer(args.model, model.config.vocab_size)
-    tokens = glue.encode(tokenizer, glue.load("cola", args.cola)["train"], 128)
-    lengths = [len(t) for t in tokens]
-    batches = shuffled_batches(lengths, 16, [0, 0])
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+def memory(*which):
+    """The peak memory of a process of its own, and what of it came after the imports, in MiB: two cells of a table."""
+    command = [sys.executable, "-m", "experiments.bench", *sys.argv[1:], *which]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
 
-    def epoch_seconds(longest, part):
-        """`part` of an epoch's batches, times the number of such parts."""
-        synchronise(device)
+
+def print_memory(device, make, run):
+    """What `memory` reads: run(make()), with what making the model takes for a moment aside."""
+    first = nn.Linear(1, 1, device=device)
+    first(torch.ones(1, 1, device=device)).backward()
+    torch.optim.AdamW(first.parameters()).step()  # torch imports more of itself with the first step
+    before = peak_memory(device)
+    made = make()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif CLEAR_REFS.exists():
+        CLEAR_REFS.write_text("5")  # the peak starts again from what is held
+    run(made)
+    peak = peak_memory(device)
+    print(f"{peak / 2**20:.0f} | {(peak - before) / 2**20:.0f}")
+
+
+CLEAR_REFS = Path("/proc/self/clear_refs")
+
+# ------------------------------------------------------------------------------------------------ CoLA
+
+
+class ColaSteps:
+    """Training steps of one of COLA on real CoLA: forward, backward, AdamW."""
+
+    def __init__(self, args, name, examples, folder, device, dtype):
+        torch.manual_seed(0)
+        self.examples, self.device, self.dtype = examples, device, dtype
+        plain = RobertaClassifier.from_pretrained(args.model).to(device)
+        self.model = METHODS["read" if name == "kept" else name](plain, args.r)
+        self.model.classifier.requires_grad_(True)
+        self.states = self._keep(Path(folder) / "states") if name == "kept" else None
+        self.model.train()
+        self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-5)
+
+    def _keep(self, path):
+        shape = [len(self.examples), len(self.model.roberta.blocks), self.model.config.hidden_size]
+        batches, started = sorted_batches([len(t) for t in self.examples], 16), time.perf_counter()
+        with autocast(self.device, self.dtype):
+            write_states(path, {"shape": shape}, ((batch, self.model.states(*self._padded(batch))) for batch in batches))
+        self.keeping = time.perf_counter() - started
+        return read_states(path, {"shape": shape})
+
+    def _padded(self, batch, longest=None):
+        ids, mask = pad([self.examples[i] for i in batch], self.model.config.pad_token_id, self.device)
+        if longest:
+            ids = F.pad(ids, (0, longest - ids.shape[1]), value=self.model.config.pad_token_id)
+            mask = ids != self.model.config.pad_token_id
+        return ids, mask
+
+    def seconds(self, batches, longest=None):
+        """Of a step on each of these batches, padded to `longest` tokens if it is given."""
+        synchronise(self.device)
         started = time.perf_counter()
-        for batch in part:
-            rows = [tokens[i] for i in batch]
-            ids, mask = pad(rows, model.config.pad_token_id, device)
-            if longest:
-                ids = F.pad(ids, (0, longest - ids.shape[1]), value=model.config.pad_token_id)
-                mask = ids != model.config.pad_token_id
-            with autocast(device, dtype):
-                logits = model(ids, mask)
-            F.cross_entropy(logits.float(), torch.zeros(len(batch), dtype=torch.int64, device=device)).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        synchronise(device)
-        return (time.perf_counter() - started) * len(batches) / len(part)
+        for batch in batches:
+            with autocast(self.device, self.dtype):
+                if self.states is None:
+                    logits = self.model(*self._padded(batch, longest))
+                else:
+                    logits = self.model.from_states(self.states[batch].to(self.device))
+            target = torch.zeros(len(batch), dtype=torch.int64, device=self.device)
+            F.cross_entropy(logits.float(), target).backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        synchronise(self.device)
+        return time.perf_counter() - started
 
-    rounds = [batches[i::20] for i in range(args.rounds + 1)]
-    ours, padded = iter(rounds), iter(rounds)
-    timers = {"ours": lambda: epoch_seconds(None, next(ours)), "padded": lambda: epoch_seconds(128, next(padded))}
-    found = in_turn(timers, args.rounds)
-    share = 1 - sum(lengths) / (128 * len(lengths))
-    print(f"\nAn epoch of CoLA ({len(tokens):,} examples, batch 16), HUT, {machine(device)}; each of {args.rounds} rounds")
-    print("times a twentieth of the batches, and is multiplied by 20\n")
-    print("| batches | padding | seconds an epoch | ratio |\n|---|---:|---:|---:|")
-    print(f"| grouped by length, padded to the longest | {padding_share(lengths, batches):.1%} | "
-          f"{statistics.median(found['ours']):.1f} | 1 |")  # fmt: skip
+
+def cola_examples(args):
+    """(token lists of real CoLA, the batches of 16 of an epoch)"""
+    tokenizer = load_tokenizer(args.model, read_config(args.model, RobertaConfig, "roberta").vocab_size)
+    examples = glue.encode(tokenizer, glue.load("cola", args.cola)["train"], 128)
+    return examples, shuffled_batches([len(t) for t in examples], 16, [0, 0])
+
+
+def cola_tables(args, device, dtype):
+    """Seconds an epoch of real CoLA: of every method; and of HUT with every example padded to 128 tokens."""
+    examples, batches = cola_examples(args)
+    parts = [batches[i::20] for i in range(args.rounds + 1)]
+    with tempfile.TemporaryDirectory() as folder:
+        steps = {name: ColaSteps(args, name, examples, folder, device, dtype) for name in COLA}
+
+        def timer(name, longest=None):
+            left = iter(parts)
+
+            def epoch():
+                part = next(left)
+                return steps[name].seconds(part, longest) * len(batches) / len(part)
+
+            return epoch
+
+        timers = {name: timer(name) for name in COLA} | {"padded": timer("hut", 128)}
+        found = in_turn(timers, args.rounds)
+        keeping = steps["kept"].keeping
+        steps.clear()
     print(
-        f"| padded to 128 | {share:.1%} | {statistics.median(found['padded']):.1f} | {ratio(found, 'padded', 'ours'):.1f} |"
+        f"\nAn epoch of CoLA ({len(examples):,} examples, batch 16), r = {args.r}, {machine(device)}; each of {args.rounds}"
+    )
+    print("rounds times a twentieth of the batches, and is multiplied by 20\n")
+    print("| method | seconds an epoch | ratio to LoRA | peak memory, MiB | after the imports |\n|---|---:|---:|---:|---:|")
+    for name, title in COLA.items():
+        seconds, to_lora = statistics.median(found[name]), ratio(found, name, "lora")
+        print(f"| {title} | {seconds:.1f} | {to_lora:.3f} | {memory('--cola-memory-of', name)} |")
+    print(f"\nPutting the states on disk took {keeping:.1f} seconds, once.\n")
+    lengths = [len(t) for t in examples]
+    share = 1 - sum(lengths) / (128 * len(lengths))
+    print("| batches of HUT | padding | seconds an epoch | ratio |\n|---|---:|---:|---:|")
+    print(f"| grouped by length, padded to the longest | {padding_share(lengths, batches):.1%} | "
+          f"{statistics.median(found['hut']):.1f} | 1 |")  # fmt: skip
+    print(
+        f"| padded to 128 | {share:.1%} | {statistics.median(found['padded']):.1f} | {ratio(found, 'padded', 'hut'):.1f} |"
     )
 
 
@@ -296,6 +388,7 @@ def main():
     parser.add_argument("--cola", metavar="DIR", help="GLUE folder: adds the table of an epoch of CoLA, with --model")
     parser.add_argument("--model", metavar="DIR", help="the checkpoint of that table")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--cola-memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--device")
     parser.add_argument("--dtype")
     args = parser.parse_args()
@@ -314,15 +407,18 @@ def main():
     else:
         sizes = dataclasses.replace(GPT2_MEDIUM, n_layer=args.layers, n_embd=args.width, n_head=args.width // 64)
     if args.memory_of:
-        Step(args, args.memory_of, sizes, device, dtype).seconds(3)
-        print(round(peak_memory(device) / 2**20))
-        return
+        return print_memory(device, lambda: Step(args, args.memory_of, sizes, device, dtype), lambda step: step.seconds(3))
+    if args.cola_memory_of:
+        examples, batches = cola_examples(args)
+        with tempfile.TemporaryDirectory() as folder:
+            which = (args, args.cola_memory_of, examples, folder, device, dtype)
+            return print_memory(device, lambda: ColaSteps(*which), lambda steps: steps.seconds(batches[::20]))
     if args.what == "methods":
         methods_table(args, sizes, device, dtype)
         return
     step_table(args, sizes, device, dtype)
     if args.cola:
-        cola_table(args, device, dtype)
+        cola_tables(args, device, dtype)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from experiments.bench import METHODS, VARIANTS, Step, methods_table
+from experiments.bench import COLA, METHODS, VARIANTS, ColaSteps, Step, methods_table
 from model import GPT2Config, RobertaConfig
 
 SIZES = {
@@ -13,6 +13,7 @@ SIZES = {
     "e2e": GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2),
 }
 TRAINED = {"betas": 2 * 16, "hut": 2 * (3 * 32 + 32), "literal": 2 * (3 * 32 + 32), "lora": 2 * 3 * 32}
+TRAINED["read"] = 3 * 256 * (16 + 256) + 6 * 256 + 256 * 16
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -31,11 +32,31 @@ def test_variants_start_as_the_same_function_and_take_a_step(what, name):
 
 def test_methods_table_has_a_row_for_every_method(capsys, monkeypatch):
     """Would catch: a method that is left out, timed under another's name, or called merged where it does not merge."""
-    monkeypatch.setattr("experiments.bench.memory", lambda name: f"memory of {name}")
+    monkeypatch.setattr("experiments.bench.memory", lambda _, name: f"memory of {name} | 0")
     sizes = RobertaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
     args = Namespace(what="methods", r=3, batch_size=2, length=8, layers=2, width=32, rounds=1, steps=1)
     methods_table(args, sizes, torch.device("cpu"), torch.float32)
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "memory of" in line]
     assert [row[0].strip() for row in rows] == list(METHODS)
     assert [row[3].strip() for row in rows] == [f"memory of {name}" for name in METHODS]
-    assert {row[0].strip() for row in rows if row[5].strip() == "–"} == {"head", "houlsby", "pfeiffer", "lin", "prefix"}
+    assert {row[0].strip() for row in rows if row[6].strip() == "–"} == {
+        "head",
+        "read",
+        "houlsby",
+        "pfeiffer",
+        "lin",
+        "prefix",
+    }
+
+
+@pytest.mark.parametrize("name", COLA)
+def test_every_method_takes_steps_on_cola(name, tiny_model, tmp_path):
+    """Would catch: a method that does not train what it should; states on disk that stand for other examples."""
+    args, examples = Namespace(model=tiny_model, r=2), [[0, 5, 6, 2], [0, 7, 2], [0, 8, 9, 10, 2]]
+    steps = ColaSteps(args, name, examples, tmp_path, torch.device("cpu"), torch.float32)
+    assert steps.seconds([[2, 0], [1]]) > 0 and steps.seconds([[0]], longest=9) > 0
+    moments = {id(p) for p in steps.optimizer.state}
+    assert moments == {id(p) for p in steps.model.parameters() if p.requires_grad} and len(moments) > 4
+    if name == "kept":
+        live = ColaSteps(args, "read", examples, tmp_path, torch.device("cpu"), torch.float32).model.eval()
+        torch.testing.assert_close(live.states(torch.tensor([examples[1]])), steps.states[[1]])
