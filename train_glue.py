@@ -84,8 +84,8 @@ def arguments():
         if not args.adapter:
             print(f"mini: the bundled model and data, with settings of their own: {training.shown(MINI_SETTINGS)}")
     training.fill_in(args, settings, R)
-    if args.cache_features is not None and args.method != "read":
-        raise UserError(f"--cache-features: --method {args.method} changes what it would keep: it is for --method read")
+    if args.cache_features is not None and (args.method != "read" or args.adapter):
+        raise UserError("--cache-features is for training with --method read, which alone leaves the backbone as it is")
     return args
 
 
@@ -190,8 +190,8 @@ def cached(args, model, base, split, tokens, device, dtype):
     """READ's states (N, layers, d) of a split, from the file that --cache-features keeps; it is written if there is none."""
     path = Path(args.cache_features) / f"{args.task}-{split}.states"
     shape = [len(tokens), len(model.roberta.blocks), model.config.hidden_size]
-    about = {"checkpoint": base, "max_len": args.max_len, "dtype": str(dtype)[6:], "shape": shape}
-    about["examples"] = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+    about = {"checkpoint": base[:16], "max_len": args.max_len, "dtype": str(dtype)[6:], "shape": shape}
+    about["examples"] = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
 
     def parts():
         for batch in tqdm(sorted_batches([len(t) for t in tokens], EVAL_BATCH), path.name, disable=None, leave=False):

@@ -134,7 +134,9 @@ def add_arguments(parser, methods, defaults):
         help=f"AdamW's; it pulls M_A, M_B and gamma to 0, not to the frozen model's 1 (default: {defaults['weight_decay']})",
     )
     group.add_argument("--clip", type=positive, metavar="NORM", help="clip the gradient's norm (default: no clipping)")
-    group.add_argument("--dropout", type=probability, metavar="P", help=f"everywhere (default: {defaults['dropout']})")
+    group.add_argument(
+        "--dropout", type=probability, metavar="P", help=f"everywhere; read: in the head (default: {defaults['dropout']})"
+    )
     group.add_argument(
         "--max-len",
         type=whole,

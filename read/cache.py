@@ -44,13 +44,13 @@ def read_states(path, about):
         with path.open("rb") as file:
             found = json.loads(file.read(HEADER))
     except ValueError:
-        raise ValueError(f"{path}: not a file of states: delete it, or name another folder") from None
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: not a file of states: delete it, or name another folder")
     for key, value in about.items():
         if found.get(key) != value:
-            raise ValueError(
-                f"{path}: stale: its states are of another {key}, {found.get(key)}, not {value}: "
-                "delete it, or name another folder"
-            )
+            was = f"{key} was {found.get(key)} and is {value} now"
+            raise ValueError(f"{path}: stale: {was}: delete it, or name another folder")
     size = HEADER + 4 * math.prod(about["shape"])
     if path.stat().st_size != size:
         raise ValueError(f"{path}: {path.stat().st_size:,} bytes: expected {size:,}: delete it, or name another folder")
