@@ -404,6 +404,25 @@ class RobertaMaskedLM(RobertaModel):
         return self.lm_head(states if where is None else states[where], self.roberta.embeddings.word.weight)
 
 
+class RobertaSpan(RobertaModel):
+    """model(input_ids (B, L), attention_mask (B, L) or None) -> logits of an answer's (start, end), each (B, L).
+
+    Every position has its logits, as in HuggingFace's model: where no answer can be is for the caller to mask.
+    """
+
+    ARCHITECTURE = "RobertaForQuestionAnswering"
+    HEAD = ("qa_outputs.",)
+    DROPPED = ("embeddings.position_ids", *(name for name in OTHERS if name != "qa_outputs."))
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.qa_outputs.apply(self.roberta._initialise)
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.qa_outputs(self.roberta(input_ids, attention_mask)).unbind(-1)
+
+
 # ------------------------------------------------------------------------------------------------ GPT-2
 
 

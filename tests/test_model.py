@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import Roberta, RobertaClassifier, RobertaConfig, RobertaMaskedLM, read_config, write_file
+from model import Roberta, RobertaClassifier, RobertaConfig, RobertaMaskedLM, RobertaSpan, read_config, write_file
 
 ROBERTA = Path(__file__).parent / "reference" / "roberta"
 EXPECTED = torch.load(ROBERTA / "expected.pt", weights_only=True)
@@ -52,6 +52,22 @@ def test_classifier_and_masked_lm_are_transformers():
     kept = MASK.bool()
     close(masked_lm(IDS, MASK)[kept], EXPECTED["mlm_logits"][kept])
     close(masked_lm(IDS, MASK, where=kept), EXPECTED["mlm_logits"][kept])
+
+
+def test_span_logits_are_transformers(tmp_path):
+    """Would catch: start and end swapped, a head that is refused, not written or read under another name."""
+    span = RobertaSpan.from_pretrained(ROBERTA)
+    span.load_state_dict(EXPECTED["qa_head"], strict=False)
+    span.save_pretrained(tmp_path)
+    again = RobertaSpan.from_pretrained(tmp_path)
+    for model in (span, again):
+        start, end = model(IDS, MASK)
+        close(start[MASK.bool()], EXPECTED["qa_start"][MASK.bool()])
+        close(end[MASK.bool()], EXPECTED["qa_end"][MASK.bool()])
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["RobertaForQuestionAnswering"]
+    classifier = RobertaClassifier.from_pretrained(tmp_path, num_labels=3)  # whose own head starts anew
+    close(classifier.roberta(IDS, MASK), span.roberta(IDS, MASK))
 
 
 def test_padding_does_not_matter():

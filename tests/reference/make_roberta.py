@@ -9,7 +9,13 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification, RobertaModel
+from transformers import (
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForQuestionAnswering,
+    RobertaForSequenceClassification,
+    RobertaModel,
+)
 
 OUT = Path(__file__).parent / "roberta"
 SIZES = {
@@ -62,6 +68,12 @@ def main():
     state["roberta.embeddings.position_ids"] = torch.arange(config.max_position_embeddings)[None]
     state |= {f"roberta.{k}": v for k, v in RobertaModel(config).state_dict().items() if k.startswith("pooler.")}
     torch.save(state, OUT / "pytorch_model.bin")
+    span = RobertaForQuestionAnswering(RobertaConfig(**SIZES)).eval()
+    span.roberta.load_state_dict(masked_lm.roberta.state_dict())
+    with torch.no_grad():
+        logits = span(input_ids, attention_mask)
+    expected |= {"qa_start": logits.start_logits, "qa_end": logits.end_logits}
+    expected["qa_head"] = {k: v for k, v in span.state_dict().items() if k.startswith("qa_outputs.")}
     torch.save(expected, OUT / "expected.pt")
     (OUT / "config.json").write_text(json.dumps({"model_type": "roberta", **SIZES}, indent=1) + "\n")
 
