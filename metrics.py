@@ -1,4 +1,4 @@
-"""The scores: GLUE's, from arrays of predictions and labels, and the E2E challenge's five, from text.
+"""The scores: GLUE's, from arrays of predictions and labels; SQuAD's two and the E2E challenge's five, from text.
 
 python metrics.py REFERENCES OUTPUTS    scores generated text as the challenge's official script does
 """
@@ -10,6 +10,7 @@ import itertools
 import math
 import re
 import shutil
+import string
 import subprocess
 import sys
 from collections import Counter
@@ -123,6 +124,39 @@ def _binary_counts(predictions, labels) -> tuple[int, int, int, int]:
     if others:
         raise ValueError(f"this score is for the classes 0 and 1, and there is a class {min(others)}")
     return tuple(int(np.sum((predictions == p) & (labels == t))) for p, t in ((1, 1), (1, 0), (0, 1), (0, 0)))
+
+
+# SQuAD v1.1. Both scores are those of the official evaluate-v1.1.py: of an answer, the best over its references; of a
+# set, the mean in percent. (The script of v2.0 scores an answer of articles alone otherwise: here its F1 is 0.)
+
+
+def squad_scores(answers: list[str], references: list[list[str]]) -> dict[str, float]:
+    """{"exact_match", "f1"} of N answers, each with one reference or more, from 0 to 100 (Rajpurkar et al., 2016).
+
+    An empty answer is an answer. Raises ValueError if there are none, the counts differ or one has no reference.
+    """
+    exact, overlap = [], []
+    for answer, refs in _tokenised(squad_words, answers, references):
+        exact.append(answer in refs)
+        overlap.append(max(_overlap(answer, ref) for ref in refs))
+    return {"exact_match": 100 * float(np.mean(exact)), "f1": 100 * float(np.mean(overlap))}
+
+
+def squad_words(text: str) -> list[str]:
+    """Lower-cased words without ASCII punctuation, then without the English articles; '' and 'The' have none.
+
+    Punctuation goes first and leaves no gap: "U.S." is "us", "24–10", whose dash is not ASCII, stays as it is.
+    """
+    return re.sub(r"\b(?:an?|the)\b", " ", text.lower().translate(ASCII_PUNCTUATION)).split()
+
+
+ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _overlap(answer: list[str], ref: list[str]) -> float:
+    """F1 of the words that two texts share, each as often as both have it; 0 where they share none, or have none."""
+    shared = (Counter(answer) & Counter(ref)).total()
+    return 2 * shared / (len(answer) + len(ref)) if shared else 0.0
 
 
 # E2E. Outputs are a list of N sentences; references a list of N lists, each of one sentence or more. Every score is as

@@ -15,6 +15,7 @@ import ptb
 ROOT = Path(__file__).parent.parent
 REFERENCE = Path(__file__).parent / "reference"
 GLUE = json.loads((REFERENCE / "glue_scores.json").read_text(encoding="utf-8"))
+SQUAD = json.loads((REFERENCE / "squad_scores.json").read_text(encoding="utf-8"))
 E2E = json.loads((REFERENCE / "e2e_scores.json").read_text(encoding="utf-8"))
 
 
@@ -56,6 +57,24 @@ def test_bad_glue_input_is_refused():
         metrics.matthews([0, 2], [0, 1])
     with pytest.raises(ValueError, match="unknown GLUE task 'cloa'"):
         metrics.glue_scores("cloa", [1], [1])
+
+
+@pytest.mark.parametrize("case", SQUAD["cases"], ids=lambda case: case["name"])
+def test_squad_scores_equal_the_official_scripts(case):
+    """Catches normalisation in another order, v2.0's rule for empty answers, F1 of the first reference."""
+    assert metrics.squad_scores([case["answer"]], [case["references"]]) == pytest.approx(case["scores"], abs=1e-10)
+
+
+def test_squad_scores_of_a_set():
+    """Catches a mean over something other than questions; and a set that can't be scored."""
+    answers, references = ([case[key] for case in SQUAD["cases"]] for key in ("answer", "references"))
+    assert metrics.squad_scores(answers, references) == pytest.approx(SQUAD["all"], abs=1e-10)
+    with pytest.raises(ValueError, match="no outputs"):
+        metrics.squad_scores([], [])
+    with pytest.raises(ValueError, match="2 outputs and 1"):
+        metrics.squad_scores(["a", "b"], [["a"]])
+    with pytest.raises(ValueError, match="output 2 has no reference"):
+        metrics.squad_scores(["a", "b"], [["a"], []])
 
 
 @pytest.mark.parametrize(("sentence", "expected"), E2E["ptb"], ids=lambda text: text[:30])
