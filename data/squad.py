@@ -1,0 +1,229 @@
+"""SQuAD v1.1 (Rajpurkar et al., 2016): its files -> questions -> windows of tokens -> the answer in the original text."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from data import UserError, read_text
+from data.batching import pad
+from data.download import cache, fetch
+
+
+class Question(NamedTuple):
+    """A question about a text, and its right answers: each (the character of the text it starts at, its words)."""
+
+    id: str
+    text: str
+    context: str
+    answers: tuple[tuple[int, str], ...] = ()
+
+
+class Window(NamedTuple):
+    """A question and as much of its text as fits: token ids, and which of them are of the text.
+
+    `first` is the place of the first token of the text in `ids`, and `offsets` (n, 2) holds, for each of the n tokens
+    of the text from there on, the characters of the text that it stands for.
+    """
+
+    question: int
+    ids: list[int]
+    first: int
+    offsets: np.ndarray
+
+
+FILES = {"train": "train-v1.1.json", "dev": "dev-v1.1.json"}
+MINI_FILES = {"train": "train.json", "dev": "dev.json"}
+MAX_ANSWER = 30  # tokens; as in BERT's and transformers' scripts
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def read(path):
+    """The questions of one file, in its order. Raises UserError that names file, article, paragraph and question.
+
+    Every answer has to stand in the text where the file says that it stands.
+    """
+    text = read_text(path, "name a folder of SQuAD v1.1 files with --data DIR")
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    questions, seen = [], set()
+    for a, article in enumerate(_list(content, "data", path), 1):
+        title = article.get("title") if isinstance(article, dict) else None
+        where = f"{path}: article {a}" + (f" ({title})" if title else "")
+        for p, paragraph in enumerate(_list(article, "paragraphs", where), 1):
+            context = _string(paragraph, "context", f"{where}, paragraph {p}")
+            for q, entry in enumerate(_list(paragraph, "qas", f"{where}, paragraph {p}"), 1):
+                question = _question(entry, context, f"{where}, paragraph {p}, question {q}")
+                if question.id in seen:
+                    raise UserError(f"{where}, paragraph {p}, question {q}: id '{question.id}' occurs twice in the file")
+                seen.add(question.id)
+                questions.append(question)
+    if not questions:
+        raise UserError(f"{path}: no questions in it")
+    return questions
+
+
+def _question(entry, context, where):
+    id_, text = _string(entry, "id", where), _string(entry, "question", where)
+    answers = []
+    for answer in _list(entry, "answers", where):
+        words, start = _string(answer, "text", where), answer.get("answer_start")
+        if isinstance(start, bool) or not isinstance(start, int) or start < 0:
+            raise UserError(f"{where}: answer_start is {start!r}: expected a character's number in the context")
+        if context[start : start + len(words)] != words:
+            found = context[start : start + len(words)]
+            raise UserError(f"{where}: answer '{words}' is not at character {start} of the context, '{found}' is")
+        answers.append((start, words))
+    if not answers:
+        raise UserError(f"{where}: no answer: expected one or more, as in v1.1 (v2.0 has questions without)")
+    return Question(id_, text, context, tuple(answers))
+
+
+def _list(entry, key, where):
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, list):
+        raise UserError(f"{where}: no list '{key}': expected the layout of SQuAD v1.1")
+    return value
+
+
+def _string(entry, key, where):
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: no text '{key}': expected the layout of SQuAD v1.1")
+    return value
+
+
+def load(data=None, train_file=None, dev_file=None, splits=("train", "dev")):
+    """{split: questions} from a folder of official files; without one they are fetched once into the cache."""
+    given = {"train": train_file, "dev": dev_file}
+    folder = Path(data) if data else None
+    found = {}
+    for split in splits:
+        path = given.get(split)
+        if not path:
+            folder = folder or download()
+            path = folder / FILES[split]
+            if not path.exists() and (folder / MINI_FILES[split]).exists():
+                path = folder / MINI_FILES[split]
+        found[split] = read(path)
+    return found
+
+
+RELEASE = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
+SHA256 = {
+    "train-v1.1.json": "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
+    "dev-v1.1.json": "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
+}
+
+
+def download(folder=None, release=RELEASE):
+    """Fetches the official files into `folder` (the cache), unless they are there; returns `folder`."""
+    folder = folder or cache() / "squad"
+    for name, digest in SHA256.items():
+        fetch(release + name, folder / name, digest)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------ tokens
+
+
+def encode(tokenizer, questions, max_len, doc_stride):
+    """The windows of all questions, in their order: <s> question </s></s> text </s>, at most `max_len` tokens each.
+
+    A text that does not fit is read in several windows, each of which repeats `doc_stride` tokens of the one before.
+    Raises UserError for a question so long that a window could not go on.
+    """
+    texts = [question.text.strip() for question in questions]  # one official question has thousands of spaces
+    added = tokenizer.num_special_tokens_to_add(is_pair=True)
+    windows = []
+    for start in range(0, len(questions), 1000):  # not all at once: the tokenizer's own objects are large
+        some = range(start, min(start + 1000, len(questions)))
+        tokenizer.no_truncation()
+        for i, encoding in zip(
+            some, tokenizer.encode_batch([texts[i] for i in some], add_special_tokens=False), strict=True
+        ):
+            room = max_len - added - len(encoding.ids)
+            if room <= doc_stride:
+                raise UserError(
+                    f"question {questions[i].id}: its {len(encoding.ids)} tokens leave {max(room, 0)} of {max_len} for the "
+                    f"text: expected more than --doc-stride {doc_stride}; raise --max-len or lower --doc-stride"
+                )
+        tokenizer.enable_truncation(max_len, stride=doc_stride, strategy="only_second")
+        pairs = [(texts[i], questions[i].context) for i in some]
+        for i, encoding in zip(some, tokenizer.encode_batch(pairs), strict=True):
+            for part in (encoding, *encoding.overflowing):
+                of_text = [place for place, sequence in enumerate(part.sequence_ids) if sequence == 1]
+                if of_text:  # none: a text of characters that the tokenizer drops
+                    first, last = of_text[0], of_text[-1]
+                    windows.append(Window(i, part.ids, first, np.array(part.offsets[first : last + 1], np.int32)))
+    return windows
+
+
+def target(window, answer):
+    """(first, last) token in `window.ids` of the tightest span that covers the answer; (0, 0), the <s>, if not all of it
+    is in this window.
+    """
+    start, words = answer
+    start, end = start + len(words) - len(words.lstrip()), start + len(words.rstrip())
+    touched = np.flatnonzero((window.offsets[:, 0] < end) & (window.offsets[:, 1] > start))
+    if not len(touched) or window.offsets[touched[0], 0] > start or window.offsets[touched[-1], 1] < end:
+        return 0, 0
+    return window.first + int(touched[0]), window.first + int(touched[-1])
+
+
+def cut(context, window, first, last):
+    """The original text of the tokens from `first` to `last` of the window, both included."""
+    start, end = window.offsets[first - window.first, 0], window.offsets[last - window.first, 1]
+    return context[start:end].strip()  # some tokenizers count the space before a word to it
+
+
+def unreachable(questions, windows):
+    """How many questions have no answer that is, character by character, a span of up to MAX_ANSWER tokens of a window."""
+    reached = set()
+    for window in windows:
+        context, answers = questions[window.question].context, questions[window.question].answers
+        for answer in answers:
+            first, last = target(window, answer)
+            if first and last - first < MAX_ANSWER and cut(context, window, first, last) == answer[1].strip():
+                reached.add(window.question)
+    return len(questions) - len(reached)
+
+
+# ------------------------------------------------------------------------------------------------ logits, answers
+
+
+def batch_of(windows, pad_token, device):
+    """Windows -> input_ids (B, L), their mask (B, L) or None, and where (B, L) an answer can be: in the text."""
+    ids, mask = pad([window.ids for window in windows], pad_token, device)
+    place = torch.arange(ids.shape[1], device=device)
+    first = torch.tensor([window.first for window in windows], device=device)[:, None]
+    count = torch.tensor([len(window.offsets) for window in windows], device=device)[:, None]
+    return ids, mask, (place >= first) & (place < first + count)
+
+
+def log_probabilities(logits, of_text):
+    """(B, L) logits of a start or an end -> log-probabilities: of the text's tokens, and of <s> for "not in this window".
+
+    Question, other special tokens and padding are masked out: -inf. As each window has the choice to say that it does
+    not hold the answer, the probabilities of a question's windows can be compared.
+    """
+    allowed = of_text.clone()
+    allowed[:, 0] = True
+    return logits.float().masked_fill(~allowed, -torch.inf).log_softmax(1)
+
+
+def best_spans(start, end, of_text):
+    """The likeliest span of up to MAX_ANSWER tokens of each window: first (B,), last (B,), its log-probability (B,).
+
+    start, end: (B, L) log-probabilities; of_text: (B, L). All pairs are compared, not only those of n best ends.
+    """
+    length = start.shape[1]
+    scores = start.masked_fill(~of_text, -torch.inf)[:, :, None] + end.masked_fill(~of_text, -torch.inf)[:, None, :]
+    in_order = torch.ones(length, length, dtype=torch.bool, device=start.device).triu().tril(MAX_ANSWER - 1)
+    best, place = scores.masked_fill(~in_order, -torch.inf).flatten(1).max(1)
+    return place // length, place % length, best
