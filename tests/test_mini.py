@@ -9,7 +9,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from data import e2e
+from data import e2e, squad
 from data.mini import domains, grammar, make
 from model import GPT2, RobertaClassifier, RobertaMaskedLM
 
@@ -217,3 +217,35 @@ def test_the_decoder_describes_what_it_was_pretrained_on():
     prompt = [*tokenizer.encode(context).ids, model.config.eos_token_id]
     said = tokenizer.decode(model.generate([prompt], 64, beam_size=4)[0])
     assert all(word in said for word in ("The Golden Otter", "museum", "Roman", "£5")), said
+
+
+# --- SQuAD -----------------------------------------------------------------------------------------------------------
+
+
+def test_squad_files_are_what_the_script_makes():
+    for name, text in make.squad_files().items():
+        assert (MINI / "squad" / name).read_bytes() == text.encode()
+
+
+def test_squad_has_the_official_layout_and_its_splits_share_no_text():
+    """Reading checks that every answer stands where it is said to."""
+    splits = squad.load(MINI / "squad")
+    assert {split: len(questions) for split, questions in splits.items()} == {"train": 2000, "dev": 400}
+    assert not {q.context for q in splits["train"]} & {q.context for q in splits["dev"]}
+    assert {len(q.answers) for q in splits["train"]} == {1}
+    assert {len(q.answers) for q in splits["dev"]} == {1, 2}
+    asked = Counter(q.text.split()[0] for q in splits["dev"])
+    assert set(asked) == {"Where", "Who", "What"} and min(asked.values()) > 50
+
+
+def test_squad_questions_have_one_answer_and_fit_the_encoder():
+    """A verb or noun that occurs twice in a text would leave two answers; a word of several tokens is a rare one."""
+    questions = squad.load(MINI / "squad", splits=("dev",))["dev"]
+    for context in {q.context for q in questions}:
+        first, second = (sentence.split() for sentence in context.rstrip(".").split(". "))
+        common = {word.lower() for word in first} & {word.lower() for word in second}
+        determiners = {*grammar.SINGULAR_DETERMINERS, *grammar.PLURAL_DETERMINERS, "an"}
+        assert common <= {"in", *determiners, *grammar.ADJECTIVES, *grammar.THING_ADJECTIVES}, context
+    tokenizer = Tokenizer.from_file(str(MINI / "roberta" / "tokenizer.json"))
+    windows = squad.encode(tokenizer, questions, 128, 32)
+    assert len(windows) == len(questions) and squad.unreachable(questions, windows) == 0

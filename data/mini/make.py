@@ -1,9 +1,10 @@
-"""Makes the bundled mini set: `python -m data.mini.make [cola] [roberta] [e2e] [gpt2] [--out DIR]`, all parts by default.
+"""Makes the bundled mini set: `python -m data.mini.make [cola] [roberta] [squad] [e2e] [gpt2] [--out DIR]`, all by default.
 
 | part    | writes     | what it is                                                                                 |
 |---------|------------|--------------------------------------------------------------------------------------------|
 | cola    | `CoLA/`    | acceptability judgements in the official layout, from the grammar in `grammar.py`          |
 | roberta | `roberta/` | an encoder pretrained by masked language modelling on acceptable sentences of that grammar |
+| squad   | `squad/`   | questions on two sentences of that grammar each, in the layout of SQuAD v1.1               |
 | e2e     | `e2e/`     | descriptions of restaurants in the official layout, from the tables in `domains.py`        |
 | gpt2    | `gpt2/`    | a decoder pretrained on descriptions of all else in these tables, and of no restaurant     |
 
@@ -15,6 +16,7 @@ import argparse
 import csv
 import io
 import itertools
+import json
 import random
 import time
 from pathlib import Path
@@ -174,6 +176,67 @@ def make_roberta(out):
     tokenizer.save(str(out / "roberta" / "tokenizer.json"))
 
 
+# --- SQuAD: questions, and where their answers stand -----------------------------------------------------------------
+
+SQUAD_ARTICLES = {"train": 50, "dev": 10}
+SQUAD_PARAGRAPHS = 20  # an article; of two sentences each, with a question on either
+
+
+def squad_paragraph(rng):
+    """A text, and [(question, [(start, answer), …])]. No verb and no noun occurs twice: each question has one answer."""
+    text, questions, nouns = "", [], []
+    for verb in rng.sample(grammar.WITH_PERSON + grammar.WITH_THING, 2):
+        what = "who" if verb in grammar.WITH_PERSON else "what"
+        while True:
+            subject = grammar.person(rng)
+            object_ = grammar.person(rng) if what == "who" else grammar.thing(rng)
+            place = ["the", rng.choice(grammar.PLACES)]
+            heads = [subject[-1], object_[-1], place[-1]]
+            if len({*nouns, *heads}) == len(nouns) + len(heads):
+                break
+        nouns += heads
+        done = [*subject, grammar.form(verb, "past")]
+        object_at = len(text) + len(" ".join(done)) + 1
+        in_place_at = object_at + len(" ".join(object_)) + 1
+        text += grammar.spell([*done, *object_, "in", *place]) + " "
+        if rng.random() < 0.5:
+            question, answers = [what, "did", *subject, verb, "?"], [(object_at, object_)]
+        else:  # with or without "in": both are right, as annotators differ
+            question = ["where", "did", *subject, verb, *object_, "?"]
+            answers = [(in_place_at + len("in "), place), (in_place_at, ["in", *place])]
+        questions.append((grammar.spell(question), [(at, " ".join(words)) for at, words in answers]))
+    return text.strip(), questions
+
+
+def squad_files(seed=5):
+    """{file name: text} in the official layout; no text is in both. A training question has one answer, as there."""
+    rng, seen, files = random.Random(seed), set(), {}
+    for split, count in SQUAD_ARTICLES.items():
+        articles, ids = [], itertools.count(1)
+        for number in range(1, count + 1):
+            paragraphs = []
+            while len(paragraphs) < SQUAD_PARAGRAPHS:
+                text, questions = squad_paragraph(rng)
+                if text in seen:
+                    continue
+                seen.add(text)
+                entries = []
+                for question, answers in questions:
+                    kept = answers[:1] if split == "train" else answers
+                    entry = {"id": f"mini-{split}-{next(ids)}", "question": question}
+                    entries.append(entry | {"answers": [{"answer_start": at, "text": words} for at, words in kept]})
+                paragraphs.append({"context": text, "qas": entries})
+            articles.append({"title": f"mini_{split}_{number}", "paragraphs": paragraphs})
+        rows = ",\n".join(json.dumps(article) for article in articles)  # an article a line
+        files[f"{split}.json"] = f'{{"version": "1.1", "data": [\n{rows}\n]}}\n'
+    return files
+
+
+def make_squad(out):
+    for name, text in squad_files().items():
+        write(out / "squad" / name, text)
+
+
 # --- E2E: restaurants ------------------------------------------------------------------------------------------------
 
 E2E_FILES = {  # representations, and how many references each has
@@ -276,7 +339,7 @@ def write(path, text):
     path.write_text(text, encoding="utf-8", newline="")
 
 
-PARTS = {"cola": make_cola, "roberta": make_roberta, "e2e": make_e2e, "gpt2": make_gpt2}
+PARTS = {"cola": make_cola, "roberta": make_roberta, "squad": make_squad, "e2e": make_e2e, "gpt2": make_gpt2}
 
 
 def main():
