@@ -164,6 +164,9 @@ def add_arguments(parser, methods, defaults):
     group.add_argument("--export", metavar="DIR", help="write the merged model in HuggingFace's layout")
 
 
+# What an adapter file records of its run, where the script has it.
+RECORDED = ("r", "targets", "cell", "frozen_seed", "model", "max_len", "doc_stride")
+
 # What does not change what a run computes, and may differ when it is resumed.
 ASIDE = ("seed", "seeds", "out", "resume", "overwrite", "adapter", "eval_only", "predict", "submit", "export", "device",
          "cache_features")  # fmt: skip
@@ -193,8 +196,8 @@ def fill_in(args, settings, sizes):
 def check_adapter(args):
     """--adapter goes with what needs it, and with nothing else; what its file knows of the run is set in `args`.
 
-    That is method, r, targets, max_len and model. Another model or length is the user's to choose (the fingerprint of
-    the base guards it); contradicting the others is an error.
+    That is its method and RECORDED. Another model, length or stride is the user's to choose (the fingerprint of the base
+    guards the first); contradicting the others is an error.
     """
     if (args.eval_only or args.predict) and not args.adapter:
         raise UserError("--eval-only and --predict need --adapter FILE")
@@ -209,7 +212,7 @@ def check_adapter(args):
         given = getattr(args, key)
         if given is None:
             setattr(args, key, value)
-        elif value is not None and given != value and key not in ("model", "max_len"):
+        elif value is not None and given != value and key not in ("model", "max_len", "doc_stride"):
             raise UserError(f"{args.adapter}: trained with {key} {value}, not {given}: leave --{key} out")
 
 
@@ -454,7 +457,7 @@ class Run:
         self.adapter, self.head = trainable(model, head)
         frozen = count(p for p in model.parameters() if not p.requires_grad)
         self.parameters = {"adapter": count(self.adapter.values()), "head": count(self.head.values()), "frozen": frozen}
-        config = {key: getattr(args, key) for key in ("r", "targets", "cell", "frozen_seed", "model", "max_len")}
+        config = {key: value for key, value in vars(args).items() if key in RECORDED}
         self.header = {"method": args.method, "config": config, "task": args.task, "base": base}
         self.total = args.epochs * steps
         self.warmup = int(args.warmup if args.warmup >= 1 else args.warmup * self.total)

@@ -1,0 +1,234 @@
+"""train_squad.py from its command line: what a run leaves behind, resuming, errors, and what an adapter is used for."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import WORDS, fails, without_timing
+
+import model as model_module
+import train_squad
+from baselines import UNMERGED
+from data import squad
+from data.hub import load_tokenizer
+from model import RobertaSpan
+from training import Run
+
+
+def official(start, count):
+    """A SQuAD file of `count` questions: the answer is the animal or child that is "small", and what follows it."""
+    entries = []
+    for i in range(start, start + count):
+        before = f"the {WORDS[2 + i % 4]} {WORDS[6 + i % 4]} and " * (1 + i % 3)
+        answer = f"small {WORDS[2 + i % 3]}"
+        context = f"{before}a {answer} {WORDS[6 + i % 2]} ."
+        answers = [{"answer_start": len(before) + 2, "text": answer}]
+        entries.append({"context": context, "qas": [{"id": str(i), "question": "a small", "answers": answers}]})
+    return json.dumps({"version": "1.1", "data": [{"title": "Pets", "paragraphs": entries}]})
+
+
+@pytest.fixture
+def tiny_squad(tmp_path):
+    folder = tmp_path / "squad"
+    folder.mkdir()
+    (folder / "train-v1.1.json").write_text(official(0, 30))
+    (folder / "dev-v1.1.json").write_text(official(30, 12))
+    return folder
+
+
+@pytest.fixture
+def command(tiny_model, tiny_squad, tmp_path):
+    """The arguments of a small run: 2 epochs; a third of the texts needs a second window."""
+    return ["--model", str(tiny_model), "--data", str(tiny_squad), "--out", str(tmp_path / "out"), "--epochs", "2",
+            "--batch-size", "10", "--lr", "0.01", "--r", "2", "--max-len", "20", "--doc-stride", "4"]  # fmt: skip
+
+
+@pytest.fixture
+def run_squad(monkeypatch):
+    """train_squad.py in this process."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train_squad.py", *map(str, arguments)])
+        train_squad.main()
+
+    return call
+
+
+def test_a_run_and_what_it_leaves(run_squad, command, tmp_path, capsys):
+    """Would catch: a missing file or key, a wrong count, windows taken for questions, a best epoch that is not the best."""
+    run_squad(*command)
+    out = tmp_path / "out"
+    rows, result, _ = without_timing(out)
+    assert [row["epoch"] for row in rows] == [1, 2] and [row["step"] for row in rows] == [4, 8]
+    assert set(rows[0]) == {"epoch", "step", "train_loss", "exact_match", "f1", "lr"}
+    best = max(rows, key=lambda row: (row["f1"], -row["epoch"]))
+    assert result["best"] == {key: best[key] for key in ("epoch", "exact_match", "f1")}
+    d = 24
+    assert result["parameters"] == {"adapter": 2 * 2 * (2 * 2 * d + 2 * d), "head": 2 * d + 2, "frozen": 12_728}
+    assert result["task"] == "squad" and result["unreachable"] == {"train": 0, "dev": 0}
+    assert json.loads((out / "args.json").read_text())["args"]["doc_stride"] == 4
+    adapter = torch.load(out / "adapter.pt", weights_only=True)
+    assert adapter["config"]["doc_stride"] == 4 and set(adapter["head"]) == {"qa_outputs.weight", "qa_outputs.bias"}
+    printed = capsys.readouterr().out
+    assert "30 training questions in 40 windows" in printed and "dev 12 in 16" in printed
+    assert "no span of up to 30 tokens: train 0, dev 0" in printed
+
+
+def test_the_set_can_be_learned(run_squad, command, tmp_path, capsys):
+    """Would catch: targets or answers that are a token off, start and end swapped, windows that get each other's targets."""
+    run_squad(
+        *command[:-6], *command[-4:], "--method", "full", "--epochs", 30, "--lr", 3e-3, "--dropout", 0, "--max-len", 32
+    )
+    rows, result, _ = without_timing(tmp_path / "out")
+    assert rows[-1]["train_loss"] < 0.2 * rows[0]["train_loss"] and result["last"]["exact_match"] == 100
+
+
+@pytest.mark.parametrize("method", ["head", "lora", "vera", "prefix"])
+def test_life_of_a_method(run_squad, command, tmp_path, capsys, method):
+    """Would catch: an adapter file that does not score again what its run reported; a stride that is not its own."""
+    size = [] if method == "head" else ["--r", 4]
+    basics = [*command[:10], *command[12:], *size]  # without --r
+    export = [] if method in UNMERGED else ["--export", tmp_path / "merged"]
+    run_squad(*basics, "--method", method, "--epochs", 1, *export)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (tmp_path / "merged" / "config.json").exists() == bool(export)
+    capsys.readouterr()
+    run_squad(*command[:4], "--adapter", tmp_path / "out" / "adapter.pt", "--eval-only")
+    assert json.loads(capsys.readouterr().out) == {key: result["best"][key] for key in ("exact_match", "f1")}
+
+
+def test_accumulation_is_the_larger_batch(run_squad, command, tmp_path):
+    """Would catch: a mean of means where batches differ in size. Without dropout the two must agree but for rounding."""
+    for name, arguments in (("a", ["--batch-size", 20]), ("b", ["--batch-size", 5, "--accumulate", 4])):
+        run_squad(*command, *arguments, "--dropout", 0, "--epochs", 1, "--limit-train", 10, "--out", tmp_path / name)
+    whole, parts = ([*torch.load(tmp_path / n / "adapter.pt", weights_only=True)["adapter"].values()] for n in "ab")
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-3)  # AdamW makes much of the smallest gradients
+
+
+def test_the_answer_is_the_best_over_all_windows(tiny_model, tiny_squad):
+    """Would catch: the last window's answer, a window's answer given to another question, another order of batches."""
+    torch.manual_seed(0)
+    model = RobertaSpan.from_pretrained(tiny_model)
+    model.qa_outputs.weight.data.mul_(50)
+    questions = squad.read(tiny_squad / "dev-v1.1.json")
+    windows = squad.encode(load_tokenizer(tiny_model, 120), questions, 14, 3)
+    cpu = torch.device("cpu")
+    together = train_squad.answers_of(model, questions, windows, cpu, torch.float32)
+    differ = 0
+    for i, question in enumerate(questions):
+        some = [window._replace(question=0) for window in windows if window.question == i]
+        each = [train_squad.answers_of(model, [question], [window], cpu, torch.float32)[0] for window in some]
+        answer, probability = max(each, key=lambda pair: pair[1])
+        assert together[i][0] == answer and together[i][1] == pytest.approx(probability, rel=1e-4)
+        differ += answer != each[-1][0]
+    assert differ > 0
+
+
+# ------------------------------------------------------------------------------------------------ resuming
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_run_that_is_cut_and_resumed_is_bit_identical(run_squad, command, tmp_path, monkeypatch):
+    """Would catch: state that no file keeps. The run is cut at its 3rd, 7th and 12th file."""
+    monkeypatch.setattr(Run, "SAVE_EVERY", 0)  # a checkpoint after every step
+    run_squad(*command, "--out", tmp_path / "whole")
+    expected = without_timing(tmp_path / "whole")
+    replace = os.replace
+    for i in (3, 7, 12):
+        left = iter(range(i, -1, -1))
+
+        def cut(source, target, left=left):
+            replace(source, target)
+            if next(left) == 0:
+                raise Killed
+
+        monkeypatch.setattr(model_module.os, "replace", cut)
+        with pytest.raises(Killed):
+            run_squad(*command, "--out", tmp_path / f"cut{i}")
+        monkeypatch.setattr(model_module.os, "replace", replace)
+        run_squad(*command, "--out", tmp_path / f"cut{i}", "--resume")
+        assert without_timing(tmp_path / f"cut{i}") == expected, i
+
+
+def test_another_stride_is_another_run(run_squad, command, capsys):
+    """Would catch: a run that is resumed with other windows than it was begun with."""
+    run_squad(*command, "--epochs", 1)
+    assert "started with doc_stride 4, not 5" in fails(
+        capsys, run_squad, *command, "--epochs", 1, "--doc-stride", 5, "--resume"
+    )
+
+
+# ------------------------------------------------------------------------------------------------ a trained adapter
+
+
+def test_eval_only_predict_submit_export(run_squad, command, tmp_path, capsys, tiny_squad):
+    """Would catch: an exported model that differs, answers under other ids, --limit-dev that takes others than the first."""
+    run_squad(*command, "--export", tmp_path / "merged", "--limit-dev", 5)
+    assert re.search(r"largest logit difference.* 6 dev windows: \d\.\d\de-0[5-9]", capsys.readouterr().out)
+    best = json.loads((tmp_path / "out" / "result.json").read_text())["best"]
+    basics = [*command[:4], "--adapter", tmp_path / "out" / "adapter.pt"]
+    run_squad(*basics, "--eval-only", "--limit-dev", 5, "--submit", tmp_path / "submission")
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["f1"] == best["f1"]
+    answers = json.loads((tmp_path / "submission" / "predictions.json").read_text())
+    questions = squad.read(tiny_squad / "dev-v1.1.json")[:5]
+    assert [*answers] == [question.id for question in questions]
+    assert all(answers[question.id] in question.context for question in questions)
+    run_squad(*basics, "--predict", questions[0].text, questions[0].context)
+    printed = re.fullmatch(r"(.*) \(\d\.\d{3}\)\n", capsys.readouterr().out)
+    assert printed[1] == answers[questions[0].id]
+    merged = RobertaSpan.from_pretrained(tmp_path / "merged")
+    assert (tmp_path / "merged" / "tokenizer.json").exists()
+    assert sum(p.numel() for p in merged.parameters()) == 12_728 + 50
+
+
+def test_an_adapter_of_another_task_or_base_is_refused(run_squad, command, tmp_path, tiny_model, capsys):
+    """Would catch: a classifier's adapter read as a span's; scores over weights that it was not trained on."""
+    run_squad(*command, "--epochs", 1)
+    adapter = tmp_path / "out" / "adapter.pt"
+    changed = RobertaSpan.from_pretrained(tiny_model)
+    changed.roberta.blocks[0].u.weight.data[0, 0] += 1e-3
+    changed.save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "tokenizer.json").write_bytes((tiny_model / "tokenizer.json").read_bytes())
+    line = fails(capsys, run_squad, "--model", tmp_path / "other", *command[2:4], "--adapter", adapter, "--eval-only")
+    assert "another base checkpoint" in line
+    content = torch.load(adapter, weights_only=True)
+    torch.save(content | {"task": "cola"}, adapter)
+    assert "trained on cola, not squad" in fails(capsys, run_squad, *command[:4], "--adapter", adapter, "--eval-only")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--doc-stride", "-1"], "--doc-stride: '-1': expected a whole number"),
+        (["--doc-stride", "14"], "question 0: its 2 tokens leave 14 of 20 for the text: expected more than --doc-stride 14"),
+        (["--limit-dev", "0"], "--limit-dev: '0': expected"),
+        (["--max-len", "64"], "--max-len 64: expected 5 to 32"),
+        (["--predict", "who?", "text"], "need --adapter"),
+        (["--predict", "who?"], "expected 2 arguments"),
+        (["--adapter", "none.pt", "--predict", "who?", " "], "--predict: expected a question and a text"),
+        (["--method", "frozen"], "invalid choice: 'frozen'"),
+        (["--method", "prefix", "--export", "merged"], "--method prefix does not merge"),
+        (["--data", "nowhere"], "nowhere/train-v1.1.json: No such file"),
+        (["--dev-file", "nowhere.json"], "nowhere.json: No such file"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(run_squad, command, tmp_path, capsys, arguments, message):
+    """Would catch: a traceback, a run folder left behind."""
+    assert message in fails(capsys, run_squad, *command, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_mini_is_chosen_without_data(run_squad, capsys, tmp_path):
+    """Would catch: mini's model on another set, its settings not said."""
+    run_squad("--model", "mini", "--method", "head", "--epochs", 1, "--limit-train", 32, "--limit-dev", 8,
+              "--out", Path(tmp_path / "mini"))  # fmt: skip
+    printed = capsys.readouterr().out
+    assert printed.startswith("mini: the bundled model and data") and "32 training questions in 32 windows" in printed
