@@ -44,7 +44,7 @@ MEASURES = {
         "(b) Gradient × input",
         "The gradient of the answer's logit (of a span: start plus end; for a GLUE task: the predicted class) with respect "
         "to each word's embeddings, times these embeddings: to first order, what a word adds to the logit. This is an "
-        "attribution. Words that take from the logit are left white.",
+        "attribution. Words that take from the logit have no colour.",
     ),
 }
 MASKED = 0.2  # the share of the words outside the answer that --faithfulness masks
@@ -135,13 +135,8 @@ def read_squad(subject, question, context):
     places = [(0, *offsets) if text == 0 else None for offsets, text in zip(whole.offsets, whole.sequence_ids, strict=True)]
     places = places[: window.first] + [(1, *offsets) for offsets in window.offsets.tolist()]
     places = [place and trimmed(texts, *place) for place in [*places, *[None] * (ids.shape[1] - len(places))]]
+    span = trimmed(texts, 1, *(int(window.offsets[i - window.first, side]) for i, side in ((first, 0), (last, 1))))
     answer = squad.cut(context, window, first, last)
-    _, start, _ = trimmed(texts, 1, *window.offsets[[first - window.first, last - window.first], [0, 1]].tolist()) or (
-        1,
-        0,
-        0,
-    )
-    span = (1, start, start + len(answer))
     return Reading(texts, ids, places, answer, list(range(first, last + 1)), span, outcome)
 
 
@@ -168,11 +163,10 @@ def read_glue(subject, *texts):
 
 
 def trimmed(texts, text, start, end):
-    """The place without spaces around it: some tokenizers count the space before a word to it. None if nothing is left."""
+    """The place without spaces around it: some tokenizers count the space before a word to it."""
     characters = texts[text][start:end]
     start += len(characters) - len(characters.lstrip())
-    end = start + len(characters.strip())
-    return (text, start, end) if start < end else None
+    return text, start, start + len(characters.strip())
 
 
 class Word(NamedTuple):
@@ -183,19 +177,22 @@ class Word(NamedTuple):
 
 
 def words_of(reading):
-    """Sub-words joined: tokens of letters and digits that follow each other without a space; tokens of one character."""
-    words = []
+    """Sub-words joined: tokens with letters or digits that follow each other without a space, tokens of one character, and
+    a token of a space alone with the word behind it.
+    """
+    words, spelt = [], False
     for token, place in enumerate(reading.places):
         if place is None:
             continue
         text, start, end = place
-        last = words[-1] if words else Word([], -1, 0, 0)
-        spelt = [any(map(str.isalnum, reading.texts[t][a:b])) for t, a, b in (place, last[1:])] if words else [False]
-        if text == last.text and (start < last.end or (start == last.end and all(spelt))):
+        last, before = words[-1] if words else Word([], -1, 0, 0), spelt
+        spelt = any(map(str.isalnum, reading.texts[text][start:end]))
+        follows = start == last.end and ((before and spelt) or last.start == last.end)
+        if text == last.text and (start < last.end or follows):
             words[-1] = last._replace(tokens=[*last.tokens, token], end=max(end, last.end))
         else:
             words.append(Word([token], text, start, end))
-    return words
+    return [word for word in words if word.start < word.end]
 
 
 def in_answer(word, span):

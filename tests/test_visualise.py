@@ -1,0 +1,326 @@
+"""experiments/visualise.py: relations against their definitions, words, the page, the command line."""
+
+import html.parser
+import random
+import re
+import sys
+
+import pytest
+import torch
+from conftest import fails
+
+import training
+from data import squad
+from data.hub import MINI
+from experiments import visualise
+from model import RobertaClassifier, RobertaSpan
+
+QUESTION = "Where did many waitresses praise a neighbour?"
+CONTEXT = "Every waiter destroyed the coat in the garden. Many waitresses praised a neighbour in the station."
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """adapter(task, method, seed) -> the file of an adapter of the bundled encoder: random, but unlike its start."""
+    folder = tmp_path_factory.mktemp("adapters")
+
+    def make(task="squad", method="hut", seed=0, max_len=64):
+        path = folder / f"{task}-{method}-{seed}-{max_len}.pt"
+        if path.exists():
+            return path
+        torch.manual_seed(seed)
+        model = (RobertaSpan if task == "squad" else RobertaClassifier).from_pretrained(MINI / "roberta")
+        head = "qa_outputs" if task == "squad" else "classifier"
+        config = {"r": 2, "targets": "qv", "frozen_seed": None, "model": "mini", "max_len": max_len, "doc_stride": 4}
+        base = training.fingerprint(model, head)
+        options = type("Options", (), {"method": method, **config})
+        training.put_in(model, options, model.get_submodule(head))
+        adapted, in_head = training.trainable(model, head)
+        with torch.no_grad():
+            for tensor in (adapted | in_head).values():
+                tensor.add_(torch.randn_like(tensor) * (0.3 if method != "full" else 0.001))
+        tensors = {"adapter": adapted, "head": in_head}
+        content = {key: {name: t.detach() for name, t in part.items()} for key, part in tensors.items()}
+        training.save(path, {"method": method, "config": config, "task": task, "base": base, **content})
+        return path
+
+    return make
+
+
+@pytest.fixture
+def loaded(adapter):
+    def load(*arguments, **options):
+        return visualise.load(adapter(*arguments, **options), None, torch.device("cpu"))
+
+    return load
+
+
+@pytest.fixture
+def command(monkeypatch):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["visualise.py", *map(str, arguments)])
+        visualise.main()
+
+    return call
+
+
+# ------------------------------------------------------------------------------------------------ relations
+
+
+@pytest.mark.parametrize("method", ["hut", "lora", "houlsby", "prefix", "full"])
+def test_attention_is_what_the_model_attends_with(loaded, method):
+    """Would catch: attention of another layer, of the frozen weights, without the scale, or without a method's prefix."""
+    model = loaded(method=method).model
+    ids = torch.randint(4, 1000, (1, 12))
+    outer, seen = model.roberta.blocks[-1].attention, {}
+    inner = getattr(outer, "attention", outer)
+    inner.v.register_forward_hook(lambda m, i, output: seen.update(v=output[0]))
+    inner.o.register_forward_hook(lambda m, i, output: seen.update(mixed=i[0][0]))
+    weights = visualise.attention_of(model, ids)
+    assert weights.shape == (4, 12, 12)
+    v = seen["v"].unflatten(-1, (4, -1)).transpose(0, 1)
+    if method == "prefix":
+        assert (weights.sum(-1) < 0.999).all()
+        rest = seen["mixed"].unflatten(-1, (4, -1)).transpose(0, 1) - weights @ v
+        values = outer.values.unflatten(-1, (4, -1)).transpose(0, 1)
+        found = torch.linalg.lstsq(values.transpose(1, 2).detach(), rest.transpose(1, 2).detach()).solution
+        torch.testing.assert_close(found.sum(1), 1 - weights.sum(-1), rtol=0, atol=1e-3)
+    else:
+        torch.testing.assert_close((weights @ v).transpose(0, 1).flatten(1), seen["mixed"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("task", "method"), [("squad", "hut"), ("squad", "full"), ("cola", "hut")])
+def test_gradient_times_input_is_the_slope_of_the_logit(loaded, task, method):
+    """Would catch: the gradient at another tensor, of another logit. Each word's embedding is made a little longer."""
+    subject = loaded(task, method)
+    subject.model.double()
+    reading = visualise.read_squad(subject, QUESTION, CONTEXT) if task == "squad" else visualise.read_glue(subject, CONTEXT)
+    found = visualise.gradient_times_input(subject.model, reading)
+    stretch = torch.ones(reading.ids.shape[1], 1, dtype=torch.float64)
+    subject.model.roberta.embeddings.word.register_forward_hook(lambda module, inputs, output: output * stretch)
+    for token in (0, 3, 9, 15):
+        logits = []
+        for factor in (1 + 1e-5, 1 - 1e-5):
+            stretch[token] = factor
+            with torch.no_grad():
+                logits.append(reading.outcome(reading.ids)[0].item())
+        stretch[token] = 1
+        assert found[token].item() == pytest.approx((logits[0] - logits[1]) / 2e-5, rel=1e-3, abs=1e-6)
+
+
+def test_the_gradient_leaves_no_trace(loaded):
+    """Would catch: hooks that stay, frozen embeddings that are trained from then on."""
+    model, reading = (subject := loaded()).model, visualise.read_squad(subject, QUESTION, CONTEXT)
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    words = visualise.words_of(reading)
+    first, second = (visualise.relations(model, reading, words) for _ in range(2))
+    assert first == second and before == {name: p.requires_grad for name, p in model.named_parameters()}
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_relations_of_words_are_sums_over_their_tokens(loaded):
+    """Would catch: attention from other tokens than the answer's, a mean over sub-words."""
+    subject = loaded()
+    reading = visualise.read_squad(subject, QUESTION, "The xylophonist praised Oscar in the garden.")
+    words = visualise.words_of(reading)
+    related = visualise.relations(subject.model, reading, words)
+    long = next(i for i, word in enumerate(words) if reading.texts[1][word.start : word.end] == "xylophonist" and word.text)
+    assert len(words[long].tokens) > 3
+    weights = visualise.attention_of(subject.model, reading.ids)
+    expected = weights[:, reading.looking][:, :, words[long].tokens].sum(-1).mean()
+    assert related["attention"][long] == pytest.approx(expected.item(), rel=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------ words, readings
+
+
+def spelt(reading):
+    return [[reading.texts[t][w.start : w.end] for w in visualise.words_of(reading) if w.text == t] for t in (0, 1)]
+
+
+def test_sub_words_are_joined(loaded):
+    """Would catch: words in pieces, words glued to their full stop, characters of several bytes in several words."""
+    reading = visualise.read_squad(loaded(), "  Who praised  Beyoncé? ", "Levi's café (24–10) is 西藏 – £20.")
+    assert reading.texts[0] == "Who praised  Beyoncé?"
+    assert spelt(reading)[0] == ["Who", "praised", "Beyoncé", "?"]
+    second = spelt(reading)[1]
+    assert {"café", "24", "–", "10", "西藏"} <= set(second) and "".join(second) == reading.texts[1].replace(" ", "")
+
+
+@pytest.mark.parametrize("max_len", [64, 24])
+def test_the_answer_is_that_of_the_likeliest_window(loaded, max_len):
+    """Would catch: a span that is not the answer's, a place that is shifted by the window's beginning."""
+    subject = loaded(max_len=max_len)
+    reading = visualise.read_squad(subject, QUESTION, CONTEXT)
+    text, start, end = reading.span
+    assert text == 1 and CONTEXT[start:end] == reading.answer != ""
+    words = visualise.words_of(reading)
+    marked = [i for word in words if visualise.in_answer(word, reading.span) for i in word.tokens]
+    spaces = {i for i, place in enumerate(reading.places) if place and place[1] == place[2]}  # tokens of a space alone
+    assert set(marked) - spaces == set(reading.looking) - spaces
+    windows = squad.encode(subject.tokenizer, [squad.Question("", QUESTION, CONTEXT)], max_len, 4)
+    assert (len(windows) > 1) == (max_len == 24)
+    likeliest = 0
+    for window in windows:
+        ids, _, of_text = squad.batch_of([window], 1, "cpu")
+        start, end = (squad.log_probabilities(logits, of_text).detach() for logits in subject.model(ids))
+        likeliest = max(likeliest, squad.best_spans(start, end, of_text)[2].exp().item())
+    assert reading.outcome(reading.ids)[1] == pytest.approx(likeliest, rel=1e-5)
+
+
+def test_a_pair_of_glue(loaded):
+    """Would catch: the second sentence's places in the first, a class with another's logit."""
+    subject = loaded("cola")._replace(task="rte")
+    reading = visualise.read_glue(subject, CONTEXT, "A neighbour was praised.")
+    assert spelt(reading)[1] == ["A", "neighbour", "was", "praised", "."] and spelt(reading)[0][-1] == "."
+    logits = subject.model(reading.ids)[0]
+    assert reading.answer == ("entailment", "not_entailment")[logits.argmax()]
+    logit, probability = reading.outcome(reading.ids)
+    assert logit == logits.max() and probability == pytest.approx(logits.softmax(0).max().item())
+
+
+# ------------------------------------------------------------------------------------------------ faithfulness
+
+
+def test_the_reddest_words_outside_the_answer_are_masked(loaded, monkeypatch):
+    """Would catch: the palest words masked, the answer's own, another share of them; a fall with the wrong sign."""
+    subject = loaded()
+    mask = subject.tokenizer.token_to_id("<mask>")
+    asked = []
+
+    def outcome(ids):
+        asked.append((ids[0] == mask).nonzero()[:, 0].tolist())
+        return None, 0.9 - 0.1 * len(asked[-1])
+
+    words = [visualise.Word([i + 1], 1, 2 * i, 2 * i + 1) for i in range(12)]
+    reading = visualise.Reading(("", ""), torch.full((1, 14), 5), [], "", [], (1, 8, 11), outcome)
+    reds = {"attention": [*range(12)], "gradient": [5, 4, 3, 2, 99, 99, -1, -1, -1, -1, -1, -1]}
+    monkeypatch.setattr(visualise, "words_of", lambda reading: words)
+    monkeypatch.setattr(visualise, "relations", lambda *arguments: reds)
+    before, fall = visualise.falls(subject, reading, random.Random(0))
+    assert before == 0.9 and fall == pytest.approx({"attention": 0.2, "gradient": 0.2, "random": 0.2})
+    assert asked[:3] == [[], [11, 12], [1, 2]] and len(asked) == 3 + visualise.DRAWS
+    assert all(len(chosen) == 2 and not {5, 6} & set(chosen) for chosen in asked[3:])
+
+
+def test_faithfulness_from_the_command_line(command, adapter, capsys):
+    """Would catch: another number of examples, a model that is left out."""
+    command("--adapter", adapter(), "--adapter", adapter(seed=1), "--faithfulness", 3)
+    printed = capsys.readouterr().out
+    assert printed.count("3 dev examples") == 2 and "20% of the words outside the answer" in printed
+    assert len(re.findall(r"(Attention|Gradient|random).* -?\d\.\d{3} ± \d\.\d{3}", printed)) == 6
+
+
+# ------------------------------------------------------------------------------------------------ the page
+
+
+class Page(html.parser.HTMLParser):
+    """What a reader sees: the text of each strip, the words in it with their depth and whether they are the answer's."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.strips, self.words, self.tags, self.open = [], [], set(), []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.add(tag)
+        self.open.append((tag, attributes))
+        if attributes.get("class") == "strip":
+            self.strips.append("")
+            self.words.append([])
+        if "--a" in attributes.get("style", ""):
+            depth = float(attributes["style"].removeprefix("--a:"))
+            self.words[-1].append(["", depth, attributes.get("class") == "answer"])
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, text):
+        if any(attributes.get("class") == "strip" for _, attributes in self.open):
+            self.strips[-1] += text
+            if self.open[-1][0] == "span":
+                self.words[-1][-1][0] += text
+
+
+def test_the_page(command, adapter, tmp_path, capsys):
+    """Would catch: text that is changed, markup in it that runs, each model on its own scale, a file from elsewhere."""
+    path = tmp_path / "page.html"
+    question, context = "Who did <b>Alice</b> praise & why?", CONTEXT + " <script>alert(1)</script>"
+    command("--adapter", adapter(), "--adapter", adapter(seed=1), "--question", question, "--context", context,
+            "--html", path)  # fmt: skip
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.strips == [question, context] * 4  # two measures, two models
+    assert "script" not in page.tags and "link" not in page.tags and "http" not in text and "url(" not in text
+    assert "not an attribution" in text and "This is an attribution" in text and text.count("the same scale") == 2
+    assert "user-select" not in text and "prefers-color-scheme: dark" in text
+    for measure in (page.words[:4], page.words[4:]):
+        depths = [depth for words in measure for _, depth, _ in words]
+        assert max(depths) == 1 and min(depths) >= 0 and depths.count(1) == 1
+        for of_text, strip in zip(measure, page.strips, strict=False):
+            assert "".join(word for word, _, _ in of_text) == strip.replace(" ", "")
+    answers = re.findall(r"answer: (.*) \(probability", capsys.readouterr().out)
+    for i, answer in enumerate(answers):
+        marked = [word for word, _, in_answer in page.words[2 * i + 1] if in_answer]
+        assert "".join(marked).startswith(answer.replace(" ", "")), (answer, marked)
+
+
+def test_a_dev_question_and_a_glue_sentence(command, adapter, tmp_path, capsys):
+    """Would catch: another example than the one named, a right answer that is taken for wrong."""
+    asked = squad.load(MINI / "squad", splits=("dev",))["dev"][1]
+    command("--adapter", adapter(), "--id", asked.id, "--html", tmp_path / "a.html")
+    printed = capsys.readouterr().out
+    assert f"right: {asked.answers[0][1]} / {asked.answers[1][1]}" in printed
+    said = re.search(r"answer: (.*) \(probability \d\.\d{3}\), (right|wrong)", printed)
+    assert (said[2] == "right") == (said[1] in [words for _, words in asked.answers])
+    assert Page((tmp_path / "a.html").read_text(encoding="utf-8")).strips[:2] == [asked.text, asked.context]
+
+    row = (MINI / "CoLA" / "dev.tsv").read_text(encoding="utf-8").splitlines()[2].split("\t")
+    command("--adapter", adapter("cola"), "--id", 3, "--html", tmp_path / "b.html")
+    assert f"right: {('unacceptable', 'acceptable')[int(row[1])]}" in capsys.readouterr().out
+    assert Page((tmp_path / "b.html").read_text(encoding="utf-8")).strips == [row[3]] * 2
+    command("--adapter", adapter("cola"), "--text", "The boys laughs.")
+    assert re.search(r"answer: (un)?acceptable \(probability", capsys.readouterr().out)
+
+
+def test_colours_of_the_terminal(loaded):
+    """Would catch: characters that are lost between the colours."""
+    reading = visualise.read_squad(subject := loaded(), QUESTION, CONTEXT)
+    words = visualise.words_of(reading)
+    related = visualise.relations(subject.model, reading, words)["gradient"]
+    text = visualise.coloured(reading, words, related, max(related), 1)
+    assert re.sub("\033\\[[\\d;]*m", "", text) == CONTEXT and "48;2;255;75;75m" in text + visualise.coloured(
+        reading, words, related, max(related), 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["squad"], "expected one of --question and --context, --text, --id, --faithfulness"),
+        (["squad", "--question", "Who?"], "--question and --context go together"),
+        (["squad", "--text", "The boys laugh."], "trained on squad: expected --question and --context"),
+        (["cola", "--question", "Who?", "--context", "Me"], "trained on cola: expected --text"),
+        (["cola", "--text", "One", "Two"], "--text: cola takes 1 text"),
+        (["squad", "--id", "none"], "--id none: not in the development set, whose ids are mini-dev-1, … mini-dev-400"),
+        (["squad", "--faithfulness", "0"], "--faithfulness: '0': expected a whole number"),
+        (["squad", "--faithfulness", "2", "--html", "x.html"], "--faithfulness has no page"),
+        (["squad", "--id", "x", "--data", "nowhere"], "nowhere/dev-v1.1.json: No such file"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(command, adapter, capsys, arguments, message):
+    """Would catch: a traceback; a model of one task that reads the other's input."""
+    assert message in fails(capsys, command, "--adapter", adapter(arguments[0]), *arguments[1:])
+
+
+def test_adapters_that_do_not_go_together(command, adapter, tmp_path, capsys):
+    """Would catch: two tasks on one page, a decoder's adapter read into an encoder."""
+    both = ["--adapter", adapter(), "--adapter", adapter("cola"), "--id", 1]
+    assert "one is of squad, the other of cola" in fails(capsys, command, *both)
+    assert "3 given: expected one or two" in fails(capsys, command, *both, "--adapter", adapter())
+    content = torch.load(adapter(), weights_only=True)
+    torch.save(content | {"task": "e2e"}, tmp_path / "e2e.pt")
+    assert "e2e.pt: trained on e2e: expected" in fails(capsys, command, "--adapter", tmp_path / "e2e.pt", "--id", 1)
