@@ -151,8 +151,7 @@ def prepare(args, directory, seed, device):
         training.set_dropout(model, args.dropout)
     base = training.fingerprint(model, HEAD)
     model.to(device)
-    training.put_in(model, args, model.qa_outputs)
-    return model, base
+    return training.put_in(model, args, model.qa_outputs), base
 
 
 def loss_sum(start, end, target):

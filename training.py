@@ -164,9 +164,6 @@ def add_arguments(parser, methods, defaults):
     group.add_argument("--export", metavar="DIR", help="write the merged model in HuggingFace's layout")
 
 
-# What an adapter file records of its run, where the script has it.
-RECORDED = ("r", "targets", "cell", "frozen_seed", "model", "max_len", "doc_stride")
-
 # What does not change what a run computes, and may differ when it is resumed.
 ASIDE = ("seed", "seeds", "out", "resume", "overwrite", "adapter", "eval_only", "predict", "submit", "export", "device",
          "cache_features")  # fmt: skip
@@ -355,6 +352,7 @@ def fingerprint(model, head=""):
 # ------------------------------------------------------------------------------------------------ adapter files
 
 ADAPTER_KEYS = ("method", "config", "task", "base", "adapter", "head")
+RECORDED = ("r", "targets", "cell", "frozen_seed", "model", "max_len", "doc_stride")  # "config": of these, what the script has
 
 
 def read_adapter(path):

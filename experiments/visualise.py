@@ -288,7 +288,8 @@ def faithfulness(subject, inputs):
     for name, title in [*((name, title) for name, (title, _) in MEASURES.items()), ("random", "random words")]:
         values = [pair[1][name] for pair in found]
         error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        print(f"  {title:34} {statistics.fmean(values):.3f} ± {error:.3f}")
+        mean = statistics.fmean(values)
+        print(f"  {title:34} {mean:.3f} ± {error:.3f}, {mean / before:.0%} of it")
 
 
 # ------------------------------------------------------------------------------------------------ the page
