@@ -30,7 +30,7 @@ import training
 from data import UserError, glue, squad
 from data.hub import MINI, checkpoint, load_tokenizer
 from metrics import squad_scores
-from model import RobertaClassifier, RobertaConfig, RobertaSpan, read_config
+from model import RobertaClassifier, RobertaSpan
 from training import mendable
 
 MEASURES = {
@@ -89,23 +89,21 @@ def load(path, model_name, device):
     task, config = found["task"], found["config"]
     if task not in (*glue.TASKS, "squad"):
         raise UserError(f"{path}: trained on {task}: expected an adapter of SQuAD or of a GLUE task")
-    name = model_name or config["model"]
-    directory = checkpoint(MINI / "roberta" if name == "mini" else name)
+    base_name = model_name or config["model"]
+    directory = checkpoint(MINI / "roberta" if base_name == "mini" else base_name)
     with mendable():
         if task == "squad":
             model, head = RobertaSpan.from_pretrained(directory), "qa_outputs"
         else:
             model, head = RobertaClassifier.from_pretrained(directory, num_labels=glue.TASKS[task].num_labels), "classifier"
-        limit = read_config(directory, RobertaConfig, "roberta")
     base = training.fingerprint(model, head)
     model.to(device)
     training.put_in(model, argparse.Namespace(method=found["method"], **config), model.get_submodule(head))
     training.load_adapter(path, model, base, found["method"], head)
-    tokenizer = load_tokenizer(directory, limit.vocab_size)
+    tokenizer = load_tokenizer(directory, model.config.vocab_size)
     size = f" r={config['r']}" if config["r"] else ""
-    return Subject(
-        f"{found['method']}{size} ({path})", task, model.eval(), tokenizer, config["max_len"], config.get("doc_stride")
-    )
+    name = f"{found['method']}{size} ({path})"
+    return Subject(name, task, model.eval(), tokenizer, config["max_len"], config.get("doc_stride"))
 
 
 def read_squad(subject, question, context):
