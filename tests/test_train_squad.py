@@ -78,6 +78,15 @@ def test_a_run_and_what_it_leaves(run_squad, command, tmp_path, capsys):
     assert "no span of up to 30 tokens: train 0, dev 0" in printed
 
 
+def test_the_best_epoch_is_the_earliest_of_the_highest_f1(run_squad, command, tmp_path, monkeypatch):
+    """Would catch: the best by exact match, the last of those that tie, the lowest."""
+    scores = iter([(20.0, 40.0), (30.0, 50.0), (10.0, 50.0), (40.0, 45.0)])
+    monkeypatch.setattr(train_squad, "score", lambda *a: dict(zip(("exact_match", "f1"), next(scores), strict=True)))
+    run_squad(*command, "--epochs", 4)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["best"] == {"epoch": 2, "exact_match": 30.0, "f1": 50.0} and result["last"]["epoch"] == 4
+
+
 def test_the_set_can_be_learned(run_squad, command, tmp_path, capsys):
     """Would catch: targets or answers that are a token off, start and end swapped, windows that get each other's targets."""
     run_squad(

@@ -166,7 +166,10 @@ def test_the_answer_is_that_of_the_likeliest_window(loaded, max_len):
         ids, _, of_text = squad.batch_of([window], 1, "cpu")
         start, end = (squad.log_probabilities(logits, of_text).detach() for logits in subject.model(ids))
         likeliest = max(likeliest, squad.best_spans(start, end, of_text)[2].exp().item())
-    assert reading.outcome(reading.ids)[1] == pytest.approx(likeliest, rel=1e-5)
+    logit, probability = reading.outcome(reading.ids)
+    assert probability == pytest.approx(likeliest, rel=1e-5)
+    start, end = subject.model(reading.ids)
+    assert logit == start[0, reading.looking[0]] + end[0, reading.looking[-1]]
 
 
 def test_a_pair_of_glue(loaded):
@@ -255,6 +258,7 @@ def test_the_page(command, adapter, tmp_path, capsys):
     page = Page(text)
     assert page.strips == [question, context] * 4  # two measures, two models
     assert "script" not in page.tags and "link" not in page.tags and "http" not in text and "url(" not in text
+    assert "&lt;</span>" in text and "&amp;</span>" in text
     assert "not an attribution" in text and "This is an attribution" in text and text.count("the same scale") == 2
     assert "user-select" not in text and "prefers-color-scheme: dark" in text
     for measure in (page.words[:4], page.words[4:]):
