@@ -352,7 +352,15 @@ def fingerprint(model, head=""):
 # ------------------------------------------------------------------------------------------------ adapter files
 
 ADAPTER_KEYS = ("method", "config", "task", "base", "adapter", "head")
-RECORDED = ("r", "targets", "cell", "frozen_seed", "model", "max_len", "doc_stride")  # "config": of these, what the script has
+RECORDED = (
+    "r",
+    "targets",
+    "cell",
+    "frozen_seed",
+    "model",
+    "max_len",
+    "doc_stride",
+)  # "config": of these, what the script has
 
 
 def read_adapter(path):

@@ -35,7 +35,6 @@ class Window(NamedTuple):
 
 
 FILES = {"train": "train-v1.1.json", "dev": "dev-v1.1.json"}
-MINI_FILES = {"train": "train.json", "dev": "dev.json"}
 MAX_ANSWER = 30  # tokens; as in BERT's and transformers' scripts
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -108,8 +107,6 @@ def load(data=None, train_file=None, dev_file=None, splits=("train", "dev")):
         if not path:
             folder = folder or download()
             path = folder / FILES[split]
-            if not path.exists() and (folder / MINI_FILES[split]).exists():
-                path = folder / MINI_FILES[split]
         found[split] = read(path)
     return found
 

@@ -89,6 +89,8 @@ def load(path, model_name, device):
     task, config = found["task"], found["config"]
     if task not in (*glue.TASKS, "squad"):
         raise UserError(f"{path}: trained on {task}: expected an adapter of SQuAD or of a GLUE task")
+    if found["method"] == "read":
+        raise UserError(f"{path}: READ runs the backbone without gradients: there is none with respect to the words")
     base_name = model_name or config["model"]
     directory = checkpoint(MINI / "roberta" if base_name == "mini" else base_name)
     with mendable():
@@ -98,7 +100,7 @@ def load(path, model_name, device):
             model, head = RobertaClassifier.from_pretrained(directory, num_labels=glue.TASKS[task].num_labels), "classifier"
     base = training.fingerprint(model, head)
     model.to(device)
-    training.put_in(model, argparse.Namespace(method=found["method"], **config), model.get_submodule(head))
+    model = training.put_in(model, argparse.Namespace(method=found["method"], **config), model.get_submodule(head))
     training.load_adapter(path, model, base, found["method"], head)
     tokenizer = load_tokenizer(directory, model.config.vocab_size)
     size = f" r={config['r']}" if config["r"] else ""

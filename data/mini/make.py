@@ -228,7 +228,7 @@ def squad_files(seed=5):
                 paragraphs.append({"context": text, "qas": entries})
             articles.append({"title": f"mini_{split}_{number}", "paragraphs": paragraphs})
         rows = ",\n".join(json.dumps(article) for article in articles)  # an article a line
-        files[f"{split}.json"] = f'{{"version": "1.1", "data": [\n{rows}\n]}}\n'
+        files[f"{split}-v1.1.json"] = f'{{"version": "1.1", "data": [\n{rows}\n]}}\n'
     return files
 
 
