@@ -262,6 +262,8 @@ SUPPORTED = {  # what else a config.json may ask for, and these models do not do
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "reorder_and_upcast_attn": (False,),
+    "feed_forward_proj": ("relu",),  # T5 v1.1 has a gated one, and a head of its own
+    "scale_decoder_outputs": (True,),
 }
 
 
