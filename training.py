@@ -98,7 +98,7 @@ def _number(text, holds, expected):
 def add_arguments(parser, methods, defaults):
     """The arguments that all training scripts have. `defaults` says in words what those are that differ among them."""
     group = parser.add_argument_group("method")
-    group.add_argument("--method", choices=methods, help="how to fine-tune (default: hut)")
+    group.add_argument("--method", choices=methods, help=f"how to fine-tune (default: {defaults.get('method', 'hut')})")
     group.add_argument(
         "--r",
         type=int,

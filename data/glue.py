@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from data import UserError, read_text
 from data.download import cache, fetch, unpack
 
@@ -188,6 +190,62 @@ def download(task, folder=None, glue=GLUE, senteval=SENTEVAL):
         fetch(glue + name, folder / name, SHA256[name])
         unpack(folder / name, target)
     return folder
+
+
+# ------------------------------------------------------------------------------------------------ text to text
+
+# As T5 reads and writes the tasks (Raffel et al., 2020, appendix D): what its texts are called, in the order of Example's,
+# and the label words, in the order of the classes.
+TEXT_TO_TEXT = {
+    "cola": (("sentence",), ("unacceptable", "acceptable")),
+    "sst2": (("sentence",), ("negative", "positive")),
+    "mrpc": (("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
+    "qqp": (("question1", "question2"), ("not_duplicate", "duplicate")),
+    "stsb": (("sentence1", "sentence2"), tuple(f"{i / 5:.1f}" for i in range(26))),  # rounded to 0.2
+    "mnli": (("premise", "hypothesis"), ("entailment", "neutral", "contradiction")),
+    "qnli": (("question", "sentence"), ENTAILMENT),
+}
+
+
+def source_text(task, example):
+    """What T5 reads: "mrpc sentence1: … sentence2: …"; for MNLI the hypothesis comes first, as its authors have it."""
+    texts = [f"{name}: {text}" for name, text in zip(TEXT_TO_TEXT[task][0], example, strict=False)]
+    return " ".join([task, *(texts[::-1] if task == "mnli" else texts)])
+
+
+def target_text(task, label):
+    """What T5 is to write: the label's word, or STS-B's score, rounded to the nearest 0.2."""
+    words = TEXT_TO_TEXT[task][1]
+    return words[round(5 * label) if task == "stsb" else label]
+
+
+def label_of(task, text, label):
+    """What T5 wrote -> (a class or score, whether it is one). What is none counts as wrong, whatever `label` is: it is
+    taken for another class, or for the end of the scale that is farther from the score.
+    """
+    words = TEXT_TO_TEXT[task][1]
+    if text in words:
+        return (words.index(text) / 5 if task == "stsb" else words.index(text)), True
+    return (5.0 * (label < 2.5) if task == "stsb" else (label + 1) % len(words)), False
+
+
+def read_protocol(task, splits):
+    """The READ paper's {"train", "validation", "test"} of a task's train and dev files, whose test labels are not public.
+
+    Below 10,000 training rows dev is cut in two halves; else 1,000 training rows are held out, and dev is the test set.
+    MNLI validates on the mismatched dev set and tests on the matched one. The halves and the rows held out are drawn
+    once, whatever the run's seed.
+    """
+    train = splits["train"]
+    if task == "mnli" and "dev_mismatched" in splits:
+        return {"train": train, "validation": splits["dev_mismatched"], "test": splits["dev_matched"]}
+    dev = splits[TASKS[task].dev[0]]
+    cut = dev if len(train) < 10_000 else train
+    order = np.random.default_rng(0).permutation(len(cut)).tolist()
+    held = len(dev) // 2 if cut is dev else 1000
+    validation, rest = ([cut[i] for i in sorted(chosen)] for chosen in (order[:held], order[held:]))
+    train, test = (train, rest) if cut is dev else (rest, dev)
+    return {"train": train, "validation": validation, "test": test}
 
 
 # ------------------------------------------------------------------------------------------------ tokens

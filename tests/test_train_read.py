@@ -1,0 +1,229 @@
+"""train_read.py from its command line, and GLUE as text to text: forms, label words, the READ paper's splits."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import WORDS, fails, without_timing
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+import train_read
+import training
+from data import glue
+from data.glue import Example, label_of, read_protocol, source_text, target_text
+from read.t5 import T5
+from training import Run
+
+LABELS = ["acceptable", "unacceptable"]
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory):
+    """tests/reference/t5, as a directory with a tokenizer.json of whole words."""
+    directory = tmp_path_factory.mktemp("tiny") / "t5"
+    shutil.copytree(Path(__file__).parent / "reference" / "t5", directory)
+    words = ["<pad>", "</s>", "<unk>", *WORDS, "cola", "sentence", ":", *LABELS]
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+@pytest.fixture
+def command(tiny_t5, tiny_glue, tmp_path):
+    """The arguments of a small run: 3 epochs of 5 steps."""
+    return ["--task", "cola", "--model", str(tiny_t5), "--data", str(tiny_glue), "--out", str(tmp_path / "out"),
+            "--epochs", "3", "--batch-size", "8", "--lr", "0.01", "--r", "4"]  # fmt: skip
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """train_read.py in this process: read("--task", …)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train_read.py", *map(str, arguments)])
+        train_read.main()
+
+    return call
+
+
+# ------------------------------------------------------------------------------------------------ text to text
+
+
+def test_forms_are_t5s():
+    """Would catch: texts in another order or under other names than T5 was trained with."""
+    pair = Example("One .", "Two .", 1)
+    for task, text in (
+        ("cola", "cola sentence: One ."),
+        ("mrpc", "mrpc sentence1: One . sentence2: Two ."),
+        ("qqp", "qqp question1: One . question2: Two ."),
+        ("mnli", "mnli hypothesis: Two . premise: One ."),
+        ("qnli", "qnli question: One . sentence: Two ."),
+    ):
+        texts = 1 if task == "cola" else 2
+        assert source_text(task, pair if texts == 2 else Example("One .", None, 1)) == text
+        assert texts == len(glue.TASKS[task].texts) == len(glue.TEXT_TO_TEXT[task][0])
+
+
+def test_labels_there_and_back():
+    """Would catch: words in another order than the classes; STS-B's scores cut in place of rounded."""
+    for task, spec in glue.TASKS.items():
+        for label in range(len(spec.labels)) if task in glue.TEXT_TO_TEXT else ():
+            assert label_of(task, target_text(task, label), label) == (label, True)
+    assert target_text("mrpc", 1) == "equivalent" and target_text("qnli", 1) == "not_entailment"
+    assert [target_text("stsb", score) for score in (0.0, 2.57, 2.714, 4.95, 5.0)] == ["0.0", "2.6", "2.8", "5.0", "5.0"]
+    assert label_of("stsb", "2.6", 1.0) == (2.6, True)
+
+
+def test_what_is_no_label_is_wrong():
+    """Would catch: an output that is counted as right, or left out, because it is no label."""
+    for label in range(3):
+        found, valid = label_of("mnli", "entail", label)
+        assert found != label and found in range(3) and not valid
+    assert label_of("stsb", "2.5", 1.0) == (5.0, False) and label_of("stsb", "", 4.0) == (0.0, False)
+
+
+def test_the_papers_splits():
+    """Would catch: dev rows that are in both halves, training rows that are tested on, MNLI's sets the wrong way round."""
+    small, large = list(range(100)), list(range(1000, 13_000))
+    dev = list(range(-51, 0))
+    halves = read_protocol("cola", {"train": small, "dev": dev})
+    assert halves["train"] == small and len(halves["validation"]) == 25 and len(halves["test"]) == 26
+    assert sorted(halves["validation"] + halves["test"]) == dev
+    held = read_protocol("sst2", {"train": large, "dev": dev})
+    assert len(held["validation"]) == 1000 and sorted(held["train"] + held["validation"]) == large and held["test"] == dev
+    mnli = read_protocol("mnli", {"train": large, "dev_matched": small, "dev_mismatched": dev})
+    assert mnli == {"train": large, "validation": dev, "test": small}
+
+
+# ------------------------------------------------------------------------------------------------ a run
+
+
+@pytest.mark.parametrize("method", train_read.METHODS)
+def test_life_of_a_method(read, command, tmp_path, capsys, method):
+    """Would catch: a method that does not train, an adapter file that does not score again what its run reported."""
+    size = [] if method in ("full", "bitfit") else ["--r", 4]
+    export = ["--export", tmp_path / "merged"] if method in ("full", "bitfit", "lora") else []
+    read(*command[:-2], *size, "--method", method, *export)
+    printed = capsys.readouterr().out
+    assert "validation 6, test 6" in printed and "40 training examples" in printed
+    rows, result, _ = without_timing(tmp_path / "out")
+    assert set(rows[0]) - {"single_class"} == {"epoch", "step", "train_loss", "matthews", "score", "invalid", "lr"}
+    assert (result["method"], result["r"]) == (method, 4 if size else None)
+    assert result["parameters"]["adapter"] > 0 and result["parameters"]["head"] == 0
+    adapter = torch.load(tmp_path / "out" / "adapter.pt", weights_only=True)["adapter"]
+    assert sum(t.numel() for t in adapter.values()) == result["parameters"]["adapter"]
+    if method == "read":
+        assert all(name.startswith("network.") for name in adapter)
+    read(*command[:6], "--adapter", tmp_path / "out" / "adapter.pt", "--eval-only")
+    validation, test = map(json.loads, capsys.readouterr().out.splitlines()[-2:])
+    assert all(validation[name] == result["best"][name] for name in ("matthews", "score", "invalid"))
+    assert all(test[name] == result["test"][name] for name in ("matthews", "score", "invalid"))
+    if export:
+        assert T5.from_pretrained(tmp_path / "merged").config.num_decoder_layers == 3
+
+
+@pytest.mark.parametrize(("method", "lr", "left"), [("read", 3e-2, 0.5), ("full", 1e-2, 0.1)])
+def test_it_learns(read, command, tmp_path, method, lr, left):
+    """Would catch: a loop that steps without learning, a target that is not the label's word.
+
+    READ can't make this model say a label: its embeddings, which are the output layer, are small and random, and frozen.
+    """
+    size = ["--r", 16] if method == "read" else []
+    read(*command[:-2], *size, "--epochs", 20, "--patience", 20, "--lr", lr, "--method", method, "--dropout", 0)
+    rows, result, _ = without_timing(tmp_path / "out")
+    assert rows[-1]["train_loss"] < left * rows[0]["train_loss"]
+    assert method == "read" or result["best"]["invalid"] == 0
+
+
+def test_invalid_outputs_are_counted_and_wrong(read, command, tmp_path, capsys):
+    """Would catch: what is no label taken for one. A random model that has not moved says none of the two words."""
+    read(*command, "--epochs", 1, "--lr", 1e-30)
+    rows, result, _ = without_timing(tmp_path / "out")
+    assert rows[0]["invalid"] == 6 and rows[0]["matthews"] <= 0 and result["test"]["matthews"] <= 0
+    assert "6 of 6 outputs are no label, and count as wrong" in capsys.readouterr().out
+
+
+def test_early_stopping(read, command, tmp_path):
+    """Would catch: a run that goes on for ever, that counts from the last epoch in place of the best, or is cut at once."""
+    read(*command[:-6], "--epochs", 9, "--lr", 1e-30, "--patience", 2)
+    rows, result, _ = without_timing(tmp_path / "out")
+    assert [row["epoch"] for row in rows] == [1, 2, 3] and result["best"]["epoch"] == 1 and result["last"]["epoch"] == 3
+
+
+def test_accumulation_is_the_larger_batch(read, command, tmp_path):
+    """Would catch: a mean of means where batches differ in tokens."""
+    for name, arguments in (("a", ["--batch-size", 16]), ("b", ["--batch-size", 4, "--accumulate", 4])):
+        read(*command, *arguments, "--epochs", 1, "--limit-train", 16, "--out", tmp_path / name)
+    whole, parts = ([*torch.load(tmp_path / n / "adapter.pt", weights_only=True)["adapter"].values()] for n in "ab")
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_cut_short_ends_in_the_same_bits(read, command, tmp_path, monkeypatch):
+    """Would catch: state that no file keeps: where the run stopped, what was best, what patience is left."""
+    read(*command)
+    expected = without_timing(tmp_path / "out")
+
+    class Killed(BaseException):
+        pass
+
+    steps = Run.optimizer_step
+
+    def cut(run, *arguments):
+        steps(run, *arguments)
+        if run.step == 8:
+            run.save()
+            raise Killed
+
+    monkeypatch.setattr(Run, "optimizer_step", cut)
+    with pytest.raises(Killed):
+        read(*command, "--out", tmp_path / "cut")
+    monkeypatch.setattr(Run, "optimizer_step", steps)
+    read(*command, "--out", tmp_path / "cut", "--resume")
+    assert without_timing(tmp_path / "cut") == expected
+
+
+def test_predict(read, command, tmp_path, capsys):
+    """Would catch: a text that is read in another form than in training."""
+    read(*command[:-2], "--method", "full", "--epochs", 12, "--dropout", 0)
+    capsys.readouterr()
+    read(*command[:6], "--adapter", tmp_path / "out" / "adapter.pt", "--predict", "the small dog sleeps .")
+    assert capsys.readouterr().out.strip() in LABELS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "rte"], "--task rte: expected one of cola sst2 mrpc qqp stsb mnli qnli"),
+        (["--method", "vera"], "invalid choice: 'vera'"),
+        (["--method", "hut", "--export", "merged"], "does not merge into a T5"),
+        (["--export", "merged"], "--method read does not merge"),
+        (["--r", "0"], "r = 0: expected"),
+        (["--cell", "untied"], "2 blocks and 3 in the decoder"),
+        (["--patience", "0"], "--patience: '0': expected a whole number"),
+        (["--eval-only"], "need --adapter"),
+        (["--model", "mini", "--data", "", "--task", "sst2"], "its data holds cola only"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(read, command, tmp_path, capsys, arguments, message):
+    """Would catch: a traceback, a default taken in place of what was asked for, a run folder left behind."""
+    assert message in fails(capsys, read, *command, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_kind_of_model_is_refused(read, command, tiny_model, capsys):
+    """Would catch: a RoBERTa read as a T5."""
+    assert "model_type is 'roberta': expected 't5'" in fails(capsys, read, *command, "--model", tiny_model)
+
+
+def test_the_default_method_is_read(read, command, tmp_path):
+    """Would catch: the other scripts' default."""
+    read(*command, "--epochs", 1)
+    assert json.loads((tmp_path / "out" / "args.json").read_text())["args"]["cell"] == "gru"
+    assert training.read_adapter(tmp_path / "out" / "adapter.pt")["method"] == "read"
