@@ -153,9 +153,12 @@ class T5Side(nn.Module):
         self.blocks = nn.ModuleList(T5Block(config, is_decoder) for _ in range(layers))
         self.norm = nn.RMSNorm(config.d_model, eps=config.layer_norm_epsilon)
 
-    def bias(self, queries, keys):
-        """Positions (L,) and (S,) -> what is added to each head's scores: (1, n_head, L, S)."""
-        return self.position(buckets(keys - queries[:, None], *self.scheme)).permute(2, 0, 1)[None]
+    def bias(self, queries, keys, visible=None):
+        """Positions (L,) and (S,), and which keys may be seen, (…, L, S) bool -> what is added to each head's scores:
+        (…, n_head, L, S), with 1 for … where there is no `visible`.
+        """
+        bias = self.position(buckets(keys - queries[:, None], *self.scheme)).permute(2, 0, 1)[None]
+        return bias if visible is None else bias.masked_fill(~visible[..., None, :, :], MASKED)
 
     def finish(self, x):
         return self.last_dropout(self.norm(x))
@@ -246,8 +249,8 @@ class T5(Pretrained):
             raise ValueError("decoder_input_ids is missing: expected the target, one place behind (see shifted)")
         source = self.encode(input_ids, attention_mask)
         positions = torch.arange(decoder_input_ids.shape[1], device=decoder_input_ids.device)
-        bias = self.decoder.bias(positions, positions).masked_fill(positions > positions[:, None], MASKED)
-        states, weights = self._decode(source, decoder_input_ids, bias)
+        places = positions, positions, positions <= positions[:, None]
+        states, weights = self._decode(source, decoder_input_ids, places)
         logits = self._logits(self._last(source, states, weights))
         return (logits, States(source.states, states, weights)) if return_states else logits
 
@@ -267,9 +270,13 @@ class T5(Pretrained):
             states.append(x)
         return Source(self.encoder.finish(x), mask, states)
 
-    def _decode(self, source, tokens, bias, past=None, crossed=None):
-        """tokens (B, n) -> the output of each block (B, n, d), and the weights of each cross-attention (B, n_head, n, m)."""
-        x, states, cross = self.decoder.dropout(self.word(tokens)), [], []
+    def _decode(self, source, tokens, places, past=None, crossed=None):
+        """tokens (B, n) -> the output of each block (B, n, d), and the weights of each cross-attention (B, n_head, n, m).
+
+        places  the tokens' positions, those of all that is in their past and themselves, and what is visible of these
+        past, crossed  of each block; see T5Decoder
+        """
+        bias, x, states, cross = self.decoder.bias(*places), self.decoder.dropout(self.word(tokens)), [], []
         for i, block in enumerate(self.decoder.blocks):
             x, weights = block(x, bias, source.memory, source.mask, past and past[i], crossed and crossed[i])
             states.append(x)
@@ -358,9 +365,8 @@ class T5Decoder:
         return self._logits(tokens)
 
     def _logits(self, tokens):
-        bias = self.model.decoder.bias(self.positions[-1:], self.positions)  # (1, n_head, 1, S)
-        bias = bias.masked_fill(~self.visible[:, None], MASKED)  # (B, n_head, K, S)
-        states, weights = self.model._decode(self.source, tokens, bias, self.past, self.crossed)
+        places = self.positions[-1:], self.positions, self.visible
+        states, weights = self.model._decode(self.source, tokens, places, self.past, self.crossed)
         return self.model._logits(self.model._last(self.source, states, weights))
 
     def keep(self, rows):
