@@ -163,6 +163,11 @@ class T5Side(nn.Module):
     def finish(self, x):
         return self.last_dropout(self.norm(x))
 
+    def caches(self, memory, columns):
+        """Of each block: room for the keys and values of `columns` tokens, and those of the memory (B, m, d)."""
+        crossed = [block.cross.keys_values(memory) for block in self.blocks]
+        return [Past((*k.shape[:2], columns, k.shape[3]), k) for k, _ in crossed], crossed
+
 
 class Source(NamedTuple):
     """What the decoder reads of an encoded batch."""
@@ -283,6 +288,9 @@ class T5(Pretrained):
             cross.append(weights)
         return states, cross
 
+    def _caches(self, source, columns):
+        return self.decoder.caches(source.memory, columns)
+
     def _last(self, source, states, weights):
         """What the decoder's last norm reads, (B, n, d)."""
         return states[-1]
@@ -340,16 +348,14 @@ class T5Decoder:
     """
 
     def __init__(self, model, sources, beam_size, max_new_tokens):
-        self.model, config = model, model.config
+        self.model = model
         B, device = len(sources), model.word.weight.device
         sources = [torch.tensor(source, device=device) for source in sources]
         lengths = torch.tensor([len(source) for source in sources], device=device)
-        ids = nn.utils.rnn.pad_sequence(sources, True, padding_value=config.pad_token_id)
+        ids = nn.utils.rnn.pad_sequence(sources, True, padding_value=model.config.pad_token_id)
         kept = torch.arange(ids.shape[1], device=device) < lengths[:, None]
         self.source = model.encode(ids, None if kept.all() else kept)
-        self.crossed = [block.cross.keys_values(self.source.memory) for block in model.decoder.blocks]
-        shape = (B, config.num_heads, 1 + (max_new_tokens - 1) * beam_size, config.d_kv)
-        self.past = [Past(shape, model.word.weight) for _ in model.decoder.blocks]
+        self.past, self.crossed = model._caches(self.source, 1 + (max_new_tokens - 1) * beam_size)
         self.positions = torch.zeros(1, dtype=torch.int64, device=device)
         self.visible = torch.ones(B, 1, 1, dtype=torch.bool, device=device)
 
