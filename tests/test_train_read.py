@@ -107,7 +107,7 @@ def test_the_papers_splits():
 @pytest.mark.parametrize("method", train_read.METHODS)
 def test_life_of_a_method(read, command, tmp_path, capsys, method):
     """Would catch: a method that does not train, an adapter file that does not score again what its run reported."""
-    size = [] if method in ("full", "bitfit") else ["--r", 4]
+    size = [] if method in ("full", "bitfit", "lst") else ["--r", 4]
     export = ["--export", tmp_path / "merged"] if method in ("full", "bitfit", "lora") else []
     read(*command[:-2], *size, "--method", method, *export)
     printed = capsys.readouterr().out
@@ -204,6 +204,7 @@ def test_predict(read, command, tmp_path, capsys):
         (["--method", "vera"], "invalid choice: 'vera'"),
         (["--method", "hut", "--export", "merged"], "does not merge into a T5"),
         (["--export", "merged"], "--method read does not merge"),
+        (["--method", "lst", "--export", "merged"], "--method lst does not merge"),
         (["--r", "0"], "r = 0: expected"),
         (["--cell", "untied"], "2 blocks and 3 in the decoder"),
         (["--patience", "0"], "--patience: '0': expected a whole number"),
