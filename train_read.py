@@ -19,7 +19,6 @@ from metrics import glue_scores
 from model import read_config
 from read.lst import LSTT5
 from read.network import WIDTH
-from read.network_t5 import apply_read_t5
 from read.t5 import T5, T5Config
 from training import mendable
 
@@ -180,13 +179,7 @@ def prepare(args, directory, seed, device):
         model = T5.from_pretrained(directory)
     base = training.fingerprint(model)
     model.to(device)
-    if args.method == "read":
-        with mendable():
-            model = apply_read_t5(model, args.r, args.cell)
-    elif args.method == "lst":
-        model = LSTT5(model).to(device)
-    else:
-        training.put_in(model, args)
+    model = LSTT5(model).to(device) if args.method == "lst" else training.put_in(model, args)
     if args.dropout is not None:
         training.set_dropout(model, args.dropout)
     return model, base

@@ -1,4 +1,4 @@
-"""READ: recurrent adaptation beside a frozen backbone (Nguyen, Wang, Li & Wu), for RoBERTa and GPT-2.
+"""READ: recurrent adaptation beside a frozen backbone (Nguyen, Wang, Li & Wu), for RoBERTa, GPT-2 and T5.
 
 The backbone is run as it is, without autograd, and a recurrent network runs over the outputs of its layers, not over
 the tokens: its steps are phi_1 … phi_N, the output of block 1 … N at one position. Its last state h_N, projected up,
@@ -17,6 +17,20 @@ Parameters, at width h beside a backbone of width d, N layers (`tests/test_read.
     LSTM      4 h (d + h) + 8 h, and U: h d
     RNN         h (d + h) + 2 h, and U: h d
     untied    N times the GRU's
+
+A T5 has a recurrent network on each side, joined by the frozen cross-attention:
+
+    h^E_i  = RNN_E(phi^E_i, h^E_{i-1})                    i over the encoder's blocks, at each of its m tokens
+    E      = Psi h^E_N                                    the encoder's last state, for all blocks of the decoder
+    x_j    = phi^D_j + sigma_j E                          sigma_j (n, m): block j's cross-attention, its heads' mean
+    h^D_j  = RNN_D(x_j, h^D_{j-1})                        j over the decoder's blocks, at each of its n tokens
+    logits = lm_head(final norm(phi^D_N + |phi^D_N| (U h^D_N + b)))      |x|: the root mean square of x (d numbers)
+
+|phi^D_N| is ours, the paper's sum has no such factor: it undoes the division of the RNNs' inputs by their size, so that
+the correction is in proportion to the stream, however large that has grown. What the frozen decoder reads of the encoder
+is not corrected. No token of the target sees a later one: sigma_j is that of the token itself. So READ decodes step by
+step, with the backbone's cache and E. Parameters: two RNNs, Psi and U (h d each) and b (d); T5-base, GRU, h = 256:
+1,969,920, 0.80 % of 247.58M.
 """
 
 import torch
@@ -24,6 +38,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from model import GPT2, RobertaClassifier
+from read.t5 import T5
 
 RNNS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
 CELLS = (*RNNS, "untied")
@@ -124,8 +139,91 @@ class ReadGPT2(GPT2):
         return self
 
 
+# ------------------------------------------------------------------------------------------------ T5
+
+
+class TwoSidedRNN(nn.Module):
+    """RNN_E and Psi (`encoder`), RNN_D and U (`decoder`), and b (`shift`), which the paper's count has.
+
+    The states come as lists, an output a block. Both RNNs read states of unit root mean square (see LayerRNN); phi^D_j
+    has it before sigma_j E is added too, which would be lost beside a residual stream of hundreds.
+    """
+
+    def __init__(self, d, width=WIDTH, cell="gru", zero_start=True, device=None):
+        super().__init__()
+        self.encoder = LayerRNN(d, width, cell, zero_start=False, device=device)
+        self.decoder = LayerRNN(d, width, cell, zero_start, device=device)
+        self.shift = nn.Parameter(torch.zeros(d, device=device))
+
+    def encode(self, states):
+        """phi^E_1 … phi^E_N, (B, m, d) each -> E (B, m, d)."""
+        return self.encoder(torch.stack(states, -2))
+
+    def decode(self, E, states, cross):
+        """E, phi^D_1 … phi^D_N (B, n, d), cross-attention weights (B, n_head, n, m) of each -> U h^D_N + b (B, n, d)."""
+        joined = [F.rms_norm(x, x.shape[-1:], eps=1e-6) + w.mean(1) @ E for x, w in zip(states, cross, strict=True)]
+        return self.decoder(torch.stack(joined, -2)) + self.shift
+
+
+class UntiedTwoSided(nn.Module):
+    """The paper's ablation without recurrency (Table 2): networks of its own for each pair of blocks, their sum.
+
+    Each takes one step, from h = 0, and so E is one for each. Raises ValueError where the sides differ in depth.
+    """
+
+    def __init__(self, encoder_blocks, decoder_blocks, *options):
+        super().__init__()
+        if encoder_blocks != decoder_blocks:
+            raise ValueError(f"{encoder_blocks} blocks and {decoder_blocks} in the decoder: cell untied pairs them")
+        self.layers = nn.ModuleList(TwoSidedRNN(*options) for _ in range(encoder_blocks))
+
+    def encode(self, states):
+        """As TwoSidedRNN's, but E (B, N, m, d)."""
+        return torch.stack([layer.encode([x]) for layer, x in zip(self.layers, states, strict=True)], 1)
+
+    def decode(self, E, states, cross):
+        parts = zip(self.layers, E.unbind(1), states, cross, strict=True)
+        return sum(layer.decode(e, [x], [w]) for layer, e, x, w in parts)
+
+
+class ReadT5(T5):
+    """A T5 whose layers it shares, frozen, and the network beside them; called, trained and decoded as any T5.
+
+    `return_states` gives the backbone's own.
+    """
+
+    def __init__(self, model, network):
+        nn.Module.__init__(self)  # T5's would make new weights
+        self.config, self.prompt = model.config, None
+        self.word, self.encoder, self.decoder, self.network = model.word, model.encoder, model.decoder, network
+
+    def encode(self, input_ids, attention_mask=None):
+        with torch.no_grad():
+            source = super().encode(input_ids, attention_mask)
+        return source._replace(extra=self.network.encode(source.states))
+
+    @torch.no_grad()
+    def _decode(self, *inputs):
+        return super()._decode(*inputs)
+
+    def _last(self, source, states, weights):
+        last = states[-1]
+        size = last.square().mean(-1, keepdim=True).sqrt()  # a stream of 100 would leave a correction of 1 without effect
+        return last + size * self.network.decode(source.extra, states, weights)
+
+    def train(self, mode=True):
+        """As nn.Module's, but that the backbone stays in eval mode: it is one function, whatever the epoch."""
+        super().train(mode)
+        self.encoder.eval()
+        self.decoder.eval()
+        return self
+
+
+# ------------------------------------------------------------------------------------------------ put in
+
+
 def apply_read(model, width=WIDTH, cell="gru", zero_start=True):
-    """`model`, a RobertaClassifier or a GPT2, frozen and with READ beside it: another object, with the same layers.
+    """`model`, a RobertaClassifier, a GPT2 or a T5, frozen and with READ beside it: another object, with the same layers.
 
     width       of the RNN's state; the paper tries 128 and 256
     cell        gru, lstm, rnn; or untied, the paper's ablation: a GRU for each layer, without recurrency
@@ -138,13 +236,17 @@ def apply_read(model, width=WIDTH, cell="gru", zero_start=True):
         raise ValueError(f"r = {width!r}: expected a whole number of 1 or more")
     if cell not in CELLS:
         raise ValueError(f"cell '{cell}': expected one of {' '.join(CELLS)}")
-    if isinstance(model, ReadClassifier | ReadGPT2):
+    if isinstance(model, ReadClassifier | ReadGPT2 | ReadT5):
         raise ValueError("the model is already adapted: apply_read takes a model once")
-    if not isinstance(model, RobertaClassifier | GPT2):
-        raise ValueError(f"a {type(model).__name__}: expected a RobertaClassifier or a GPT2")
-    kind = ReadClassifier if isinstance(model, RobertaClassifier) else ReadGPT2
+    if not isinstance(model, RobertaClassifier | GPT2 | T5):
+        raise ValueError(f"a {type(model).__name__}: expected a RobertaClassifier, a GPT2 or a T5")
     blocks = getattr(model, "roberta", model).blocks
     last = blocks[-1].d  # gives the states their width and device
     sizes = (last.out_features, width, "gru" if cell == "untied" else cell, zero_start, last.weight.device)
+    if isinstance(model, T5):
+        depths = len(model.encoder.blocks), len(model.decoder.blocks)
+        network = UntiedTwoSided(*depths, *sizes) if cell == "untied" else TwoSidedRNN(*sizes)
+        return ReadT5(model.requires_grad_(False), network)
     network = UntiedLayers(len(blocks), *sizes) if cell == "untied" else LayerRNN(*sizes)
+    kind = ReadClassifier if isinstance(model, RobertaClassifier) else ReadGPT2
     return kind(model.requires_grad_(False), network)

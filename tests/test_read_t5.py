@@ -1,4 +1,4 @@
-"""read/network_t5.py: what READ computes beside a T5, how large it is, what it leaves alone, decoding."""
+"""read/network.py beside a T5: what READ computes beside a T5, how large it is, what it leaves alone, decoding."""
 
 from pathlib import Path
 
@@ -7,8 +7,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from read.network import CELLS
-from read.network_t5 import TwoSidedRNN, apply_read_t5
 from read.t5 import T5, T5_3B, T5_BASE, T5_LARGE, T5_SMALL, T5Config
 
 REFERENCE = Path(__file__).parent / "reference" / "t5"
@@ -29,7 +27,7 @@ def plain(cell="gru"):
 def adapted(cell="gru", zero_start=False):
     """READ beside `plain`; U is not zero, and large, so that it does something."""
     torch.manual_seed(1)
-    model = apply_read_t5(plain(cell), 8, cell, zero_start)
+    model = apply_read(plain(cell), 8, cell, zero_start)
     if not zero_start:
         for parameter in model.network.parameters():
             parameter.data *= 5
@@ -94,14 +92,14 @@ def test_parameter_counts_are_the_papers():
     """Would catch: another design: with biases, an extra projection, one RNN for both. The paper's Figure 4, Table 2."""
     for config, count in ((T5_SMALL, 1_445_376), (T5_BASE, 1_969_920), (T5_LARGE, 2_494_464), (T5_3B, 2_494_464)):
         with torch.device("meta"):
-            model = apply_read_t5(T5(config))
+            model = apply_read(T5(config))
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
         assert trained == count
         if config is T5_BASE:  # the paper counts the output layer apart
             assert f"{trained / (frozen + 32128 * 768):.2%}" == "0.80%"
     with torch.device("meta"):
-        untied = apply_read_t5(T5(T5_BASE), cell="untied")
+        untied = apply_read(T5(T5_BASE), cell="untied")
     assert sum(p.numel() for p in untied.network.parameters()) == 12 * 1_969_920 == 23_639_040
 
 
@@ -183,9 +181,9 @@ def test_no_token_sees_a_later_one():
 def test_what_does_not_fit(arguments, message):
     """Would catch: a crash from the depths, in another file's words."""
     with pytest.raises(ValueError, match=message):
-        apply_read_t5(plain(), *arguments)
-    with pytest.raises(ValueError, match="a ReadT5: expected a T5, once"):
-        apply_read_t5(adapted())
+        apply_read(plain(), *arguments)
+    with pytest.raises(ValueError, match="already adapted"):
+        apply_read(adapted())
 
 
 def test_psi_is_not_zero_at_the_start():
