@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from read.network import CELLS, TwoSidedRNN, apply_read
 from read.t5 import T5, T5_3B, T5_BASE, T5_LARGE, T5_SMALL, T5Config
 
 REFERENCE = Path(__file__).parent / "reference" / "t5"
