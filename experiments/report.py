@@ -416,6 +416,12 @@ def progress(run):
     return f"stopped or running, {len(run.epochs)}{of} epochs done"
 
 
+def title_of(content):
+    tasks = (content.get("settings") or {}).get("tasks") or ()
+    title = TITLES.get(content["table"], content["table"])
+    return f"{title} ({', '.join(tasks)})" if tasks and tasks != ["e2e"] else title
+
+
 def section(number, title, place_, state, *content):
     badge = f'<span class="{"bad" if state else "good"} badge">{escape(state or "complete")}</span>'
     head = f'<h2>{escape(title)}</h2><p class="place"><code>{escape(place_)}</code> {badge}</p>'
@@ -447,7 +453,7 @@ def table_section(number, folder, content, runs, root):
     used = [run for named_runs in groups.values() for group in named_runs.values() for run in group]
     return section(
         number,
-        TITLES.get(content["table"], content["table"]),
+        title_of(content),
         inside,
         "; ".join(state),
         *(drawn + tables + paragraphs[:1] if "spread" in content else tables + paragraphs[:1] + drawn),
@@ -547,7 +553,7 @@ def page(root):
     tables, runs = find(root)
     apart_from = [run for run in runs if not any((root / run.name).is_relative_to(folder) for folder, _ in tables)]
     sections = [table_section(i, *table, runs, root) for i, table in enumerate(tables)]
-    titles = [(TITLES.get(content["table"], content["table"]), folder.relative_to(root)) for folder, content in tables]
+    titles = [(title_of(content), folder.relative_to(root)) for folder, content in tables]
     if apart_from:
         sections.append(runs_section(len(tables), apart_from))
         titles.append(("Other runs", ""))
