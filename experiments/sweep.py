@@ -26,6 +26,7 @@ from data.hub import MINI
 from experiments import flops
 from experiments.tables import PAPER_NOTES, PAPER_PARAMETERS, PAPER_SCORES, markdown
 from metrics import GLUE_SCORES
+from read.network import WIDTH
 from training import Parser, clock, environment, positive, run_as_script, whole, write_json, write_text
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 # Three rates a method, a fifth of the middle one and four or five times it, so that no method has the finer search.
 LRS = {
     "hut": (1e-3, 5e-3, 2e-2),  # the paper's Table 6 has 1e-3 for CoLA, 5e-3 for MRPC and STS-B
+    "read": (2e-4, 1e-3, 5e-3),
     "head": (1e-3, 5e-3, 2e-2),
     "full": (1e-5, 5e-5, 2e-4),
     "top2": (2e-5, 1e-4, 4e-4),
@@ -57,7 +59,7 @@ METHODS = {  # with their sizes; without one, the training script's default
     "table3": ["frozen", "full", "top2", "bitfit", "houlsby", "pfeiffer", "lin:6", "lin:224", "prefix",
                "lora", "vera", "fourierft", "hut"],
 }  # fmt: skip
-KNOWN = {"table1": ("hut", "head", *baselines.METHODS), "table3": ("hut", "frozen", *baselines.METHODS)}
+KNOWN = {"table1": ("hut", "read", "head", *baselines.METHODS), "table3": ("hut", "read", "frozen", *baselines.METHODS)}
 TARGETS = {"table4": ["q", "k", "v", "o", "qk", "qv", "qkv", "qkvo"], "table5": ["v", "qv", "qkvo"], "rank": ["qv"]}
 RANKS = (1, 2, 4, 8, 64)
 TABLE_4_R = {1: 16, 2: 8, 3: 4, 4: 2}  # by the number of targets
@@ -145,7 +147,9 @@ def rows_of(args):
         return [Row("hut", r, letters, seeds) for letters in targets for r in ranks]
     if table == "rank":
         return [Row("hut", r, targets[0], seeds if r == anchor(ranks) else (0,)) for r in ranks]
-    rows, sizes = [], {"hut": 8, **baselines.ROBERTA_R} if table == "table1" else {"hut": 4, **baselines.GPT2_R}
+    rows, sizes = [], {"hut": 8, "read": WIDTH} | baselines.ROBERTA_R
+    if table == "table3":
+        sizes = {"hut": 4, "read": WIDTH} | baselines.GPT2_R
     for text in args.methods or METHODS[table]:
         method, _, size = text.partition(":")
         if method not in KNOWN[table] or (size and (method not in sizes or not size.isdigit() or size == "0")):
