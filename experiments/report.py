@@ -27,6 +27,7 @@ TITLES = {
     "table4": "Table 4: where HUT is applied",
     "table5": "Table 5: r, and where",
     "rank": "What r does",
+    "read": "READ and what it is compared with, on T5",
 }
 TOKENS = 128  # of the example that Figure 3 counts
 FONT = (6.3, 13)  # width of a character and height of a line of the figures' 11 px text, or a little more

@@ -1,7 +1,8 @@
-"""The paper's tables, run: python -m experiments.sweep table1|table2|table3|table4|table5|rank [--model … --data …]
+"""The paper's tables, run: python -m experiments.sweep table1|table2|table3|table4|table5|rank|read [--model … --data …]
 
-Every number comes from runs of train_glue.py or train_e2e.py, each a process with a folder of its own under --out. Given
-again, the command skips what is finished, goes on with what was interrupted, and tries again what has failed.
+`read` is the READ paper's Table 1: READ and what it is compared with, on T5. Every number comes from runs of train_glue.py,
+train_e2e.py or train_read.py, each a process with a folder of its own under --out. Given again, the command skips what is
+finished, goes on with what was interrupted, and tries again what has failed.
 What stands after -- goes to the training script: python -m experiments.sweep table3 --model DIR -- --warmup 0.06
 """
 
@@ -44,6 +45,8 @@ LRS = {
     "lin": (1e-4, 5e-4, 2e-3),
     "prefix": (1e-3, 5e-3, 2e-2),
     "lora": (1e-4, 5e-4, 2e-3),
+    "prompt": (4e-3, 2e-2, 1e-1),
+    "lst": (2e-4, 1e-3, 5e-3),
     "vera": (2e-3, 1e-2, 5e-2),
     "fourierft": (1e-2, 5e-2, 2e-1),  # its authors: 0.04 to 0.08 on RoBERTa-large, and a rate of its own for the head
 }
@@ -52,14 +55,17 @@ HEAD_LR = {"fourierft": 5e-3}  # its authors: 0.001 to 0.011; every other method
 
 TASKS = {"table1": ("sst2", "mrpc", "cola", "qnli", "rte", "stsb"), "rank": ("cola",)}
 TASKS |= {"table3": ("e2e",), "table4": ("cola", "mrpc"), "table5": ("cola", "mrpc")}
-SEEDS = {"table1": 5, "table3": 3, "table4": 5, "table5": 5, "rank": 5}
+TASKS |= {"read": ("cola", "mnli", "mrpc", "qnli", "qqp", "sst2", "stsb")}  # the READ paper's: GLUE without RTE and WNLI
+SEEDS = {"table1": 5, "table3": 3, "table4": 5, "table5": 5, "rank": 5, "read": 3}
 METHODS = {  # with their sizes; without one, the training script's default
     "table1": ["full", "head", "bitfit", "houlsby:64", "houlsby:8", "pfeiffer:64", "pfeiffer:16", "lin", "top2", "prefix",
                "lora", "vera", "fourierft", "hut"],
     "table3": ["frozen", "full", "top2", "bitfit", "houlsby", "pfeiffer", "lin:6", "lin:224", "prefix",
                "lora", "vera", "fourierft", "hut"],
+    "read": ["full", "bitfit", "lora", "houlsby", "prompt", "lst", "hut", "read"],
 }  # fmt: skip
 KNOWN = {"table1": ("hut", "read", "head", *baselines.METHODS), "table3": ("hut", "read", "frozen", *baselines.METHODS)}
+KNOWN |= {"read": ("hut", "read", "lst", *baselines.T5_METHODS)}
 TARGETS = {"table4": ["q", "k", "v", "o", "qk", "qv", "qkv", "qkvo"], "table5": ["v", "qv", "qkvo"], "rank": ["qv"]}
 RANKS = (1, 2, 4, 8, 64)
 TABLE_4_R = {1: 16, 2: 8, 3: 4, 4: 2}  # by the number of targets
@@ -96,12 +102,12 @@ def arguments():
     own, _, rest = "\0".join(sys.argv[1:]).partition("\0--\0")
     more = "What stands after -- goes to the training script as it is: … table3 --model DIR -- --warmup 0.06"
     parser = Parser(prog="python -m experiments.sweep", description="The paper's tables, from runs.", epilog=more)
-    parser.add_argument("table", choices=("table1", "table2", "table3", "table4", "table5", "rank"))
+    parser.add_argument("table", choices=("table1", "table2", "table3", "table4", "table5", "rank", "read"))
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="(default: the paper's; with mini: cola)")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD[:R]", help="of table1 and table3 (default: all)")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD[:R]", help="of table1, table3 and read (default: all)")
     parser.add_argument("--targets", nargs="+", metavar="LETTERS", help="of table4, table5 (qv v qkvo) and rank (one)")
     parser.add_argument("--ranks", nargs="+", type=whole, metavar="R", help="of table5 and rank (default: 1 2 4 8 64)")
-    parser.add_argument("--seeds", type=whole, metavar="N", help="seeds 0 … N−1 (default: 5; table3 3)")
+    parser.add_argument("--seeds", type=whole, metavar="N", help="seeds 0 … N−1 (default: 5; table3 and read 3)")
     parser.add_argument("--lrs", nargs="+", metavar="[METHOD=]LR,LR…", help="rates to try (default: three a method)")
     parser.add_argument("--paper", action="store_true", help="fixed rates and the best epoch on dev, as in the paper")
     for name in ("model", "data", "epochs", "batch-size", "limit-train", "max-len", "device", "dtype"):
@@ -119,10 +125,12 @@ def arguments():
         if getattr(args, name) and table not in where:
             raise UserError(f"--{name}: {table} has none to choose")
     args.tasks = tuple(args.tasks or (("cola",) if mini and table != "table3" else TASKS[table]))
-    known = TASKS[table] if table == "table3" else glue.TASKS
+    known = TASKS[table] if table in ("table3", "read") else glue.TASKS
     for task in args.tasks:
         if task not in known:
             raise UserError(f"--tasks {task}: unknown: {table} takes {' '.join(known)}")
+    if args.paper and table == "read":
+        raise UserError("--paper: the READ paper searches its rates, as is done without it")
     if args.paper and mini:
         raise UserError("--paper: the bundled model and data have settings of their own: give --model and --data")
     if args.paper and args.lrs:
@@ -147,9 +155,8 @@ def rows_of(args):
         return [Row("hut", r, letters, seeds) for letters in targets for r in ranks]
     if table == "rank":
         return [Row("hut", r, targets[0], seeds if r == anchor(ranks) else (0,)) for r in ranks]
-    rows, sizes = [], {"hut": 8, "read": WIDTH} | baselines.ROBERTA_R
-    if table == "table3":
-        sizes = {"hut": 4, "read": WIDTH} | baselines.GPT2_R
+    known_r = {"table1": baselines.ROBERTA_R, "table3": baselines.GPT2_R, "read": baselines.T5_R}[table]
+    rows, sizes = [], {"hut": 4 if table == "table3" else 8, "read": WIDTH} | known_r
     for text in args.methods or METHODS[table]:
         method, _, size = text.partition(":")
         if method not in KNOWN[table] or (size and (method not in sizes or not size.isdigit() or size == "0")):
@@ -241,9 +248,10 @@ class Runs:
 
     def __init__(self, args):
         self.args, self.done, self.seconds, self.known = args, 0, [], {}
-        self.script = ROOT / ("train_e2e.py" if args.table == "table3" else "train_glue.py")
+        self.script = ROOT / {"table3": "train_e2e.py", "read": "train_read.py"}.get(args.table, "train_glue.py")
         tries = {(task, searched_as(args, row)) for task in args.tasks for row in args.rows if row.method != "frozen"}
-        self.total = sum(n for _, row in tries if (n := len(args.lrs[row.method])) > 1)
+        kept = args.table == "read"  # the chosen try's run
+        self.total = sum(n - kept for _, row in tries if (n := len(args.lrs[row.method])) > 1)
         self.total += len(args.tasks) * sum(len(row.seeds) for row in args.rows)
 
     def __call__(self, folder, arguments, what):
@@ -313,29 +321,51 @@ def common(args, names):
 SEARCH = ("model", "data", "epochs", "batch-size", "max-len", "device", "dtype")
 
 
+def final_run(args, task, row, lr, seed):
+    """(folder, arguments, what it is in words) of a run that is scored."""
+    name, more = f"lr{lr:g}" if lr else "default-lr", ["--task", task] if task != "e2e" else []
+    settings = [*row.arguments(), *common(args, (*SEARCH, "limit-train")), *rate(task, row, lr), *more, "--seed", seed]
+    return args.out / task / str(row) / f"{name}-seed{seed}", settings, f"{task} {row} {name} seed {seed}"
+
+
+def trial(args, task, row, lr, parts):
+    """The same of a run that a rate is tried with."""
+    more = ["--task", task] if task != "e2e" else ["--beam-size", 1, "--max-new-tokens", 1]  # the test set is not decoded
+    more += ["--seed", 0, "--train-file", parts[0], "--dev-file", parts[1]]
+    settings = [*row.arguments(), *common(args, SEARCH), *rate(task, row, lr), *more]
+    return args.out / task / str(row) / f"try-lr{lr:g}", settings, f"{task} {row} lr {lr:g}, held-out part"
+
+
 def choose(args, runs, task, row, parts):
     """(rate, tries): the rate that is best on the held-out part after the last epoch, at seed 0.
 
-    On a tie, as between runs that predict a single class, the one with the lower training loss.
+    On a tie, as between runs that predict a single class, the one with the lower training loss. In `read` it is the best
+    epoch on validation, which is apart from test: the run is seed 0's of those that are scored, too.
     """
     rates = args.lrs.get(row.method, (None,))
     if len(rates) == 1:
         return rates[0], []
     row, tries = searched_as(args, row), []
-    more = ["--task", task] if task != "e2e" else ["--beam-size", 1, "--max-new-tokens", 1]  # the test set is not decoded
-    more += ["--seed", 0, "--train-file", parts[0], "--dev-file", parts[1]]
     for lr in rates:
-        folder, what = args.out / task / str(row) / f"try-lr{lr:g}", f"{task} {row} lr {lr:g}, held-out part"
-        settings = [*row.arguments(), *common(args, SEARCH), *rate(task, row, lr), *more]
+        final = args.table == "read"
+        folder, settings, what = final_run(args, task, row, lr, 0) if final else trial(args, task, row, lr, parts)
         try:
-            last = runs(folder, settings, what)["last"]
-            epochs = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            score = -last["loss"] if task == "e2e" else last[GLUE_SCORES[task][0]]
-            tries.append({"lr": lr, "score": score, "train_loss": json.loads(epochs[-1])["train_loss"]})
+            scores = runs(folder, settings, what)["best" if final else "last"]
+            score = -scores["loss"] if task == "e2e" else scores[scores_of(args, task)[0]]
+            tries.append({"lr": lr, "score": score, "train_loss": epochs(folder)[-1]["train_loss"]})
         except Failed as error:
             tries.append({"lr": lr, "failed": str(error)})
     scored = [one for one in tries if one.get("score") is not None]
     return (max(scored, key=lambda one: (one["score"], -one["train_loss"]))["lr"] if scored else None), tries
+
+
+def epochs(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def scores_of(args, task):
+    """The names of a task's scores, the first of which chooses."""
+    return E2E_SCORES if task == "e2e" else ("score",) if args.table == "read" else GLUE_SCORES[task]
 
 
 def rate(task, row, lr):
@@ -348,23 +378,26 @@ def cell(args, runs, task, row, parts):
     entry = {"task": task, **row._asdict(), "lr": None, "tries": [], "parameters": None, "runs": [], "mean": {}, "std": {}}
     entry["lr"], entry["tries"] = choose(args, runs, task, row, parts)
     if entry["tries"] and entry["lr"] is None:
-        runs.leave_out(len(row.seeds))
+        runs.leave_out(len(row.seeds) - (args.table == "read"))
         return entry | {"failed": f"no rate worked: {entry['tries'][0].get('failed', 'its score is not defined')}"}
-    name, more = f"lr{entry['lr']:g}" if entry["lr"] else "default-lr", ["--task", task] if task != "e2e" else []
-    settings = [*row.arguments(), *common(args, (*SEARCH, "limit-train")), *rate(task, row, entry["lr"]), *more]
+    lr = entry["lr"]
     for seed in row.seeds:
-        folder, what = args.out / task / str(row) / f"{name}-seed{seed}", f"{task} {row} {name} seed {seed}"
+        folder, settings, what = final_run(args, task, row, lr, seed)
         try:
-            result = runs(folder, [*settings, "--seed", seed], what)
+            result = runs(folder, settings, what)
         except Failed as error:
             entry["runs"].append({"seed": seed, "failed": str(error)})
             continue
-        scores = result["test" if task == "e2e" else "best" if args.paper else "last"]
+        scores = result["test" if args.table in ("table3", "read") else "best" if args.paper else "last"]
         entry["runs"].append({"seed": seed, "scores": scores, "folder": str(folder.relative_to(args.out))})
+        if args.table == "read":
+            entry["runs"][-1]["cost"] = cost(folder, result)
+            inside = row.method in ("full", "bitfit")  # what they train is the backbone's own
+            entry["backbone"] = result["parameters"]["frozen"] + inside * result["parameters"]["adapter"]
         if entry["lr"] is None and row.method != "frozen":
             entry["lr"] = json.loads((folder / "args.json").read_text(encoding="utf-8"))["args"]["lr"]
         entry["parameters"] = result.get("parameters", {}).get("adapter", 0)
-    for score in E2E_SCORES if task == "e2e" else GLUE_SCORES[task]:
+    for score in scores_of(args, task):
         values = [one["scores"].get(score) for one in entry["runs"] if "scores" in one]
         if values and None not in values:
             entry["mean"][score] = statistics.fmean(values)
@@ -372,6 +405,12 @@ def cell(args, runs, task, row, parts):
     if all("failed" in one for one in entry["runs"]):
         entry["failed"] = entry["runs"][0]["failed"]
     return entry
+
+
+def cost(folder, result):
+    """What a run took: peak memory in bytes, seconds and kWh until the end of its best epoch; None where not measured."""
+    timing = epochs(folder)[result["best"]["epoch"] - 1]["timing"]
+    return {"memory": result["timing"]["peak_memory_bytes"], "seconds": timing["seconds"], **timing["energy_kwh"]}
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -396,7 +435,9 @@ def shown(entry, score):
 
 def how(args, parts):
     """What the numbers are, in words."""
-    if args.paper:
+    if args.table == "read" and any(len(rates) > 1 for rates in args.lrs.values()):
+        rates = f"Each rate is the best of {len(next(iter(args.lrs.values())))} on validation, at seed 0"
+    elif args.paper:
         rates = "--paper: fixed rates: HUT's are the paper's, the others' are ours, as the paper only quotes them"
     elif parts:
         sizes = ", ".join(f"{task}: {held:,} of {rest + held:,}" for task, (*_, rest, held) in parts.items())
@@ -408,29 +449,53 @@ def how(args, parts):
     end = "the best epoch on dev, the set that it is scored on" if args.paper else "dev is scored at the last epoch"
     if args.table == "table3":
         end = "dev loss chooses the epoch, and the test set is scored with that"
+    if args.table == "read":
+        end = "validation chooses the epoch, and test is scored with that (the READ paper's splits)"
     over = f"mean ± standard deviation (n − 1) over {args.seeds} seeds" if args.seeds > 1 else "one seed"
     return f"{rates}; {end}; {over}.\n\n`python -m experiments.sweep {shlex.join(sys.argv[1:])}`"
 
 
 def table(args, cells, parts):
     """The Markdown of the cells that there are."""
-    scores = [(t, s) for t in args.tasks for s in (E2E_SCORES if t == "e2e" else GLUE_SCORES[t][:1])]
+    scores = [(t, s) for t in args.tasks for s in (scores_of(args, t)[:1] if t != "e2e" else E2E_SCORES)]
     numbers, parameters = {key[1:]: text for key, text in PAPER_SCORES.items() if key[0] == args.table}, PAPER_PARAMETERS
     with_paper = {t for t in args.tasks if any((*row[:3], t) in numbers for row in args.rows)}
     header = ["method", "parameters", *(["paper's"] if args.table in parameters else [])]
     header += [h for t, s in scores for h in (f"{t} {s}" if t != "e2e" else s, *(["paper"] if t in with_paper else []))]
+    header += COSTS if args.table == "read" else []
     rows = []
     for row in args.rows:
         entries = {t: cells.get((t, row)) for t in args.tasks}
         counts = [e["parameters"] for e in entries.values() if e and e["parameters"] is not None]
         line = [str(row).replace("-", " "), f"{counts[0]:,}" if counts else "–"]
+        backbone = next((e["backbone"] for e in entries.values() if e and "backbone" in e), None)
+        line[1] += f" ({counts[0] / backbone:.2%})" if backbone else ""
         if args.table in parameters:
             line.append(parameters[args.table].get(row.method + (f":{row.r}" if row.r else ""), "–"))
         for t, s in scores:
             line += [shown(entries[t], s), *([numbers.get((*row[:3], t), "–")] if t in with_paper else [])]
-        rows.append(line)
+        rows.append(line + (costs(entries) if args.table == "read" else []))
     text = [markdown(header, rows), how(args, parts), *notes(args, cells, with_paper)]
     return "\n\n".join(text)
+
+
+COSTS = ["peak memory, MiB", "seconds to the best epoch", "kWh, by utilisation", "kWh, by power"]
+
+
+def costs(entries):
+    """The cells of COSTS: means over the seeds; of all tasks the largest memory, and the sum of the others."""
+    found = []
+    for key in ("memory", "seconds", "utilisation", "power"):
+        values = [[one["cost"][key] for one in e["runs"] if "cost" in one] if e else [] for e in entries.values()]
+        if not all(values):
+            found.append("…" if None in entries.values() else "–")
+        elif any(None in task for task in values):
+            found.append("not measured")
+        else:
+            means = [statistics.fmean(task) for task in values]
+            texts = {"memory": f"{max(means) / 2**20:,.0f}", "seconds": f"{sum(means):,.0f}"}
+            found.append(texts.get(key, f"{sum(means):.3g}"))
+    return found
 
 
 def notes(args, cells, with_paper):
@@ -441,11 +506,13 @@ def notes(args, cells, with_paper):
         found.append(f"No column for the paper on {without}: its scores of these rows were not at hand.")
     rates = [f"{task} {row} {entry['lr']:g}{'*' * at_the_end(entry)}" for (task, row), entry in cells.items() if entry["lr"]]
     found += [f"Rates (*: at the end of the list of those tried): {'; '.join(rates)}."] if rates else []
-    single = []
-    for (task, row), entry in cells.items():
-        seeds = [str(one["seed"]) for one in entry["runs"] if one.get("scores", {}).get("single_class")]
-        single += [f"{task} {row} (seed {', '.join(seeds)})"] if seeds else []
-    found += [f"Predicts a single class: {'; '.join(single)}."] if single else []
+    for key, title in (("single_class", "Predicts a single class"), ("invalid", "Outputs that are no label, and wrong")):
+        those = []
+        for (task, row), entry in cells.items():
+            values = {one["seed"]: value for one in entry["runs"] if (value := one.get("scores", {}).get(key))}
+            seeds = ", ".join(f"{seed}" if value is True else f"{seed}: {value:,}" for seed, value in values.items())
+            those += [f"{task} {row} (seed {seeds})"] if values else []
+        found += [f"{title}: {'; '.join(those)}."] if those else []
     for (task, row), entry in cells.items():
         where = f"{task}, {row}"
         found += [f"Failed: {where}: {entry['failed']}"] if "failed" in entry else []
@@ -528,7 +595,7 @@ def fill(args):
     settings = {key: value for key, value in vars(args).items() if key not in ("rows", "out", "table")}
     fixed = {"settings": settings | {"rows": [str(row) for row in args.rows]}, "environment": environment()}
     searching = any(len(rates) > 1 for rates in args.lrs.values())
-    parts = {task: hold_out(args, task) for task in args.tasks} if searching else {}
+    parts = {task: hold_out(args, task) for task in args.tasks} if searching and args.table != "read" else {}
     runs, cells = Runs(args), {}
     print(f"{args.table}: {runs.total} runs in {args.out}", flush=True)
     for task in args.tasks:

@@ -15,6 +15,7 @@ from training import run_as_script
 torch.set_num_threads(1)  # the models of these tests are too small for two, which would wait for each other
 
 WORDS = ["the", "a", "dog", "cat", "girl", "boy", "sees", "sleeps", "runs", "hears", ".", "red", "small", "old", "and"]
+LABELS = ["acceptable", "unacceptable"]  # CoLA's, as T5 writes them
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +29,20 @@ def tiny_model(tmp_path_factory):
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory):
+    """tests/reference/t5, as a directory with a tokenizer.json of whole words."""
+    directory = tmp_path_factory.mktemp("tiny") / "t5"
+    shutil.copytree(Path(__file__).parent / "reference" / "t5", directory)
+    words = ["<pad>", "</s>", "<unk>", *WORDS, "cola", "sentence", ":", *LABELS]
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
     tokenizer.save(str(directory / "tokenizer.json"))
     return directory
 

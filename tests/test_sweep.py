@@ -51,10 +51,12 @@ def pretend(monkeypatch, tmp_path):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "args.json").write_text('{"args": {"lr": 0.125}}')
             loss = abs(0.02 - float(value(arguments, "--lr") or 0))
-            (folder / "metrics.jsonl").write_text(json.dumps({"train_loss": loss}))
+            timing = {"seconds": 30, "energy_kwh": {"utilisation": None, "power": 0.25}}
+            (folder / "metrics.jsonl").write_text(json.dumps({"train_loss": loss, "timing": timing}))
             names = {"matthews": last, "accuracy": last, "loss": last}
-            result = {"last": names, "best": {"matthews": best, "accuracy": best}, "parameters": {"adapter": 7}}
-            result["test"] = {"BLEU": 0.5, "NIST": 3.25, "METEOR": None, "ROUGE-L": 0.75, "CIDEr": 1.5}
+            result = {"last": names, "best": {"matthews": best, "accuracy": best, "score": best, "epoch": 1}}
+            result |= {"parameters": {"adapter": 7, "frozen": 693}, "timing": {"peak_memory_bytes": 5 * 2**20}}
+            result["test"] = {"BLEU": 0.5, "NIST": 3.25, "METEOR": None, "ROUGE-L": 0.75, "CIDEr": 1.5, "score": last}
             return result
 
         monkeypatch.setattr(sweep, "run", run)
@@ -161,6 +163,56 @@ def test_table3_searches_by_loss_and_without_the_test_set(call, pretend, tmp_pat
     assert len(part) == 18 and len(held) == 6 and not {e.context for e in part} & {e.context for e in held}
 
 
+def test_read_end_to_end(call, command, tiny_t5, tmp_path, capsys):
+    """Would catch: a score of validation in the table; a time, memory or size that is another run's or epoch's."""
+    command = ["read", *command, "--model", tiny_t5, "--methods", "read:4", "--seeds", 1, "--lrs", "0.001,0.01"]
+    assert call(*command, "--epochs", 2) == 0
+    (cell,), out = json.loads((tmp_path / "out" / "table.json").read_text())["cells"], capsys.readouterr().out
+    runs = {lr: tmp_path / "out" / "cola" / "read-r4" / f"lr{lr:g}-seed0" for lr in (0.001, 0.01)}
+    results = {lr: json.loads((folder / "result.json").read_text()) for lr, folder in runs.items()}
+    assert [one["score"] for one in cell["tries"]] == [result["best"]["score"] for result in results.values()]
+    result, epochs = results[cell["lr"]], (runs[cell["lr"]] / "metrics.jsonl").read_text().splitlines()
+    assert cell["mean"]["score"] == result["test"]["score"] and result["method"] == "read"
+    seconds = json.loads(epochs[result["best"]["epoch"] - 1])["timing"]["seconds"]
+    memory = result["timing"]["peak_memory_bytes"]
+    assert cell["runs"][0]["cost"] == {"memory": memory, "seconds": seconds, "utilisation": None, "power": None}
+    counts = result["parameters"]
+    assert f"| read r4 | {counts['adapter']:,} ({counts['adapter'] / counts['frozen']:.2%}) |" in out
+    assert "| not measured | not measured |" in out and "[2/2]" in out
+    assert (
+        "is not the mean of its seven tasks" in out
+        and "Outputs that are no label, and wrong: cola read-r4 (seed 0: 6)" in out
+    )
+
+
+def test_read_chooses_on_validation_and_runs_nothing_twice(call, command, pretend, tmp_path, capsys):
+    """Would catch: a rate chosen on test; the chosen rate's first seed run again; training examples that are held out."""
+    scores = {"0.001": (0.9, 0.1), "0.01": (0.25, 0.8), "0.1": (1.0, None)}  # (test, validation)
+    ran = pretend(lambda a: scores[value(a, "--lr")])
+    call("read", *command, "--methods", "full", "prompt", "--seeds", 2, "--lrs", "0.001,0.01,0.1", "--limit-train", 30)
+    each = [("0.001", "0"), ("0.01", "0"), ("0.1", "0"), ("0.01", "1")]
+    assert [(value(a, "--lr"), value(a, "--seed")) for a in ran] == each * 2
+    assert not any("--dev-file" in a for a in ran) and {value(a, "--limit-train") for a in ran} == {"30"}
+    content = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert [(c["lr"], c["mean"]) for c in content["cells"]] == [(0.01, {"score": 0.25})] * 2
+    assert "| full | 7 (1.00%) | 247.58M (100 %) | 25.0 ± 0.0 | 5 | 30 | not measured | 0.25 |" in content["markdown"]
+    assert "| prompt r20 | 7 (1.01%) |" in content["markdown"]
+    printed = capsys.readouterr().out
+    assert "[8/8]" in printed and "[9/" not in printed and not list((tmp_path / "out" / "cola").glob("*-of-*"))
+
+
+def test_costs_over_tasks():
+    """Would catch: a sum of memories, a mean over tasks, a task that is missing counted as nothing."""
+
+    def task(*costs):
+        return {"runs": [{"cost": dict(zip(("memory", "seconds", "utilisation", "power"), c, strict=True))} for c in costs]}
+
+    entries = {"cola": task((2**20, 10, 1, None), (3 * 2**20, 30, 2, 1)), "mrpc": task((5 * 2**20, 100, 0.5, 1))}
+    assert sweep.costs(entries) == ["5", "120", "2", "not measured"]
+    assert sweep.costs(entries | {"stsb": None}) == ["…"] * 4
+    assert sweep.costs(entries | {"stsb": {"runs": [{"failed": "x"}]}}) == ["–"] * 4
+
+
 def test_rows_of_tables_4_and_5(call, command, pretend, tmp_path):
     """Would catch: other ranks than the paper's; a search of its own for every r, of which the rate does not depend."""
     ran = pretend(lambda a: (0.5, 0.5))
@@ -205,6 +257,9 @@ def test_rank_sets_the_spread_over_r_beside_that_over_seeds(call, command, prete
         (["rank", "--targets", "q", "v"], "one choice of targets"),
         (["table1", "--paper", "--lrs", "1e-3"], "leave --lrs out"),
         (["table1", "--paper", "--model", "mini"], "--paper: the bundled model"),
+        (["read", "--tasks", "rte"], "--tasks rte: unknown: read takes cola mnli mrpc"),
+        (["read", "--methods", "vera"], "--methods vera: expected METHOD or METHOD:R, of hut read lst full"),
+        (["read", "--paper"], "--paper: the READ paper searches its rates"),
         (["table1", "--seeds", "0"], "--seeds: '0': expected a whole number"),
         (["table1", "--data", "nowhere"], "nowhere/SST-2/train.tsv: No such file"),
     ],

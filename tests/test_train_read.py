@@ -1,14 +1,11 @@
 """train_read.py from its command line, and GLUE as text to text: forms, label words, the READ paper's splits."""
 
 import json
-import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import WORDS, fails, without_timing
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from conftest import LABELS, fails, without_timing
 
 import train_read
 import training
@@ -16,22 +13,6 @@ from data import glue
 from data.glue import Example, label_of, read_protocol, source_text, target_text
 from read.t5 import T5
 from training import Run
-
-LABELS = ["acceptable", "unacceptable"]
-
-
-@pytest.fixture(scope="session")
-def tiny_t5(tmp_path_factory):
-    """tests/reference/t5, as a directory with a tokenizer.json of whole words."""
-    directory = tmp_path_factory.mktemp("tiny") / "t5"
-    shutil.copytree(Path(__file__).parent / "reference" / "t5", directory)
-    words = ["<pad>", "</s>", "<unk>", *WORDS, "cola", "sentence", ":", *LABELS]
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
-    tokenizer.save(str(directory / "tokenizer.json"))
-    return directory
 
 
 @pytest.fixture
