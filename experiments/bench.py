@@ -4,6 +4,7 @@
     python -m experiments.bench methods                           every method: a training step, in use, merged, saved
     python -m experiments.bench e2e                               a training step of GPT-2
     python -m experiments.bench generate                          decoding, beside transformers.generate
+    python -m experiments.bench t5                                READ and its rivals on T5: a step, its energy, a label
 
 All variants train the same random weights on the same batch in one process, in turn, round after round, so that a
 machine whose speed drifts slows them all; a figure is the median over the rounds. Compare figures of one run only.
@@ -16,8 +17,6 @@ import dataclasses
 import importlib.util
 import io
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -31,12 +30,14 @@ from data import glue
 from data.batching import pad, padding_share, shuffled_batches, sorted_batches
 from data.hub import load_tokenizer
 from experiments.generate_bench import generate_table
+from experiments.measure import in_turn, machine, memory, print_memory, ratio, seconds, synchronise
+from experiments.t5_bench import t5_table
 from experiments.tables import markdown
 from hut import HUTLinear, apply_hut, merge_hut
 from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, RobertaClassifier, RobertaConfig, read_config
 from read.cache import read_states, write_states
 from read.network import WIDTH, apply_read
-from training import UNMERGED, autocast, peak_memory, pick_device, run_as_script
+from training import UNMERGED, autocast, pick_device, run_as_script
 
 # ------------------------------------------------------------------------------------------------ what is compared
 
@@ -154,41 +155,6 @@ class Step:
             model(self.ids)
 
 
-def seconds(call, times, device):
-    synchronise(device)
-    started = time.perf_counter()
-    for _ in range(times):
-        call()
-    synchronise(device)
-    return (time.perf_counter() - started) / times
-
-
-def synchronise(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def in_turn(timers, rounds):
-    """{name: seconds of each round}: every timer once a round, after a round that does not count."""
-    found = {name: [] for name in timers}
-    for count in range(rounds + 1):
-        for name, timer in timers.items():
-            seconds = timer()
-            if count:
-                found[name].append(seconds)
-    return found
-
-
-def ratio(found, name, base):
-    """The median over the rounds of one variant's time over another's in the same round."""
-    return statistics.median(a / b for a, b in zip(found[name], found[base], strict=True))
-
-
-def machine(device):
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return f"{name}, torch {torch.__version__}"
-
-
 def step_table(args, sizes, device, dtype):
     names = list(VARIANTS)
     if importlib.util.find_spec("transformers") and importlib.util.find_spec("peft"):
@@ -252,33 +218,6 @@ def methods_table(args, sizes, device, dtype):
         ])  # fmt: skip
     print(markdown(header, rows))
 
-
-# ------------------------------------------------------------------------------------------------ memory
-
-
-def memory(*which):
-    """The peak memory of a process of its own, and what of it came after the imports, in MiB: two cells of a table."""
-    command = [sys.executable, "-m", "experiments.bench", *sys.argv[1:], *which]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-
-
-def print_memory(device, make, run):
-    """What `memory` reads: run(make()), with what making the model takes for a moment aside."""
-    first = nn.Linear(1, 1, device=device)
-    first(torch.ones(1, 1, device=device)).backward()
-    torch.optim.AdamW(first.parameters()).step()  # torch imports more of itself with the first step
-    before = peak_memory(device)
-    made = make()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif CLEAR_REFS.exists():
-        CLEAR_REFS.write_text("5")  # the peak starts again from what is held
-    run(made)
-    peak = peak_memory(device)
-    print(f"{peak / 2**20:.0f} | {(peak - before) / 2**20:.0f}")
-
-
-CLEAR_REFS = Path("/proc/self/clear_refs")
 
 # ------------------------------------------------------------------------------------------------ CoLA
 
@@ -377,24 +316,28 @@ def cola_tables(args, device, dtype):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("glue", "methods", "e2e", "generate"))
-    parser.add_argument("--layers", type=int, help="(default: 4; on a GPU the paper's model's)")
-    parser.add_argument("--width", type=int, help="(default: 768; on a GPU the paper's model's)")
-    parser.add_argument("--r", type=int, help="(default: the paper's, 8, for e2e 4)")
-    parser.add_argument("--batch-size", type=int, help="(default: 16, for e2e 4)")
-    parser.add_argument("--length", type=int, help="tokens a row (default: 32, for e2e 64)")
+    parser.add_argument("what", choices=("glue", "methods", "e2e", "generate", "t5"))
+    parser.add_argument("--layers", type=int, help="on each side, for t5 (default: 4; on a GPU the paper's model's)")
+    parser.add_argument("--width", type=int, help="(default: 768, for t5 256; on a GPU the paper's model's)")
+    parser.add_argument("--r", type=int, help="(default: the paper's, 8, for e2e 4; t5: each its own)")
+    parser.add_argument("--batch-size", type=int, help="(default: 16, for e2e 4; t5 on a GPU: the READ paper's 96)")
+    parser.add_argument("--length", type=int, help="tokens a row (default: 32, for e2e 64; t5 on a GPU: 128)")
     parser.add_argument("--rounds", type=int, default=9, help="(default: 9)")
     parser.add_argument("--steps", type=int, default=3, help="steps of each variant a round (default: 3)")
     parser.add_argument("--cola", metavar="DIR", help="GLUE folder: adds the table of an epoch of CoLA, with --model")
     parser.add_argument("--model", metavar="DIR", help="the checkpoint of that table")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--cola-memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--in-use", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--device")
     parser.add_argument("--dtype")
     args = parser.parse_args()
     device, dtype = pick_device(args.device, args.dtype)
     if args.what == "generate":
         generate_table(args.rounds, device)
+        return
+    if args.what == "t5":
+        t5_table(args, device, dtype)
         return
     glue_step = args.what != "e2e"
     for name, value in zip(("r", "batch_size", "length"), (8, 16, 32) if glue_step else (4, 4, 64), strict=True):
