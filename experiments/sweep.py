@@ -462,38 +462,40 @@ def table(args, cells, parts):
     with_paper = {t for t in args.tasks if any((*row[:3], t) in numbers for row in args.rows)}
     header = ["method", "parameters", *(["paper's"] if args.table in parameters else [])]
     header += [h for t, s in scores for h in (f"{t} {s}" if t != "e2e" else s, *(["paper"] if t in with_paper else []))]
-    header += COSTS if args.table == "read" else []
+    header += OVER_TASKS if args.table == "read" else []
     rows = []
     for row in args.rows:
         entries = {t: cells.get((t, row)) for t in args.tasks}
         counts = [e["parameters"] for e in entries.values() if e and e["parameters"] is not None]
         line = [str(row).replace("-", " "), f"{counts[0]:,}" if counts else "–"]
         backbone = next((e["backbone"] for e in entries.values() if e and "backbone" in e), None)
-        line[1] += f" ({counts[0] / backbone:.2%})" if backbone else ""
+        line[1] += f" ({100 * counts[0] / backbone:.2f} %)" if backbone else ""
         if args.table in parameters:
             line.append(parameters[args.table].get(row.method + (f":{row.r}" if row.r else ""), "–"))
         for t, s in scores:
             line += [shown(entries[t], s), *([numbers.get((*row[:3], t), "–")] if t in with_paper else [])]
-        rows.append(line + (costs(entries) if args.table == "read" else []))
+        rows.append(line + (over_tasks(entries) if args.table == "read" else []))
     text = [markdown(header, rows), how(args, parts), *notes(args, cells, with_paper)]
     return "\n\n".join(text)
 
 
-COSTS = ["peak memory, MiB", "seconds to the best epoch", "kWh, by utilisation", "kWh, by power"]
+OVER_TASKS = ["mean", "peak memory, MiB", "seconds to the best epoch", "kWh, by utilisation", "kWh, by power"]
 
 
-def costs(entries):
-    """The cells of COSTS: means over the seeds; of all tasks the largest memory, and the sum of the others."""
+def over_tasks(entries):
+    """The cells of OVER_TASKS, from means over the seeds: the tasks' mean score and largest memory, and sums."""
     found = []
-    for key in ("memory", "seconds", "utilisation", "power"):
-        values = [[one["cost"][key] for one in e["runs"] if "cost" in one] if e else [] for e in entries.values()]
+    for key in ("score", "memory", "seconds", "utilisation", "power"):
+        tasks = [[one for one in e["runs"] if "cost" in one] if e else [] for e in entries.values()]
+        values = [[(one["scores"] | one["cost"])[key] for one in runs] for runs in tasks]
         if not all(values):
             found.append("…" if None in entries.values() else "–")
         elif any(None in task for task in values):
-            found.append("not measured")
+            found.append("–" if key == "score" else "not measured")
         else:
             means = [statistics.fmean(task) for task in values]
-            texts = {"memory": f"{max(means) / 2**20:,.0f}", "seconds": f"{sum(means):,.0f}"}
+            texts = {"score": number(key, statistics.fmean(means)), "memory": f"{max(means) / 2**20:,.0f}"}
+            texts["seconds"] = f"{sum(means):,.0f}"
             found.append(texts.get(key, f"{sum(means):.3g}"))
     return found
 

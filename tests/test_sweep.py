@@ -177,7 +177,7 @@ def test_read_end_to_end(call, command, tiny_t5, tmp_path, capsys):
     memory = result["timing"]["peak_memory_bytes"]
     assert cell["runs"][0]["cost"] == {"memory": memory, "seconds": seconds, "utilisation": None, "power": None}
     counts = result["parameters"]
-    assert f"| read r4 | {counts['adapter']:,} ({counts['adapter'] / counts['frozen']:.2%}) |" in out
+    assert f"| read r4 | {counts['adapter']:,} ({100 * counts['adapter'] / counts['frozen']:.2f} %) |" in out
     assert "| not measured | not measured |" in out and "[2/2]" in out
     assert (
         "is not the mean of its seven tasks" in out
@@ -195,22 +195,29 @@ def test_read_chooses_on_validation_and_runs_nothing_twice(call, command, preten
     assert not any("--dev-file" in a for a in ran) and {value(a, "--limit-train") for a in ran} == {"30"}
     content = json.loads((tmp_path / "out" / "table.json").read_text())
     assert [(c["lr"], c["mean"]) for c in content["cells"]] == [(0.01, {"score": 0.25})] * 2
-    assert "| full | 7 (1.00%) | 247.58M (100 %) | 25.0 ± 0.0 | 5 | 30 | not measured | 0.25 |" in content["markdown"]
-    assert "| prompt r20 | 7 (1.01%) |" in content["markdown"]
+    assert (
+        "| full | 7 (1.00 %) | 247.58M (100 %) | 25.0 ± 0.0 | 25.0 | 5 | 30 | not measured | 0.25 |" in content["markdown"]
+    )
+    assert "| prompt r20 | 7 (1.01 %) |" in content["markdown"]
     printed = capsys.readouterr().out
     assert "[8/8]" in printed and "[9/" not in printed and not list((tmp_path / "out" / "cola").glob("*-of-*"))
 
 
-def test_costs_over_tasks():
-    """Would catch: a sum of memories, a mean over tasks, a task that is missing counted as nothing."""
+def test_what_is_said_over_tasks():
+    """Would catch: a sum of memories, a mean time over tasks, a task that is missing counted as nothing."""
+    keys = ("memory", "seconds", "utilisation", "power")
 
-    def task(*costs):
-        return {"runs": [{"cost": dict(zip(("memory", "seconds", "utilisation", "power"), c, strict=True))} for c in costs]}
+    def task(*runs):
+        return {"runs": [{"scores": {"score": s}, "cost": dict(zip(keys, c, strict=True))} for s, *c in runs]}
 
-    entries = {"cola": task((2**20, 10, 1, None), (3 * 2**20, 30, 2, 1)), "mrpc": task((5 * 2**20, 100, 0.5, 1))}
-    assert sweep.costs(entries) == ["5", "120", "2", "not measured"]
-    assert sweep.costs(entries | {"stsb": None}) == ["…"] * 4
-    assert sweep.costs(entries | {"stsb": {"runs": [{"failed": "x"}]}}) == ["–"] * 4
+    entries = {
+        "cola": task((0.1, 2**20, 10, 1, None), (0.3, 3 * 2**20, 30, 2, 1)),
+        "mrpc": task((0.4, 5 * 2**20, 100, 0.5, 1)),
+    }
+    assert sweep.over_tasks(entries) == ["30.0", "5", "120", "2", "not measured"]
+    assert sweep.over_tasks(entries | {"stsb": task((None, 0, 0, 0, 0))})[0] == "–"
+    assert sweep.over_tasks(entries | {"stsb": None}) == ["…"] * 5
+    assert sweep.over_tasks(entries | {"stsb": {"runs": [{"failed": "x"}]}}) == ["–"] * 5
 
 
 def test_rows_of_tables_4_and_5(call, command, pretend, tmp_path):
