@@ -96,9 +96,9 @@ def t5_table(args, device, dtype):
         run = T5Step.label if args.in_use else lambda step: step.seconds(3)
         return print_memory(device, lambda: T5Step(args, args.memory_of, device, dtype), run)
     print(
-        f"T5 of {args.layers} + {args.layers} layers × {args.width}. A training step: {args.batch_size} × {args.length} tokens, "
-        f"{LABEL} of the target; a label: {LABEL} tokens of one source, greedily. {str(dtype)[6:]}, {machine(device)}; "
-        f"median of {args.rounds} rounds\n"
+        f"T5 of {args.layers} + {args.layers} layers × {args.width}. A training step: {args.batch_size} × {args.length} "
+        f"tokens, {LABEL} of the target; a label: {LABEL} tokens of one source, greedily. {str(dtype)[6:]}, "
+        f"{machine(device)}; median of {args.rounds} rounds\n"
     )
     steps = {name: T5Step(args, name, device, dtype) for name in METHODS}
     training = in_turn({name: lambda step=step: step.seconds(args.steps) for name, step in steps.items()}, args.rounds)
