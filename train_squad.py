@@ -17,10 +17,11 @@ from data.batching import padding_share, shuffled_batches, sorted_batches, subse
 from data.hub import MINI, checkpoint, copy_tokenizer, load_tokenizer
 from metrics import squad_scores
 from model import RobertaConfig, RobertaSpan, read_config
+from read.network import WIDTH
 from training import mendable
 
-METHODS = ("hut", "head", *baselines.METHODS)
-R = {"hut": 8, **baselines.ROBERTA_R}
+METHODS = ("hut", "read", "head", *baselines.METHODS)
+R = {"hut": 8, "read": WIDTH, **baselines.ROBERTA_R}
 HEAD = "qa_outputs."
 DEFAULTS = {  # the paper's settings for SQuAD are not known: those of QNLI in its Table 6, whose pairs are made from SQuAD
     **{"method": "hut", "model": "roberta-large", "seed": 0},

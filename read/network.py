@@ -8,8 +8,8 @@ corrects the last of them:
     phi_N' = phi_N + U h_N                                    (what the head reads, or GPT-2's last norm)
 
 No block is differentiated: the backward pass goes through the head (and norm), U and the N steps of the RNN.
-No position sees another one in the RNN. So a classifier, which reads the first token, needs it at that one alone; and
-GPT-2 stays causal, and runs it on the new token alone when decoding.
+No position sees another one in the RNN. So a classifier, which reads the first token, needs it at that one alone (an
+answer's span needs all); and GPT-2 stays causal, and runs it on the new token alone when decoding.
 
 Parameters, at width h beside a backbone of width d, N layers (`tests/test_read.py`):
 
@@ -37,7 +37,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model import GPT2, RobertaClassifier
+from model import GPT2, RobertaClassifier, RobertaSpan
 from read.t5 import T5
 
 RNNS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
@@ -106,6 +106,27 @@ class ReadClassifier(RobertaClassifier):
 
     def train(self, mode=True):
         """As nn.Module's, but that the backbone stays in eval mode: it is one function, whatever the epoch."""
+        super().train(mode)
+        self.roberta.eval()
+        return self
+
+
+class ReadSpan(RobertaSpan):
+    """A RobertaSpan whose layers it shares, frozen, and the network beside them, at every position; the head is not frozen
+    by it.
+    """
+
+    def __init__(self, model, network):
+        nn.Module.__init__(self)  # RobertaSpan's would make new weights
+        self.config, self.roberta, self.qa_outputs, self.network = model.config, model.roberta, model.qa_outputs, network
+
+    def forward(self, input_ids, attention_mask=None):
+        with torch.no_grad():
+            states = torch.stack([*self.roberta.outputs(input_ids, attention_mask)], -2)  # (B, L, N, d)
+        return self.qa_outputs(states[..., -1, :] + self.network(states)).unbind(-1)
+
+    def train(self, mode=True):
+        """As nn.Module's, but that the backbone stays in eval mode."""
         super().train(mode)
         self.roberta.eval()
         return self
@@ -222,8 +243,11 @@ class ReadT5(T5):
 # ------------------------------------------------------------------------------------------------ put in
 
 
+KINDS = {RobertaClassifier: ReadClassifier, RobertaSpan: ReadSpan, GPT2: ReadGPT2, T5: ReadT5}
+
+
 def apply_read(model, width=WIDTH, cell="gru", zero_start=True):
-    """`model`, a RobertaClassifier, a GPT2 or a T5, frozen and with READ beside it: another object, with the same layers.
+    """`model`, of one of READ's kinds, frozen and with READ beside it: another object, with the same layers.
 
     width       of the RNN's state; the paper tries 128 and 256
     cell        gru, lstm, rnn; or untied, the paper's ablation: a GRU for each layer, without recurrency
@@ -236,17 +260,16 @@ def apply_read(model, width=WIDTH, cell="gru", zero_start=True):
         raise ValueError(f"r = {width!r}: expected a whole number of 1 or more")
     if cell not in CELLS:
         raise ValueError(f"cell '{cell}': expected one of {' '.join(CELLS)}")
-    if isinstance(model, ReadClassifier | ReadGPT2 | ReadT5):
+    if type(model) in KINDS.values():
         raise ValueError("the model is already adapted: apply_read takes a model once")
-    if not isinstance(model, RobertaClassifier | GPT2 | T5):
-        raise ValueError(f"a {type(model).__name__}: expected a RobertaClassifier, a GPT2 or a T5")
+    if type(model) not in KINDS:
+        raise ValueError(f"a {type(model).__name__}: expected one of {', '.join(kind.__name__ for kind in KINDS)}")
     blocks = getattr(model, "roberta", model).blocks
     last = blocks[-1].d  # gives the states their width and device
     sizes = (last.out_features, width, "gru" if cell == "untied" else cell, zero_start, last.weight.device)
     if isinstance(model, T5):
         depths = len(model.encoder.blocks), len(model.decoder.blocks)
         network = UntiedTwoSided(*depths, *sizes) if cell == "untied" else TwoSidedRNN(*sizes)
-        return ReadT5(model.requires_grad_(False), network)
-    network = UntiedLayers(len(blocks), *sizes) if cell == "untied" else LayerRNN(*sizes)
-    kind = ReadClassifier if isinstance(model, RobertaClassifier) else ReadGPT2
-    return kind(model.requires_grad_(False), network)
+    else:
+        network = UntiedLayers(len(blocks), *sizes) if cell == "untied" else LayerRNN(*sizes)
+    return KINDS[type(model)](model.requires_grad_(False), network)

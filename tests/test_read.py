@@ -16,7 +16,7 @@ import energy
 import model as model_module
 import train_glue
 import training
-from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, GPT2Config, GPT2Decoder, RobertaClassifier, RobertaConfig
+from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, GPT2Config, GPT2Decoder, RobertaClassifier, RobertaConfig, RobertaSpan
 from read.cache import HEADER, read_states, write_states
 from read.network import CELLS, LayerRNN, UntiedLayers, apply_read
 from training import Run
@@ -106,6 +106,20 @@ def test_parameter_counts():
         assert count(RobertaClassifier(ROBERTA_LARGE), 256, "untied") == 24 * 1_246_720
 
 
+def test_a_span_is_corrected_at_every_position():
+    """Would catch: a network at the first token alone, a start that is not the frozen model, a backbone that trains."""
+    torch.manual_seed(0)
+    frozen = RobertaSpan(ENCODER).eval()
+    model = apply_read(frozen, 8).train()
+    for ours, theirs in zip(model(IDS, MASK), frozen.eval()(IDS, MASK), strict=True):
+        assert torch.equal(ours, theirs)
+    nn.init.normal_(model.network.up.weight)
+    start, end = model(IDS, MASK)
+    assert ((start - frozen(IDS, MASK)[0]).abs() > 1e-3).all()
+    (start.sum() + end.sum()).backward()
+    assert {name.partition(".")[0] for name in gradients(model)} == {"network"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [((0,), "r = 0: expected a whole"), ((True,), "r = True"), ((8, "sru"), "cell 'sru': expected one")],
@@ -118,7 +132,7 @@ def test_what_does_not_fit_is_refused(options, message):
     assert all(p.requires_grad for p in model.parameters())
     with pytest.raises(ValueError, match="already adapted"):
         apply_read(apply_read(model))
-    with pytest.raises(ValueError, match="a Linear: expected a RobertaClassifier"):
+    with pytest.raises(ValueError, match="a Linear: expected one of RobertaClassifier"):
         apply_read(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="--method read does not merge"):
         training.merged(adapted("encoder"), "read")

@@ -12,11 +12,10 @@ from conftest import WORDS, fails, without_timing
 
 import model as model_module
 import train_squad
-from baselines import UNMERGED
 from data import squad
 from data.hub import load_tokenizer
 from model import RobertaSpan
-from training import Run
+from training import UNMERGED, Run
 
 
 def official(start, count):
@@ -96,7 +95,7 @@ def test_the_set_can_be_learned(run_squad, command, tmp_path, capsys):
     assert rows[-1]["train_loss"] < 0.2 * rows[0]["train_loss"] and result["last"]["exact_match"] == 100
 
 
-@pytest.mark.parametrize("method", ["head", "lora", "vera", "prefix"])
+@pytest.mark.parametrize("method", ["head", "read", "lora", "vera", "prefix"])
 def test_life_of_a_method(run_squad, command, tmp_path, capsys, method):
     """Would catch: an adapter file that does not score again what its run reported; a stride that is not its own."""
     size = [] if method == "head" else ["--r", 4]
