@@ -568,9 +568,12 @@ def save_table(args, text, **content):
 
 
 def alone_in(folder):
-    """A lock on `folder`, held as long as what is returned lives. Raises UserError if another sweep has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / "lock").open("w")
+    """A lock on `folder`, until what is returned is closed. Raises UserError if another has it, or it can't be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise UserError(f"--out {folder}: {error.strerror}: expected a folder that can be written") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

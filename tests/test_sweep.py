@@ -282,6 +282,9 @@ def test_two_sweeps_do_not_share_a_folder(call, command, pretend, tmp_path, caps
     lock = sweep.alone_in(tmp_path / "out")
     assert "another sweep is at work there" in fails(capsys, call, "table1", *command) and not ran
     lock.close()
+    (tmp_path / "file").write_text("")
+    taken = fails(capsys, call, "table1", *command, "--out", tmp_path / "file")
+    assert f"--out {tmp_path / 'file'}: File exists: expected a folder" in taken
     assert call("table1", *command, "--methods", "hut", "--lrs", "1e-3", "--seeds", 1) == 0
 
 
