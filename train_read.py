@@ -18,7 +18,7 @@ from data.hub import MINI, checkpoint, copy_tokenizer, load_tokenizer
 from metrics import glue_scores
 from model import read_config
 from read.lst import LSTT5
-from read.network import WIDTH
+from read.network import WIDTH, apply_read
 from read.t5 import T5, T5Config
 from training import mendable
 
@@ -62,6 +62,10 @@ def arguments():
         "--patience", type=training.whole, metavar="N", help="stop after N epochs that are not better (default: 3; the "
         "paper stops early, and does not say when)",
     )  # fmt: skip
+    parser.add_argument(
+        "--unscaled", action="store_true", default=None, help="READ: add the correction as it stands, as the paper's "
+        "Algorithm 1 has it (default: in proportion to what it corrects)",
+    )  # fmt: skip
     parser.add_argument("--predict", nargs="+", metavar="TEXT", help="one sentence or a pair: the label by --adapter")
     args = parser.parse_args()
     args.submit = None
@@ -81,6 +85,9 @@ def arguments():
         if not args.adapter:
             print(f"mini: the bundled model and data, with settings of their own: {training.shown(own)}")
     training.fill_in(args, settings, R)
+    if args.unscaled and method != "read":
+        raise UserError(f"--unscaled: --method {method} has no such thing: leave it out")
+    args.unscaled = bool(args.unscaled) if method == "read" else None
     why = {"hut": " into a T5, which has no place for beta", "lst": ""}
     if args.export and method in why:
         raise UserError(f"--method {method} does not merge{why[method]}: leave --export out")
@@ -179,7 +186,13 @@ def prepare(args, directory, seed, device):
         model = T5.from_pretrained(directory)
     base = training.fingerprint(model)
     model.to(device)
-    model = LSTT5(model).to(device) if args.method == "lst" else training.put_in(model, args)
+    if args.method == "lst":
+        model = LSTT5(model).to(device)
+    elif args.method == "read":
+        with mendable():
+            model = apply_read(model, args.r, args.cell, scaled=not args.unscaled)
+    else:
+        model = training.put_in(model, args)
     if args.dropout is not None:
         training.set_dropout(model, args.dropout)
     return model, base

@@ -206,7 +206,7 @@ def check_adapter(args):
     if found["task"] != args.task:
         raise UserError(f"{args.adapter}: trained on {found['task']}, not {args.task}")
     for key, value in {"method": found["method"], **found["config"]}.items():
-        given = getattr(args, key)
+        given = getattr(args, key, None)  # another script may not have it
         if given is None:
             setattr(args, key, value)
         elif value is not None and given != value and key not in ("model", "max_len", "doc_stride"):
@@ -356,6 +356,7 @@ RECORDED = (
     "r",
     "targets",
     "cell",
+    "unscaled",
     "frozen_seed",
     "model",
     "max_len",

@@ -26,11 +26,11 @@ A T5 has a recurrent network on each side, joined by the frozen cross-attention:
     h^D_j  = RNN_D(x_j, h^D_{j-1})                        j over the decoder's blocks, at each of its n tokens
     logits = lm_head(final norm(phi^D_N + |phi^D_N| (U h^D_N + b)))      |x|: the root mean square of x (d numbers)
 
-|phi^D_N| is ours, the paper's sum has no such factor: it undoes the division of the RNNs' inputs by their size, so that
-the correction is in proportion to the stream, however large that has grown. What the frozen decoder reads of the encoder
-is not corrected. No token of the target sees a later one: sigma_j is that of the token itself. So READ decodes step by
-step, with the backbone's cache and E. Parameters: two RNNs, Psi and U (h d each) and b (d); T5-base, GRU, h = 256:
-1,969,920, 0.80 % of 247.58M.
+|phi^D_N| is ours, the paper's sum has no such factor (`scaled=False`): it undoes the division of the RNNs' inputs by
+their size, so that the correction is in proportion to the stream, however large that has grown. What the frozen decoder
+reads of the encoder is not corrected. No token of the target sees a later one: sigma_j is that of the token itself. So
+READ decodes step by step, with the backbone's cache and E. Parameters: two RNNs, Psi and U (h d each) and b (d);
+T5-base, GRU, h = 256: 1,969,920, 0.80 % of 247.58M.
 """
 
 import torch
@@ -213,9 +213,9 @@ class ReadT5(T5):
     `return_states` gives the backbone's own.
     """
 
-    def __init__(self, model, network):
+    def __init__(self, model, network, scaled=True):
         nn.Module.__init__(self)  # T5's would make new weights
-        self.config, self.prompt = model.config, None
+        self.config, self.prompt, self.scaled = model.config, None, scaled
         self.word, self.encoder, self.decoder, self.network = model.word, model.encoder, model.decoder, network
 
     def encode(self, input_ids, attention_mask=None):
@@ -228,9 +228,10 @@ class ReadT5(T5):
         return super()._decode(*inputs)
 
     def _last(self, source, states, weights):
-        last = states[-1]
-        size = last.square().mean(-1, keepdim=True).sqrt()  # a stream of 100 would leave a correction of 1 without effect
-        return last + size * self.network.decode(source.extra, states, weights)
+        last, correction = states[-1], self.network.decode(source.extra, states, weights)
+        if self.scaled:  # a stream of 100 would leave a correction of 1 without effect
+            correction = last.square().mean(-1, keepdim=True).sqrt() * correction
+        return last + correction
 
     def train(self, mode=True):
         """As nn.Module's, but that the backbone stays in eval mode: it is one function, whatever the epoch."""
@@ -246,12 +247,13 @@ class ReadT5(T5):
 KINDS = {RobertaClassifier: ReadClassifier, RobertaSpan: ReadSpan, GPT2: ReadGPT2, T5: ReadT5}
 
 
-def apply_read(model, width=WIDTH, cell="gru", zero_start=True):
+def apply_read(model, width=WIDTH, cell="gru", zero_start=True, scaled=True):
     """`model`, of one of READ's kinds, frozen and with READ beside it: another object, with the same layers.
 
     width       of the RNN's state; the paper tries 128 and 256
     cell        gru, lstm, rnn; or untied, the paper's ablation: a GRU for each layer, without recurrency
     zero_start  whether U starts at zero, the frozen model
+    scaled      of a T5: whether the correction is in proportion to what it corrects; the paper's is not
 
     Nothing merges: no weights of the plain model compute the same.
     Raises ValueError, with the model unchanged, for a width, cell or model that does not fit.
@@ -270,6 +272,6 @@ def apply_read(model, width=WIDTH, cell="gru", zero_start=True):
     if isinstance(model, T5):
         depths = len(model.encoder.blocks), len(model.decoder.blocks)
         network = UntiedTwoSided(*depths, *sizes) if cell == "untied" else TwoSidedRNN(*sizes)
-    else:
-        network = UntiedLayers(len(blocks), *sizes) if cell == "untied" else LayerRNN(*sizes)
+        return ReadT5(model.requires_grad_(False), network, scaled)
+    network = UntiedLayers(len(blocks), *sizes) if cell == "untied" else LayerRNN(*sizes)
     return KINDS[type(model)](model.requires_grad_(False), network)

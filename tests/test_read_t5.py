@@ -25,10 +25,10 @@ def plain(cell="gru"):
     return T5(T5Config(vocab_size=61, d_model=24, d_kv=10, d_ff=40, num_layers=2, num_heads=3)).eval()
 
 
-def adapted(cell="gru", zero_start=False):
+def adapted(cell="gru", zero_start=False, scaled=True):
     """READ beside `plain`; U is not zero, and large, so that it does something."""
     torch.manual_seed(1)
-    model = apply_read(plain(cell), 8, cell, zero_start)
+    model = apply_read(plain(cell), 8, cell, zero_start, scaled)
     if not zero_start:
         for parameter in model.network.parameters():
             parameter.data *= 5
@@ -52,12 +52,13 @@ def test_starts_as_the_frozen_model_bit_for_bit(cell):
     assert (adapted(cell)(*inputs) - frozen(*inputs)).abs().max() > 1e-2
 
 
-def test_it_is_the_formula():
+@pytest.mark.parametrize("scaled", [True, False])
+def test_it_is_the_formula(scaled):
     """Would catch: another state, order or attention; padding that is read; an encoder's RNN that feeds the decoder.
 
     By hand, for one token of the target at a time, with the cell's own steps.
     """
-    model, frozen = adapted(), plain()
+    model, frozen = adapted(scaled=scaled), plain()
     with torch.no_grad():
         logits, states = frozen(IDS, MASK, frozen.shifted(LABELS), return_states=True)
         theirs = model(IDS, MASK, frozen.shifted(LABELS))
@@ -83,7 +84,8 @@ def test_it_is_the_formula():
             x = unit(phi[b, t]) + sum(sigma[b, :, t, i].mean() * E[i] for i in range(m))
             h = steps["decoder"](unit(x)[None], h)
         last = states.decoder[-1][b, t]
-        corrected = last + last.square().mean().sqrt() * (read.decoder.up.weight @ h[0] + read.shift)
+        correction = read.decoder.up.weight @ h[0] + read.shift
+        corrected = last + (last.square().mean().sqrt() * correction if scaled else correction)
         expected = frozen.word.weight @ (frozen.decoder.norm(corrected) * 24**-0.5)
         torch.testing.assert_close(theirs[b, t], expected, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(theirs[b, t], logits[b, t], atol=1e-2)

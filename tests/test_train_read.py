@@ -1,5 +1,6 @@
 """train_read.py from its command line, and GLUE as text to text: forms, label words, the READ paper's splits."""
 
+import argparse
 import json
 import sys
 
@@ -130,6 +131,20 @@ def test_invalid_outputs_are_counted_and_wrong(read, command, tmp_path, capsys):
     assert "6 of 6 outputs are no label, and count as wrong" in capsys.readouterr().out
 
 
+def test_the_unscaled_correction_is_another_and_is_remembered(read, command, tmp_path, capsys):
+    """Would catch: a flag that does nothing, or an adapter that is put in as another was trained."""
+    for name, more in (("out", []), ("unscaled", ["--unscaled"])):
+        read(*command, "--epochs", 1, *more, "--out", tmp_path / name)
+    losses = [without_timing(tmp_path / name)[0][0]["train_loss"] for name in ("out", "unscaled")]
+    assert losses[0] != losses[1]
+    adapter = tmp_path / "unscaled" / "adapter.pt"
+    assert training.read_adapter(adapter)["config"]["unscaled"] is True
+    remembered = argparse.Namespace(**training.read_adapter(adapter)["config"], method="read", dropout=None)
+    assert train_read.prepare(remembered, command[3], 0, torch.device("cpu"))[0].scaled is False
+    message = fails(capsys, read, *command[:6], "--adapter", tmp_path / "out" / "adapter.pt", "--eval-only", "--unscaled")
+    assert "trained with unscaled False" in message
+
+
 def test_early_stopping(read, command, tmp_path):
     """Would catch: a run that goes on for ever, that counts from the last epoch in place of the best, or is cut at once."""
     read(*command[:-6], "--epochs", 9, "--lr", 1e-30, "--patience", 2)
@@ -188,6 +203,7 @@ def test_predict(read, command, tmp_path, capsys):
         (["--method", "lst", "--export", "merged"], "--method lst does not merge"),
         (["--r", "0"], "r = 0: expected"),
         (["--cell", "untied"], "2 blocks and 3 in the decoder"),
+        (["--method", "hut", "--unscaled"], "--unscaled: --method hut has no such thing"),
         (["--patience", "0"], "--patience: '0': expected a whole number"),
         (["--eval-only"], "need --adapter"),
         (["--model", "mini", "--data", "", "--task", "sst2"], "its data holds cola only"),
