@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from data import e2e, squad
 from data.mini import domains, grammar, make
 from model import GPT2, RobertaClassifier, RobertaMaskedLM
+from read.t5 import T5
 
 MINI = make.HERE
 
@@ -217,6 +218,56 @@ def test_the_decoder_describes_what_it_was_pretrained_on():
     prompt = [*tokenizer.encode(context).ids, model.config.eos_token_id]
     said = tokenizer.decode(model.generate([prompt], 64, beam_size=4)[0])
     assert all(word in said for word in ("The Golden Otter", "museum", "Roman", "£5")), said
+
+
+# --- the encoder-decoder ---------------------------------------------------------------------------------------------
+
+
+def test_the_encoder_decoders_tokenizer_is_what_the_script_makes(sample):
+    saved = (MINI / "t5" / "tokenizer.json").read_text(encoding="utf-8")
+    assert make.t5_tokenizer(sample).to_str(pretty=True) == saved
+
+
+def test_a_hole_and_what_was_in_it_make_the_sentence_again():
+    """And every token but the end token can be in one."""
+    tokens, rng, seen = [*range(10, 15), 1], random.Random(0), set()
+    for _ in range(200):
+        source, target = make.holed(tokens, 3, rng)
+        at = source.index(3)
+        assert source[:at] + target[1:-1] + source[at + 1 :] == tokens
+        assert target[0] == 3 and target[-1] == 1
+        seen |= {*target[1:-1]}
+    assert seen == {*tokens[:-1]}
+
+
+def test_the_encoder_decoder_has_a_real_checkpoints_layout_and_loads():
+    directory = MINI / "t5"
+    assert sum(path.stat().st_size for path in directory.iterdir()) <= 6e6
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    assert [tokenizer.token_to_id(token) for token in ("<pad>", "</s>", "<unk>")] == [0, 1, 2]
+    encoded = tokenizer.encode("cola sentence: Olive doesn't sleep.")
+    assert encoded.tokens[:3] == ["▁cola", "▁sentence", ":"] and encoded.tokens[-1] == "</s>"
+    assert tokenizer.decode(encoded.ids) == "cola sentence: Olive doesn't sleep."
+    assert [len(tokenizer.encode(label).ids) for label in ("acceptable", "unacceptable")] == [2, 2]
+    model = T5.from_pretrained(directory)
+    assert model.config.vocab_size == tokenizer.get_vocab_size()
+    assert torch.load(directory / "pytorch_model.bin", weights_only=True)["shared.weight"].dtype == torch.float16
+
+
+@torch.no_grad()
+def test_the_encoder_decoder_knows_the_grammar():
+    """What fills the hole is the right form of the verb, with a noun of the other number between."""
+    model = T5.from_pretrained(MINI / "t5")
+    tokenizer = Tokenizer.from_file(str(MINI / "t5" / "tokenizer.json"))
+    hole = tokenizer.token_to_id(make.HOLE)
+    for sentence, number in [
+        ("The boys near this king <extra_id_0> asleep.", True),
+        ("A boy near two kings <extra_id_0> asleep.", False),
+    ]:
+        source = torch.tensor([tokenizer.encode(sentence).ids])
+        logits = model(source, None, torch.tensor([[model.config.decoder_start_token_id, hole]]))[0, -1]
+        singular, plural = (logits[tokenizer.token_to_id(f"▁{word}")] for word in ("is", "are"))
+        assert (plural > singular) == number
 
 
 # --- SQuAD -----------------------------------------------------------------------------------------------------------

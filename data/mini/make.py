@@ -1,4 +1,4 @@
-"""Makes the bundled mini set: `python -m data.mini.make [cola] [roberta] [squad] [e2e] [gpt2] [--out DIR]`, all by default.
+"""Makes the bundled mini set: `python -m data.mini.make [PART …] [--out DIR]`, all parts by default.
 
 | part    | writes     | what it is                                                                                 |
 |---------|------------|--------------------------------------------------------------------------------------------|
@@ -7,6 +7,7 @@
 | squad   | `squad/`   | questions on two sentences of that grammar each, in the layout of SQuAD v1.1               |
 | e2e     | `e2e/`     | descriptions of restaurants in the official layout, from the tables in `domains.py`        |
 | gpt2    | `gpt2/`    | a decoder pretrained on descriptions of all else in these tables, and of no restaurant     |
+| t5      | `t5/`      | an encoder-decoder pretrained by span corruption on the encoder's sentences                |
 
 Every text and tokenizer comes out byte for byte the same on every run and machine. The weights do on one machine with
 one version of torch; elsewhere sums are rounded in another order, and the weights differ a little.
@@ -28,11 +29,13 @@ from tqdm import tqdm
 
 from data.batching import pad, shuffled_batches
 from data.e2e import Example, encode
+from data.glue import source_text, target_text
 from data.mini import domains, grammar
 from model import GPT2, GPT2Config, RobertaConfig, RobertaMaskedLM
+from read.t5 import T5, T5Config
 
 HERE = Path(__file__).parent
-THREADS = {"roberta": 2, "gpt2": 1}  # fixed, since their number decides how sums are rounded
+THREADS = {"roberta": 2, "gpt2": 1, "t5": 1}  # fixed, since their number decides how sums are rounded
 
 # --- CoLA: acceptable or not -----------------------------------------------------------------------------------------
 
@@ -131,11 +134,20 @@ def masked(ids, vocab_size, mask_id, rng):
     return torch.where(chosen & (how >= 0.9), swapped, corrupted), chosen
 
 
-def pretrain(model, sequences, steps, batch_size, lr, loss_of):
-    """Trains all of `model` on token lists; loss_of(ids (B, L), mask (B, L) or None) is the loss of a batch."""
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+def pretrain(model, sequences, steps, batch_size, lr, loss_of, relative=False):
+    """Trains all of `model` on token lists; loss_of(ids (B, L), mask (B, L) or None) is the loss of a batch.
+
+    relative  `lr` is each tensor's in proportion to its own size, its root mean square at the start
+    """
+    groups = [{"params": [p], "lr": lr * p.detach().square().mean().sqrt().item()} for p in model.parameters()]
+    optimizer = torch.optim.AdamW(groups if relative else model.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, steps, pct_start=0.06, anneal_strategy="linear", cycle_momentum=False
+        optimizer,
+        [group["lr"] for group in optimizer.param_groups],
+        steps,
+        pct_start=0.06,
+        anneal_strategy="linear",
+        cycle_momentum=False,
     )
     lengths = [len(sequence) for sequence in sequences]
     endless = (batch for epoch in itertools.count() for batch in shuffled_batches(lengths, batch_size, [0, epoch]))
@@ -334,12 +346,77 @@ def make_gpt2(out):
     tokenizer.save(str(out / "gpt2" / "tokenizer.json"))
 
 
+# --- the encoder-decoder ---------------------------------------------------------------------------------------------
+
+T5_STEPS, T5_BATCH, T5_LR = 6000, 64, 1e-2
+HOLE = "<extra_id_0>"  # the first of T5's sentinels; a short sentence has one hole
+
+
+def t5_tokenizer(sentences):
+    """A </s>, as T5's; words that a sentence does not have, the tasks' names and labels, are in the vocabulary too."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    marked = pre_tokenizers.Metaspace(prepend_scheme="first"), decoders.Metaspace(prepend_scheme="first")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), marked[0]])
+    tokenizer.decoder = marked[1]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000,
+        special_tokens=["<pad>", "</s>", "<unk>", HOLE],
+        initial_alphabet=[chr(code) for code in range(33, 127)],
+        show_progress=False,
+    )
+    labels = [source_text("cola", ("",)), *(target_text("cola", label) for label in (0, 1))]
+    tokenizer.train_from_iterator(itertools.chain(sentences, labels * 1000), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return tokenizer
+
+
+def holed(tokens, hole, rng):
+    """T5's span corruption of a sentence, its end token included: 1 to 3 tokens are taken out, and are the target.
+
+    -> (the sentence with `hole` in their place, `hole` and what was there and the end token)
+    """
+    width = rng.choice([1, 1, 2, 3])
+    start = rng.randrange(len(tokens) - width)
+    stop = start + width
+    return [*tokens[:start], hole, *tokens[stop:]], [hole, *tokens[start:stop], tokens[-1]]
+
+
+def make_t5(out):
+    """Rates are relative, as those of Adafactor (Shazeer & Stern, 2018, section 8), which T5 was made with.
+
+    Its tensors differ 60-fold in size: at one rate for all, the queries, which no 1 / sqrt(d) scales down, grow until
+    attention sees one token, before the words have moved at all.
+    """
+    torch.manual_seed(0)
+    sentences = acceptable_sentences(MLM_SENTENCES)
+    tokenizer = t5_tokenizer(sentences)
+    config = T5Config(
+        vocab_size=tokenizer.get_vocab_size(), d_model=128, d_kv=32, d_ff=512, num_layers=4, num_heads=4, dropout_rate=0.0
+    )
+    model = T5(config)
+    hole, rng = tokenizer.token_to_id(HOLE), random.Random(0)
+
+    def loss_of(ids, mask):
+        """Of what was in the hole, and the end token: a target always starts with the hole itself."""
+        kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        holes = [holed(row[real].tolist(), hole, rng) for row, real in zip(ids, kept, strict=True)]
+        (source, seen), (target, _) = (pad(side, config.pad_token_id) for side in zip(*holes, strict=True))
+        asked = (target != config.pad_token_id) & (target != hole)
+        return F.cross_entropy(model(source, seen, model.shifted(target))[asked], target[asked])
+
+    sequences = [encoding.ids for encoding in tokenizer.encode_batch(sentences)]
+    pretrain(model, sequences, T5_STEPS, T5_BATCH, T5_LR, loss_of, relative=True)
+    model.save_pretrained(out / "t5", dtype=torch.float16)
+    tokenizer.save(str(out / "t5" / "tokenizer.json"))
+
+
 def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="")
 
 
 PARTS = {"cola": make_cola, "roberta": make_roberta, "squad": make_squad, "e2e": make_e2e, "gpt2": make_gpt2}
+PARTS |= {"t5": make_t5}
 
 
 def main():
