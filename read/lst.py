@@ -27,13 +27,13 @@ TEMPERATURE = 0.1
 class Ladder(nn.Module):
     """One side: the small T5's encoder or decoder, and the projections and gates into it."""
 
-    def __init__(self, backbone, config, thin, is_decoder):
+    def __init__(self, backbone, config, thin, memory=None):
         super().__init__()
-        self.side = T5Side(thin, is_decoder)
+        self.side = T5Side(thin, is_decoder=memory is not None)
         layers = len(self.side.blocks)
         self.down = nn.ModuleList(nn.Linear(config.d_model, thin.d_model) for _ in range(layers + 1))
         self.alpha = nn.Parameter(torch.zeros(layers))
-        prune(backbone, self.side)
+        self.stream = prune(backbone, self.side, memory)
 
     def forward(self, x, states, places, memory=None, mask=None, past=None, crossed=None):
         """x (B, L, d) embedded, the backbone's states -> norm(s_N), (B, L, d / 8). The rest is T5Block's."""
@@ -49,13 +49,15 @@ class Ladder(nn.Module):
 
 
 @torch.no_grad()
-def prune(backbone, side):
+def prune(backbone, side, memory=None):
     """Copies into `side`, block by block, the rows and columns of the backbone's weights that weigh most, by their
     absolute sums: of the stream the same in all blocks; of every head, and of the feed-forward layer, each block its own.
+
+    memory  the places of the encoder's stream, which a decoder's cross.k and cross.v read
+    -> the places of the stream, (d / 8,)
     """
-    linears = [m for m in backbone.modules() if isinstance(m, nn.Linear)]
-    d, thin = backbone.norm.weight.numel(), side.norm.weight.numel()
-    stream = largest(sum(m.weight.abs().sum(0) for m in linears if m.in_features == d), thin)
+    readers = [linear for block in backbone.blocks for linear in readers_of(block)]
+    stream = largest(sum(linear.weight.abs().sum(0) for linear in readers), side.norm.weight.numel())
     side.position.weight.copy_(backbone.position.weight)
     side.norm.weight.copy_(backbone.norm.weight[stream])
     for theirs, ours in zip(backbone.blocks, side.blocks, strict=True):
@@ -68,11 +70,19 @@ def prune(backbone, side):
             size = b.q.out_features // b.n_head
             inner = torch.cat([largest(w, size) + i * weight.shape[1] for i, w in enumerate(weight)])
             for letter in "qkv":
-                b.get_submodule(letter).weight.copy_(a.get_submodule(letter).weight[inner][:, stream])
+                read = memory if name == "cross" and letter != "q" else stream
+                b.get_submodule(letter).weight.copy_(a.get_submodule(letter).weight[inner][:, read])
             b.o.weight.copy_(a.o.weight[stream][:, inner])
         inner = largest(theirs.u.weight.abs().sum(1), ours.u.out_features)
         ours.u.weight.copy_(theirs.u.weight[inner][:, stream])
         ours.d.weight.copy_(theirs.d.weight[stream][:, inner])
+    return stream
+
+
+def readers_of(block):
+    """The linear layers that read the stream of their own side: not o and d, nor what reads the encoder's."""
+    cross = [block.cross.q] if hasattr(block, "cross") else []
+    return [block.attention.q, block.attention.k, block.attention.v, *cross, block.u]
 
 
 def largest(weight, size):
@@ -90,8 +100,8 @@ class LSTT5(T5):
         self.requires_grad_(False)
         sizes = {name: getattr(self.config, name) // reduction for name in ("d_model", "d_kv", "d_ff")}
         thin = replace(self.config, **sizes)
-        self.encoder_ladder = Ladder(self.encoder, self.config, thin, is_decoder=False)
-        self.decoder_ladder = Ladder(self.decoder, self.config, thin, is_decoder=True)
+        self.encoder_ladder = Ladder(self.encoder, self.config, thin)
+        self.decoder_ladder = Ladder(self.decoder, self.config, thin, memory=self.encoder_ladder.stream)
         self.up = nn.Linear(thin.d_model, self.config.d_model)
         self.alpha = nn.Parameter(torch.zeros(()))
 

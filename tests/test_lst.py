@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from read.lst import LSTT5
-from read.t5 import T5, T5_BASE
+from read.t5 import T5, T5_BASE, T5Config
 
 REFERENCE = Path(__file__).parent / "reference" / "t5"
 EXPECTED = torch.load(REFERENCE / "expected.pt", weights_only=True)
@@ -50,6 +50,35 @@ def test_the_side_starts_as_parts_of_the_backbone():
         assert set(half[5 * head : 5 * head + 5].flatten().tolist()) <= set(
             whole[10 * head : 10 * head + 10].flatten().tolist()
         )
+
+
+@torch.no_grad()
+def test_the_columns_that_weigh_most_are_taken():
+    """Would catch: the smallest, those of the heads' space taken for the stream's, a decoder's that read the encoder.
+
+    The stream is as wide as the heads are together, and the columns that weigh most are made so by hand.
+    """
+    torch.manual_seed(0)
+    model = T5(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2))
+    for side, heavy, light in ((model.encoder, [1, 2, 4, 7], [0, 3, 5, 6]), (model.decoder, [0, 3, 4, 5], [1, 2, 6, 7])):
+        for block in side.blocks:
+            for linear in (block.attention.q, block.attention.k, block.attention.v, block.u):
+                linear.weight[:, heavy] += 9
+            for attention in (block.attention, *([block.cross] if side is model.decoder else [])):
+                attention.o.weight[:, light] += 99  # which reads the heads
+    ladders = LSTT5(model, reduction=2)
+    encoder, decoder = (ladder.side.blocks[1] for ladder in (ladders.encoder_ladder, ladders.decoder_ladder))
+    whole = model.decoder.blocks[1]
+
+    def rows(part, of, columns):
+        """Whether each row of `part` is one of `of`, at these columns."""
+        return all(any(torch.equal(row, other) for other in of[:, columns]) for row in part)
+
+    assert rows(encoder.u.weight, model.encoder.blocks[1].u.weight, [1, 2, 4, 7])
+    assert rows(decoder.u.weight, whole.u.weight, [0, 3, 4, 5])
+    assert rows(decoder.cross.q.weight, whole.cross.q.weight, [0, 3, 4, 5])
+    for letter in "kv":
+        assert rows(getattr(decoder.cross, letter).weight, getattr(whole.cross, letter).weight, [1, 2, 4, 7])
 
 
 def test_decoding_step_by_step_is_the_full_pass():
