@@ -1,5 +1,6 @@
 """What a training run takes of a GPU's energy: estimated from its utilisation, as in the READ paper, and as metered."""
 
+import math
 import subprocess
 import threading
 import time
@@ -21,7 +22,7 @@ class Meter:
     """
 
     def __init__(self, gpu):
-        self.kwh, self.process = {"utilisation": None, "power": None}, None
+        self.kwh, self.process, self.started = {"utilisation": None, "power": None}, None, time.time()
         if gpu is None:
             return
         try:
@@ -29,7 +30,7 @@ class Meter:
             self.process = subprocess.Popen(["nvidia-smi", f"--id={gpu}", *QUERY], **pipes)
         except OSError:
             return
-        self.kwh, self.last = {"utilisation": 0.0, "power": 0.0}, time.monotonic()
+        self.total, self.last = {"utilisation": 0.0, "power": 0.0}, time.monotonic()
         self.thread = threading.Thread(target=self._listen, daemon=True)
         self.thread.start()
 
@@ -37,20 +38,23 @@ class Meter:
         for line in self.process.stdout:
             now = time.monotonic()
             minutes, self.last = (now - self.last) / 60, now
-            try:
-                utilisation, power = map(float, line.split(","))  # percent, W
-            except ValueError:  # [N/A]
-                self.kwh = {"utilisation": None, "power": None}
-                return
-            self.kwh = {
-                "utilisation": self.kwh["utilisation"] + utilisation * minutes * P_0 / 6000,
-                "power": self.kwh["power"] + power / 1000 * minutes / 60,
-            }
+            kwh_a_unit = {"utilisation": minutes * P_0 / 6000, "power": minutes / 60 / 1000}  # of percent, of W
+            for (name, factor), text in zip(kwh_a_unit.items(), line.split(","), strict=False):
+                self.total[name] += factor * told(text)
+            self.kwh = {name: None if math.isnan(kwh) else kwh for name, kwh in self.total.items()}
 
     def stop(self):
         if self.process:
             self.process.terminate()
             self.thread.join()
+
+
+def told(text):
+    """The number in `text`; not-a-number, which a sum keeps, where the GPU does not tell ([N/A])."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def gpu_of(device):

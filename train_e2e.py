@@ -66,7 +66,7 @@ def arguments():
     group.add_argument("--max-new-tokens", type=training.whole, metavar="N", help="(default: 64, as LoRA's decoder)")
     args = parser.parse_args()
     args.task, args.submit = "e2e", None
-    training.check_adapter(args)
+    training.check_adapter(args, METHODS)
     settings = DEFAULTS
     if (args.model or settings["model"]) == "mini" and not args.data:
         args.data = str(MINI / "e2e")

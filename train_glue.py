@@ -6,7 +6,6 @@ From top to bottom: settings, arguments, the model, scoring, one run, what else 
 import hashlib
 import json
 import math
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ import training
 from data import UserError, glue
 from data.batching import pad, padding_share, shuffled_batches, sorted_batches, subset
 from data.hub import MINI, checkpoint, copy_tokenizer, load_tokenizer
+from energy import Meter, gpu_of
 from metrics import GLUE_SCORES, glue_scores
 from model import RobertaClassifier, RobertaConfig, read_config
 from read.cache import read_states, write_states
@@ -74,7 +74,7 @@ def arguments():
     texts = len(glue.TASKS[args.task].texts)
     if args.predict and len(args.predict) != texts:
         raise UserError(f"--predict: {args.task} takes {texts} text(s), each in quotes")
-    training.check_adapter(args)
+    training.check_adapter(args, METHODS)
     settings = DEFAULTS | SETTINGS[args.task]
     if (args.model or settings["model"]) == "mini" and not args.data:
         if args.task != "cola":
@@ -140,16 +140,14 @@ def train(args, seed, folder, directory, sets, device, dtype):
         training.load_adapter(args.init_adapter, model, base, args.method, HEAD, with_head=False)
     tokens, labels = sets["train"]
     labels = torch.tensor(labels, dtype=torch.float32 if task == "stsb" else torch.int64)
-    lengths, timing = [len(t) for t in tokens], {}
+    lengths, meter = [len(t) for t in tokens], Meter(gpu_of(device))
     if args.cache_features is not None:
-        started = time.time()
         sets = {name: (cached(args, model, base, name, t, device, dtype), y) for name, (t, y) in sets.items()}
-        timing["caching_seconds"] = time.time() - started
     inputs = sets["train"][0]
     dev = {name: content for name, content in sets.items() if name != "train"}
     steps = math.ceil(math.ceil(len(tokens) / args.batch_size) / args.accumulate)
     padding = padding_share(lengths, shuffled_batches(lengths, args.batch_size, [seed, 0]))
-    run = training.Run(args, seed, folder, model, base, steps, device, "examples", HEAD)
+    run = training.Run(args, seed, folder, model, base, steps, device, "examples", HEAD, meter)
     print(
         f"{task}: {len(tokens):,} training examples of {sum(lengths):,} tokens, {padding:.1%} padding in their batches; "
         f"dev {' + '.join(f'{len(labels):,}' for _, labels in dev.values())}"
@@ -171,7 +169,7 @@ def train(args, seed, folder, directory, sets, device, dtype):
             run.optimizer_step(mean_loss, examples)
         scores = score(task, model, dev, device, dtype)
         run.end_epoch(scores, better=run.best is None or worth(scores[main_score]) > worth(run.best[main_score]))
-    return run.finish(timing=timing)
+    return run.finish()
 
 
 def prepare(args, directory, seed, device):

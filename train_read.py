@@ -41,6 +41,7 @@ MINI_LR = {
     "lora": 5e-3,
     "prompt": 1e-1,
 }
+SHORTEST = 5  # tokens of a source: the task's name and prefix are three, the end token is one
 EVAL_BATCH = 64
 LARGEST_EXPORT_DIFFERENCE = 1e-3  # of a logit, in float32
 
@@ -63,18 +64,22 @@ def arguments():
         "paper stops early, and does not say when)",
     )  # fmt: skip
     parser.add_argument(
-        "--unscaled", action="store_true", default=None, help="READ: add the correction as it stands, as the paper's "
-        "Algorithm 1 has it (default: in proportion to what it corrects)",
+        "--unscaled", action="store_true", default=None, help="READ: add the correction as it stands, like the paper's "
+        "Algorithm 1 (default: in proportion to what it corrects)",
     )  # fmt: skip
     parser.add_argument("--predict", nargs="+", metavar="TEXT", help="one sentence or a pair: the label by --adapter")
     args = parser.parse_args()
     args.submit = None
     if args.task not in glue.TEXT_TO_TEXT:
         raise UserError(f"--task {args.task}: expected one of {' '.join(glue.TEXT_TO_TEXT)}")
+    if args.dev_file and args.task == "mnli":
+        raise UserError("--dev-file: mnli validates on its mismatched and tests on its matched set: give --data")
     texts = len(glue.TASKS[args.task].texts)
     if args.predict and len(args.predict) != texts:
         raise UserError(f"--predict: {args.task} takes {texts} text(s), each in quotes")
-    training.check_adapter(args)
+    training.check_adapter(args, METHODS)
+    if args.max_len is not None and args.max_len < SHORTEST:
+        raise UserError(f"--max-len {args.max_len}: expected {SHORTEST} or more: less holds nothing of a sentence")
     settings, method = DEFAULTS | {"lr": LR[args.method or "read"]}, args.method or "read"
     if (args.model or settings["model"]) == "mini" and not args.data:
         if args.task != "cola":
@@ -84,6 +89,9 @@ def arguments():
         settings |= own
         if not args.adapter:
             print(f"mini: the bundled model and data, with settings of their own: {training.shown(own)}")
+    if args.head_lr:
+        print(f"--head-lr {args.head_lr:g}: a T5 has no head of its own; it is left out")
+        args.head_lr = None
     training.fill_in(args, settings, R)
     if args.unscaled and method != "read":
         raise UserError(f"--unscaled: --method {method} has no such thing: leave it out")
@@ -101,6 +109,7 @@ def encode(args, tokenizer, examples):
     """(sources, targets) as token ids, each closed by the end token; sources of --max-len tokens at most."""
     tokenizer.enable_truncation(args.max_len)
     sources = tokenizer.encode_batch([glue.source_text(args.task, example) for example in examples])
+    tokenizer.no_truncation()  # a label's word is never cut
     words = [None if example.label is None else glue.target_text(args.task, example.label) for example in examples]
     ids = {word: tokenizer.encode(word).ids for word in set(words) - {None}}
     return [encoding.ids for encoding in sources], [ids.get(word) for word in words]
@@ -112,7 +121,8 @@ def written(args, model, tokenizer, sources, device, dtype):
     model.eval()
     with mendable(), training.autocast(device, dtype):
         found = model.generate(sources, longest, batch_size=EVAL_BATCH)
-    return [text.strip() for text in tokenizer.decode_batch(found)]
+    # a sentinel or an unknown token is a part of what was written, and makes it no label
+    return [text.strip() for text in tokenizer.decode_batch(found, skip_special_tokens=False)]
 
 
 def score(args, model, tokenizer, sources, labels, device, dtype):
@@ -146,7 +156,7 @@ def train(args, seed, folder, directory, tokenizer, splits, device, dtype):
     lengths, fill = [len(source) for source in sources], model.config.pad_token_id
     steps = math.ceil(math.ceil(len(sources) / args.batch_size) / args.accumulate)
     padding = padding_share(lengths, shuffled_batches(lengths, args.batch_size, [seed, 0]))
-    run = training.Run(args, seed, folder, model, base, steps, device, "examples")
+    run = training.Run(args, seed, folder, model, base, steps, device, "tokens")
     print(
         f"{args.task}: {len(sources):,} training examples of {sum(lengths):,} tokens, {padding:.1%} padding in their "
         f"batches; validation {len(splits['validation']):,}, test {len(splits['test']):,}"
@@ -158,7 +168,7 @@ def train(args, seed, folder, directory, tokenizer, splits, device, dtype):
         batches = shuffled_batches(lengths, args.batch_size, [seed, run.epoch])
         groups = [batches[i : i + args.accumulate] for i in range(0, len(batches), args.accumulate)]
         for group in run.steps(groups):
-            examples, tokens, mean_loss = sum(map(len, group)), sum(len(targets[i]) for batch in group for i in batch), 0.0
+            tokens, mean_loss = sum(len(targets[i]) for batch in group for i in batch), 0.0
             for batch in group:
                 ids, mask = pad([sources[i] for i in batch], fill, device)
                 target, said = pad([targets[i] for i in batch], fill, device)
@@ -169,7 +179,7 @@ def train(args, seed, folder, directory, tokenizer, splits, device, dtype):
                 loss = F.cross_entropy(logits.float().flatten(0, -2), target.flatten(), reduction="sum") / tokens
                 loss.backward()
                 mean_loss += loss.item()
-            run.optimizer_step(mean_loss, examples)
+            run.optimizer_step(mean_loss, tokens)
         scores = score(args, model, tokenizer, *held["validation"], device, dtype)
         run.end_epoch(scores, better=run.best is None or worth(scores) > worth(run.best))
         if scores["invalid"]:
@@ -190,7 +200,7 @@ def prepare(args, directory, seed, device):
         model = LSTT5(model).to(device)
     elif args.method == "read":
         with mendable():
-            model = apply_read(model, args.r, args.cell, scaled=not args.unscaled)
+            model = apply_read(model, args.r, args.cell, args.start != "random", not args.unscaled)
     else:
         model = training.put_in(model, args)
     if args.dropout is not None:

@@ -62,7 +62,7 @@ def arguments():
     if args.predict and not all(map(str.strip, args.predict)):
         raise UserError("--predict: expected a question and a text, each in quotes")
     args.task = "squad"
-    training.check_adapter(args)
+    training.check_adapter(args, METHODS)
     settings = DEFAULTS
     if (args.model or settings["model"]) == "mini" and not args.data:
         args.data = str(MINI / "squad")

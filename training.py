@@ -110,6 +110,10 @@ def add_arguments(parser, methods, defaults):
         help="layers to adapt, for hut, lora, vera and fourierft: letters of qkvoud (default: qv, the paper's)",
     )
     group.add_argument("--cell", choices=CELLS, help="READ's; untied: a GRU for each layer, no recurrency (default: gru)")
+    group.add_argument(
+        "--start", choices=("zero", "random"), help="READ's U at the start: zero, which is the frozen model, or the "
+        "library's default (default: zero; the paper names none)",
+    )  # fmt: skip
     parser.set_defaults(frozen_seed=None)  # no argument, but part of what an adapter file records
     group.add_argument("--init-adapter", metavar="FILE", help="start from this adapter, without its head")
     group = parser.add_argument_group("model and data")
@@ -176,6 +180,7 @@ def fill_in(args, settings, sizes):
         "r": sizes.get(method),
         "targets": "qv" if method in ("hut", *baselines.TARGETED) else None,
         "cell": "gru" if method == "read" else None,
+        "start": "zero" if method == "read" else None,
         "frozen_seed": FROZEN_SEED if method in baselines.RANDOM else None,
     }
     for name, value in own.items():
@@ -190,7 +195,7 @@ def fill_in(args, settings, sizes):
     args.head_lr = args.head_lr or args.lr
 
 
-def check_adapter(args):
+def check_adapter(args, methods):
     """--adapter goes with what needs it, and with nothing else; what its file knows of the run is set in `args`.
 
     That is its method and RECORDED. Another model, length or stride is the user's to choose (the fingerprint of the base
@@ -205,6 +210,8 @@ def check_adapter(args):
     found = read_adapter(args.adapter)
     if found["task"] != args.task:
         raise UserError(f"{args.adapter}: trained on {found['task']}, not {args.task}")
+    if found["method"] not in methods:
+        raise UserError(f"{args.adapter}: made with --method {found['method']}: this script has {' '.join(methods)}")
     for key, value in {"method": found["method"], **found["config"]}.items():
         given = getattr(args, key, None)  # another script may not have it
         if given is None:
@@ -257,7 +264,7 @@ def put_in(model, args, head=None):
         if args.method == "hut":
             apply_hut(model, args.r, args.targets)
         elif args.method == "read":
-            model = apply_read(model, args.r, args.cell)
+            model = apply_read(model, args.r, args.cell, args.start != "random")
         elif args.method in ("head", "frozen"):
             model.requires_grad_(False)
         else:
@@ -356,6 +363,7 @@ RECORDED = (
     "r",
     "targets",
     "cell",
+    "start",
     "unscaled",
     "frozen_seed",
     "model",
@@ -404,8 +412,8 @@ def open_run(folder, settings, resume, overwrite):
     Raises UserError if the folder holds a run and neither flag is given, or one that was started with other settings.
     """
     present = check_out(folder, resume, overwrite)
-    if resume and "args.json" in present:
-        recorded = json.loads((folder / "args.json").read_text(encoding="utf-8"))["args"]
+    if resume and present:
+        recorded = recorded_settings(folder / "args.json")
         for key, value in settings.items():
             if recorded.get(key) != value:
                 raise UserError(
@@ -420,6 +428,16 @@ def open_run(folder, settings, resume, overwrite):
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "args.json", {"args": settings, **environment()})
     return None
+
+
+def recorded_settings(path):
+    """What a run was started with. Raises UserError if its args.json is missing or damaged: the run is left as it is."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["args"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"--resume: {path}: missing or damaged: expected what the run was started with; --overwrite starts it anew"
+        ) from None
 
 
 def environment():
@@ -458,7 +476,7 @@ class Run:
     STATE = ("epoch", "position", "step", "seen", "loss_sum", "seconds", "energy", "log", "best", "last")
     SAVE_EVERY = 600  # seconds between checkpoints within an epoch
 
-    def __init__(self, args, seed, folder, model, base, steps, device, unit, head=""):
+    def __init__(self, args, seed, folder, model, base, steps, device, unit, head="", meter=None):
         self.unit = unit  # what a step's loss is a mean over, and speed is counted in
         self.args, self.seed, self.folder, self.device = args, seed, folder, device
         self.adapter, self.head = trainable(model, head)
@@ -479,8 +497,8 @@ class Run:
         self.stopping = False
         settings = {key: value for key, value in vars(args).items() if key not in ASIDE} | {"seed": seed}
         saved = open_run(folder, settings, args.resume, args.overwrite)
-        self.started = self.saved_at = time.time()
-        self.meter = Meter(gpu_of(device))
+        self.meter, self.saved_at = meter or Meter(gpu_of(device)), time.time()  # one given has been running already
+        self.started = self.meter.started
         if saved:
             self._restore(saved)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -530,7 +548,7 @@ class Run:
         shown = f"loss {loss:.3f}, lr {self.lr():.1e}, {self.speed():,.0f} {self.unit}/s"
         self.bar.set_postfix_str(shown, refresh=False)
         if self.steps_here == 20:
-            each = (time.time() - self.started) / 20
+            each = (time.time() - self.epoch_started) / 20
             left = clock(each * (self.total - self.step))
             tqdm.write(f"about {left} to go at {1000 * each:.0f} ms a step, scoring aside")
         if self.stopping:

@@ -240,6 +240,8 @@ def read_protocol(task, splits):
     if task == "mnli" and "dev_mismatched" in splits:
         return {"train": train, "validation": splits["dev_mismatched"], "test": splits["dev_matched"]}
     dev = splits[TASKS[task].dev[0]]
+    if len(dev) < 2:
+        raise UserError(f"{task}: {len(dev)} dev rows: expected 2 or more, one for validation and one for test")
     cut = dev if len(train) < 10_000 else train
     order = np.random.default_rng(0).permutation(len(cut)).tolist()
     held = len(dev) // 2 if cut is dev else 1000

@@ -28,8 +28,8 @@ def write_states(path, about, parts):
                 file.seek(HEADER + i * size)
                 file.write(row.tobytes())
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, write)
     except OSError as error:
         raise ValueError(f"{path}: could not be written ({first_line(error)})") from None
@@ -38,11 +38,13 @@ def write_states(path, about, parts):
 def read_states(path, about):
     """The states that were written with the same `about`: a float32 tensor whose rows are read when they are used.
 
-    Raises ValueError if the file was written with another `about`, and for a damaged one.
+    Raises ValueError if the file was written with another `about`, and for one that is no such file, or not whole.
     """
     try:
         with path.open("rb") as file:
             found = json.loads(file.read(HEADER))
+    except OSError as error:
+        raise ValueError(f"{path}: could not be read ({first_line(error)})") from None
     except ValueError:
         found = None
     if not isinstance(found, dict):

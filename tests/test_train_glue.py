@@ -215,6 +215,31 @@ def test_out_that_holds_a_run(glue, command, tmp_path, capsys):
     assert without_timing(tmp_path / "out") != before
 
 
+@pytest.mark.parametrize("content", [None, "{", '{"args": 3}'])
+def test_a_run_whose_arguments_are_lost_is_left_as_it_is(glue, command, tmp_path, capsys, content):
+    """Would catch: --resume that deletes a run, or goes on with other arguments, or a traceback."""
+    glue(*command, "--epochs", 1)
+    path, kept = tmp_path / "out" / "args.json", (tmp_path / "out" / "checkpoint.pt").read_bytes()
+    path.unlink()
+    if content:
+        path.write_text(content)
+    assert f"{path}: missing or damaged" in fails(capsys, glue, *command, "--epochs", 1, "--resume")
+    assert (tmp_path / "out" / "checkpoint.pt").read_bytes() == kept
+    glue(*command, "--epochs", 1, "--overwrite")
+
+
+def test_an_adapter_of_another_scripts_method(glue, command, tmp_path, capsys):
+    """Would catch: a traceback. train_read.py has methods, and records settings, that this script has not."""
+    glue(*command, "--epochs", 1)
+    found = torch.load(tmp_path / "out" / "adapter.pt", weights_only=True)
+    for more, message in (
+        ({"method": "lst"}, "made with --method lst: this script has hut"),
+        ({"base": "0", "config": found["config"] | {"unscaled": None}}, "another base"),
+    ):
+        torch.save(found | more, tmp_path / "other.pt")
+        assert message in fails(capsys, glue, *command[:6], "--adapter", tmp_path / "other.pt", "--eval-only")
+
+
 def test_a_truncated_checkpoint_is_refused_by_name(glue, command, tmp_path, capsys):
     """Would catch: going on from half a file, or from the beginning."""
     glue(*command)

@@ -12,6 +12,7 @@ import train_read
 import training
 from data import glue
 from data.glue import Example, label_of, read_protocol, source_text, target_text
+from data.hub import load_tokenizer
 from read.t5 import T5
 from training import Run
 
@@ -77,6 +78,8 @@ def test_the_papers_splits():
     halves = read_protocol("cola", {"train": small, "dev": dev})
     assert halves["train"] == small and len(halves["validation"]) == 25 and len(halves["test"]) == 26
     assert sorted(halves["validation"] + halves["test"]) == dev
+    for rows, test in ((9_999, 26), (10_000, 51)):  # a half of dev, or all of it
+        assert len(read_protocol("sst2", {"train": list(range(rows)), "dev": dev})["test"]) == test
     held = read_protocol("sst2", {"train": large, "dev": dev})
     assert len(held["validation"]) == 1000 and sorted(held["train"] + held["validation"]) == large and held["test"] == dev
     mnli = read_protocol("mnli", {"train": large, "dev_matched": small, "dev_mismatched": dev})
@@ -145,6 +148,16 @@ def test_the_unscaled_correction_is_another_and_is_remembered(read, command, tmp
     assert "trained with unscaled False" in message
 
 
+def test_a_sentinel_beside_a_label_is_no_label(read, command, tiny_t5, monkeypatch, tmp_path):
+    """Would catch: special tokens that vanish from what was written. `<unk>` is id 2 of the tiny tokenizer."""
+    tokenizer = load_tokenizer(tiny_t5, 10**9)
+    word = tokenizer.encode("acceptable").ids[:-1]
+    for more, invalid in (([], 0), ([tokenizer.token_to_id("<unk>")], 6)):
+        monkeypatch.setattr(T5, "generate", lambda self, sources, *a, more=more, **k: [more + word for _ in sources])
+        read(*command[:-2], "--method", "full", "--epochs", 1, "--overwrite")
+        assert without_timing(tmp_path / "out")[0][0]["invalid"] == invalid
+
+
 def test_early_stopping(read, command, tmp_path):
     """Would catch: a run that goes on for ever, that counts from the last epoch in place of the best, or is cut at once."""
     read(*command[:-6], "--epochs", 9, "--lr", 1e-30, "--patience", 2)
@@ -204,6 +217,8 @@ def test_predict(read, command, tmp_path, capsys):
         (["--r", "0"], "r = 0: expected"),
         (["--cell", "untied"], "2 blocks and 3 in the decoder"),
         (["--method", "hut", "--unscaled"], "--unscaled: --method hut has no such thing"),
+        (["--task", "mnli", "--dev-file", "dev.tsv"], "--dev-file: mnli validates on its mismatched"),
+        (["--max-len", "4"], "--max-len 4: expected 5 or more"),
         (["--patience", "0"], "--patience: '0': expected a whole number"),
         (["--eval-only"], "need --adapter"),
         (["--model", "mini", "--data", "", "--task", "sst2"], "its data holds cola only"),
