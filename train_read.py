@@ -5,6 +5,8 @@ From top to bottom: settings, arguments, scoring, one run, main. The tasks, spli
 
 import json
 import math
+import statistics
+import time
 from pathlib import Path
 
 import torch
@@ -20,7 +22,7 @@ from model import read_config
 from read.lst import LSTT5
 from read.network import WIDTH, apply_read
 from read.t5 import T5, T5Config
-from training import mendable
+from training import mendable, peak_memory
 
 METHODS = ("read", "hut", "lst", *baselines.T5_METHODS)
 R = {"read": WIDTH, "hut": 8, **baselines.T5_R}
@@ -43,6 +45,7 @@ MINI_LR = {
 }
 SHORTEST = 5  # tokens of a source: the task's name and prefix are three, the end token is one
 EVAL_BATCH = 64
+IN_USE = 100  # examples that are timed one by one
 LARGEST_EXPORT_DIFFERENCE = 1e-3  # of a logit, in float32
 
 
@@ -115,12 +118,12 @@ def encode(args, tokenizer, examples):
     return [encoding.ids for encoding in sources], [ids.get(word) for word in words]
 
 
-def written(args, model, tokenizer, sources, device, dtype):
+def written(args, model, tokenizer, sources, device, dtype, batch_size=EVAL_BATCH):
     """What the model writes for each source, greedily: as many tokens as the longest label has."""
     longest = max(len(tokenizer.encode(word).ids) for word in glue.TEXT_TO_TEXT[args.task][1])
     model.eval()
     with mendable(), training.autocast(device, dtype):
-        found = model.generate(sources, longest, batch_size=EVAL_BATCH)
+        found = model.generate(sources, longest, batch_size=batch_size)
     # a sentinel or an unknown token is a part of what was written, and makes it no label
     return [text.strip() for text in tokenizer.decode_batch(found, skip_special_tokens=False)]
 
@@ -136,6 +139,16 @@ def score(args, model, tokenizer, sources, labels, device, dtype):
     if len(set(predicted)) == 1:
         scores["single_class"] = True
     return scores
+
+
+def in_use(args, model, tokenizer, sources, device, dtype):
+    """What a label costs when sources come one by one: ms each, the median, and peak memory, of a process so far idle."""
+    times = []
+    for source in sources[:IN_USE]:
+        started = time.perf_counter()
+        written(args, model, tokenizer, [source], device, dtype, batch_size=1)
+        times.append(time.perf_counter() - started)
+    return {"batch_size": 1, "ms_a_label": 1000 * statistics.median(times), "peak_memory_bytes": peak_memory(device)}
 
 
 def worth(scores):
@@ -255,6 +268,8 @@ def main():
         model, base = prepare(args, directory, seed, device)
         training.load_adapter(args.adapter or folder / "adapter.pt", model, base, args.method)
         if args.eval_only:
+            sources, _ = encode(args, tokenizer, splits["test"])
+            print(json.dumps(in_use(args, model, tokenizer, sources, device, dtype)))
             for name in ("validation", "test"):
                 sources, labels = encode(args, tokenizer, splits[name])[0], [e.label for e in splits[name]]
                 scores = score(args, model, tokenizer, sources, labels, device, dtype)

@@ -391,7 +391,7 @@ def cell(args, runs, task, row, parts):
         scores = result["test" if args.table in ("table3", "read") else "best" if args.paper else "last"]
         entry["runs"].append({"seed": seed, "scores": scores, "folder": str(folder.relative_to(args.out))})
         if args.table == "read":
-            entry["runs"][-1]["cost"] = cost(folder, result)
+            entry["runs"][-1]["cost"] = cost(folder, result) | in_use(args, runs.script, task, folder)
             inside = row.method in ("full", "bitfit")  # what they train is the backbone's own
             entry["backbone"] = result["parameters"]["frozen"] + inside * result["parameters"]["adapter"]
         if entry["lr"] is None and row.method != "frozen":
@@ -411,6 +411,24 @@ def cost(folder, result):
     """What a run took: peak memory in bytes, seconds and kWh until the end of its best epoch; None where not measured."""
     timing = epochs(folder)[result["best"]["epoch"] - 1]["timing"]
     return {"memory": result["timing"]["peak_memory_bytes"], "seconds": timing["seconds"], **timing["energy_kwh"]}
+
+
+def in_use(args, script, task, folder):
+    """What a label costs with the adapter of the run in `folder`, one source at a time: {"label_ms", "label_memory"}.
+
+    Measured once, by a process that does nothing else before. None where that failed, as the run itself did not.
+    """
+    path = folder / "in-use.json"
+    if not path.exists():
+        given = [str(a) for a in common(args, ("model", "data", "max-len", "device", "dtype"))]
+        adapter = ["--task", task, "--adapter", str(folder / "adapter.pt"), "--eval-only"]
+        done = subprocess.run([sys.executable, str(script), *given, *adapter], capture_output=True, text=True, check=False)
+        found = [json.loads(line) for line in done.stdout.splitlines() if "ms_a_label" in line]
+        if not found:
+            return {"label_ms": None, "label_memory": None}
+        write_json(path, found[0])
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {"label_ms": found["ms_a_label"], "label_memory": found["peak_memory_bytes"]}
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -479,13 +497,16 @@ def table(args, cells, parts):
     return "\n\n".join(text)
 
 
-OVER_TASKS = ["mean", "peak memory, MiB", "seconds to the best epoch", "kWh, by utilisation", "kWh, by power"]
+OVER_TASKS = ["mean", "peak memory, MiB", "seconds to the best epoch", "kWh, by utilisation", "kWh, by power",
+              "ms a label, batch 1", "peak memory, MiB"]  # fmt: skip
 
 
 def over_tasks(entries):
-    """The cells of OVER_TASKS, from means over the seeds: the tasks' mean score and largest memory, and sums."""
+    """The cells of OVER_TASKS, from means over the seeds: the tasks' mean score, the largest memory and time of a label,
+    and the sums of the rest.
+    """
     found = []
-    for key in ("score", "memory", "seconds", "utilisation", "power"):
+    for key in ("score", "memory", "seconds", "utilisation", "power", "label_ms", "label_memory"):
         tasks = [[one for one in e["runs"] if "cost" in one] if e else [] for e in entries.values()]
         values = [[(one["scores"] | one["cost"])[key] for one in runs] for runs in tasks]
         if not all(values):
@@ -494,7 +515,8 @@ def over_tasks(entries):
             found.append("–" if key == "score" else "not measured")
         else:
             means = [statistics.fmean(task) for task in values]
-            texts = {"score": number(key, statistics.fmean(means)), "memory": f"{max(means) / 2**20:,.0f}"}
+            texts = {"score": number(key, statistics.fmean(means)), "label_ms": f"{max(means):.1f}"}
+            texts |= dict.fromkeys(("memory", "label_memory"), f"{max(means) / 2**20:,.0f}")
             texts["seconds"] = f"{sum(means):,.0f}"
             found.append(texts.get(key, f"{sum(means):.3g}"))
     return found

@@ -60,6 +60,7 @@ def pretend(monkeypatch, tmp_path):
             return result
 
         monkeypatch.setattr(sweep, "run", run)
+        monkeypatch.setattr(sweep, "in_use", lambda *_: {"label_ms": 2.25, "label_memory": 3 * 2**20})
         return ran
 
     return install
@@ -175,7 +176,10 @@ def test_read_end_to_end(call, command, tiny_t5, tmp_path, capsys):
     assert cell["mean"]["score"] == result["test"]["score"] and result["method"] == "read"
     seconds = json.loads(epochs[result["best"]["epoch"] - 1])["timing"]["seconds"]
     memory = result["timing"]["peak_memory_bytes"]
-    assert cell["runs"][0]["cost"] == {"memory": memory, "seconds": seconds, "utilisation": None, "power": None}
+    cost = cell["runs"][0]["cost"]
+    assert cost.pop("label_ms") > 0 and cost.pop("label_memory") > 50 * 2**20
+    assert cost == {"memory": memory, "seconds": seconds, "utilisation": None, "power": None}
+    assert (runs[cell["lr"]] / "in-use.json").exists()
     counts = result["parameters"]
     assert f"| read r4 | {counts['adapter']:,} ({100 * counts['adapter'] / counts['frozen']:.2f} %) |" in out
     assert "| not measured | not measured |" in out and "[2/2]" in out
@@ -196,7 +200,8 @@ def test_read_chooses_on_validation_and_runs_nothing_twice(call, command, preten
     content = json.loads((tmp_path / "out" / "table.json").read_text())
     assert [(c["lr"], c["mean"]) for c in content["cells"]] == [(0.01, {"score": 0.25})] * 2
     assert (
-        "| full | 7 (1.00 %) | 247.58M (100 %) | 25.0 ± 0.0 | 25.0 | 5 | 30 | not measured | 0.25 |" in content["markdown"]
+        "| full | 7 (1.00 %) | 247.58M (100 %) | 25.0 ± 0.0 | 25.0 | 5 | 30 | not measured | 0.25 | 2.2 | 3 |"
+        in content["markdown"]
     )
     assert "| prompt r20 | 7 (1.01 %) |" in content["markdown"]
     printed = capsys.readouterr().out
@@ -205,19 +210,19 @@ def test_read_chooses_on_validation_and_runs_nothing_twice(call, command, preten
 
 def test_what_is_said_over_tasks():
     """Would catch: a sum of memories, a mean time over tasks, a task that is missing counted as nothing."""
-    keys = ("memory", "seconds", "utilisation", "power")
+    keys = ("memory", "seconds", "utilisation", "power", "label_ms", "label_memory")
 
     def task(*runs):
         return {"runs": [{"scores": {"score": s}, "cost": dict(zip(keys, c, strict=True))} for s, *c in runs]}
 
     entries = {
-        "cola": task((0.1, 2**20, 10, 1, None), (0.3, 3 * 2**20, 30, 2, 1)),
-        "mrpc": task((0.4, 5 * 2**20, 100, 0.5, 1)),
+        "cola": task((0.1, 2**20, 10, 1, None, 7, 2**21), (0.3, 3 * 2**20, 30, 2, 1, 8, 2**21)),
+        "mrpc": task((0.4, 5 * 2**20, 100, 0.5, 1, 2, 2**20)),
     }
-    assert sweep.over_tasks(entries) == ["30.0", "5", "120", "2", "not measured"]
-    assert sweep.over_tasks(entries | {"stsb": task((None, 0, 0, 0, 0))})[0] == "–"
-    assert sweep.over_tasks(entries | {"stsb": None}) == ["…"] * 5
-    assert sweep.over_tasks(entries | {"stsb": {"runs": [{"failed": "x"}]}}) == ["–"] * 5
+    assert sweep.over_tasks(entries) == ["30.0", "5", "120", "2", "not measured", "7.5", "2"]
+    assert sweep.over_tasks(entries | {"stsb": task((None, 0, 0, 0, 0, 0, 0))})[0] == "–"
+    assert sweep.over_tasks(entries | {"stsb": None}) == ["…"] * 7
+    assert sweep.over_tasks(entries | {"stsb": {"runs": [{"failed": "x"}]}}) == ["–"] * 7
 
 
 def test_rows_of_tables_4_and_5(call, command, pretend, tmp_path):

@@ -106,7 +106,8 @@ def test_life_of_a_method(read, command, tmp_path, capsys, method):
     if method == "read":
         assert all(name.startswith("network.") for name in adapter)
     read(*command[:6], "--adapter", tmp_path / "out" / "adapter.pt", "--eval-only")
-    validation, test = map(json.loads, capsys.readouterr().out.splitlines()[-2:])
+    used, validation, test = map(json.loads, capsys.readouterr().out.splitlines()[-3:])
+    assert used["batch_size"] == 1 and used["ms_a_label"] > 0 and used["peak_memory_bytes"] > 50 * 2**20
     assert all(validation[name] == result["best"][name] for name in ("matthews", "score", "invalid"))
     assert all(test[name] == result["test"][name] for name in ("matthews", "score", "invalid"))
     if export:
