@@ -60,6 +60,7 @@ def arguments():
         "warmup": "0.06; the paper names none",
         "weight_decay": "0; the paper names none",
         "dropout": "the checkpoint's own; READ's backbone has none",
+        "max_len": "of a source, cut off behind it (default: 512; the paper names none)",
     }
     training.add_arguments(parser, METHODS, defaults)
     parser.add_argument(

@@ -25,7 +25,7 @@ R = {"hut": 8, "read": WIDTH, **baselines.ROBERTA_R}
 HEAD = "qa_outputs."
 DEFAULTS = {  # the paper's settings for SQuAD are not known: those of QNLI in its Table 6, whose pairs are made from SQuAD
     **{"method": "hut", "model": "roberta-large", "seed": 0},
-    **{"epochs": 10, "batch_size": 8, "lr": 2e-4, "warmup": 0.06, "weight_decay": 0, "doc_stride": 128},
+    **{"epochs": 10, "batch_size": 8, "lr": 2e-4, "warmup": 0.06, "weight_decay": 0},
 }
 MINI_SETTINGS = {
     "epochs": 8,
@@ -47,13 +47,15 @@ def arguments():
         "warmup": "0.06, the paper's for GLUE",
         "weight_decay": "0; the paper names none",
         "dropout": "the checkpoint's own; the paper names none",
+        "max_len": "of a window (default: 512, or the model's position table if that is shorter)",
     }
     training.add_arguments(parser, METHODS, defaults)
     parser.add_argument(
         "--doc-stride",
         type=training.whole_or_0,
         metavar="TOKENS",
-        help="what is longer than --max-len is read in windows that overlap by this (default: 128, ours)",
+        help="what is longer than --max-len is read in windows that overlap by this (default: ours, 128 or a third "
+        "of --max-len)",
     )
     parser.add_argument("--limit-dev", type=training.whole, metavar="N", help="score the first N questions of the dev file")
     parser.add_argument("--predict", nargs=2, metavar=("QUESTION", "TEXT"), help="the answer in the text, by --adapter")
@@ -210,6 +212,8 @@ def main():
     with mendable():
         config = read_config(directory, RobertaConfig, "roberta")
     args.max_len = training.check_max_len(args.max_len, config.max_length, shortest=5)
+    if args.doc_stride is None:
+        args.doc_stride = min(128, args.max_len // 3)
     tokenizer = load_tokenizer(directory, config.vocab_size)
     if args.predict:
         model, base = prepare(args, directory, 0, device)

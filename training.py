@@ -43,6 +43,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{message} (--help lists all arguments)")
 
+    def parse_args(self, args=None, namespace=None):
+        for text in sys.argv[1:] if args is None else args:
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # tokenizers would refuse it, from the depths
+                self.error(f"{text!r}: not UTF-8")
+        return super().parse_args(args, namespace)
+
 
 def run_as_script(main):
     """main(), with an error that the user can mend as one line on standard error and exit status 2."""
@@ -145,7 +153,9 @@ def add_arguments(parser, methods, defaults):
         "--max-len",
         type=whole,
         metavar="TOKENS",
-        help="truncate to this (default: 512, the paper's, or the model's position table if that is shorter)",
+        help=defaults.get(
+            "max_len", "truncate to this (default: 512, the paper's, or the model's position table if that is shorter)"
+        ),
     )
     seeds = group.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=int, help="(default: 0)")
@@ -187,6 +197,9 @@ def fill_in(args, settings, sizes):
         if value is None and getattr(args, name) is not None:
             print(f"--{name} {getattr(args, name)}: --method {method} has no such thing; it is left out")
             setattr(args, name, None)
+    for name in ("submit", "export"):
+        if (folder := getattr(args, name)) and Path(folder).is_file():
+            raise UserError(f"--{name} {folder}: a file: expected a folder, or a name that is free")
     if args.export and method in UNMERGED:
         raise UserError(f"--method {method} does not merge: leave --export out")
     for name, value in (settings | own).items():
@@ -203,6 +216,8 @@ def check_adapter(args, methods):
     """
     if (args.eval_only or args.predict) and not args.adapter:
         raise UserError("--eval-only and --predict need --adapter FILE")
+    if args.predict and (args.eval_only or args.submit or args.export):
+        raise UserError("--predict: leave --eval-only, --submit and --export to a call of their own")
     if not args.adapter:
         return
     if not (args.eval_only or args.predict):

@@ -48,7 +48,7 @@ def read(path):
     text = read_text(path, "name a folder of SQuAD v1.1 files with --data DIR")
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
     questions, seen = [], set()
     for a, article in enumerate(_list(content, "data", path), 1):
@@ -94,6 +94,10 @@ def _string(entry, key, where):
     value = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where}: no text '{key}': expected the layout of SQuAD v1.1")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: '{key}' holds half a character, at {error.start}: expected UTF-8") from None
     return value
 
 
@@ -105,7 +109,7 @@ def load(data=None, train_file=None, dev_file=None, splits=("train", "dev")):
     for split in splits:
         path = given.get(split)
         if not path:
-            folder = folder or download()
+            folder = folder or download(names=[FILES[split] for split in splits if not given[split]])
             path = folder / FILES[split]
         found[split] = read(path)
     return found
@@ -118,11 +122,11 @@ SHA256 = {
 }
 
 
-def download(folder=None, release=RELEASE):
-    """Fetches the official files into `folder` (the cache), unless they are there; returns `folder`."""
+def download(folder=None, release=RELEASE, names=("train-v1.1.json", "dev-v1.1.json")):
+    """Fetches these of the official files into `folder` (the cache), unless they are there; returns `folder`."""
     folder = folder or cache() / "squad"
-    for name, digest in SHA256.items():
-        fetch(release + name, folder / name, digest)
+    for name in names:
+        fetch(release + name, folder / name, SHA256[name])
     return folder
 
 

@@ -17,6 +17,7 @@ import random
 import re
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -205,7 +206,8 @@ def in_answer(word, span):
 @torch.no_grad()
 def attention_of(model, ids):
     """Attention of the last layer, (n_head, L, L) from each token to each; a method's prefix takes what is missing to 1."""
-    outer, found = model.roberta.blocks[-1].attention, {}
+    block, found = model.roberta.blocks[-1], {}
+    outer = getattr(block, "block", block).attention  # in an adapter on the block's output is the model's own
     inner = getattr(outer, "attention", outer)  # in a Prefix is the model's own
 
     def keep(name):
@@ -254,9 +256,11 @@ def mask_token(tokenizer):
 
 def falls(subject, reading, rng):
     """How far the answer's probability falls when words outside the answer are masked: {"attention", "gradient",
-    "random": fall}, and the probability before. None if there is no word outside it.
+    "random", "like attention", "like gradient": fall}, and the probability before. None if there is no word outside it.
 
-    MASKED of the words are masked, the reddest ones or random ones; for these the mean of DRAWS choices.
+    MASKED of the words are masked, the reddest ones or random ones; for these the mean of DRAWS choices. Those "like"
+    a measure's are as many of each text, of the question and of the context: a measure that does no more than prefer the
+    question, which is short and which all depends on, is no better than they are.
     """
     words = words_of(reading)
     related = relations(subject.model, reading, words)
@@ -271,8 +275,17 @@ def falls(subject, reading, rng):
         ids[0, [token for i in chosen for token in words[i].tokens]] = mask
         return reading.outcome(ids)[1]
 
-    before = probability([])
-    fall = {name: before - probability(sorted(outside, key=lambda i: -value[i])[:count]) for name, value in related.items()}
+    def at_random(counts):
+        """The mean fall when as many words of each text are masked as `counts` says: {text: number}."""
+        of_text = {text: [i for i in outside if words[i].text == text] for text in counts}
+        draws = ([i for text, n in counts.items() for i in rng.sample(of_text[text], n)] for _ in range(DRAWS))
+        return before - statistics.fmean(map(probability, draws))
+
+    before, fall = probability([]), {}
+    for name, value in related.items():
+        reddest = sorted(outside, key=lambda i: -value[i])[:count]
+        fall[name] = before - probability(reddest)
+        fall[f"like {name}"] = at_random(Counter(words[i].text for i in reddest))
     fall["random"] = before - statistics.fmean(probability(rng.sample(outside, count)) for _ in range(DRAWS))
     return before, fall
 
@@ -285,11 +298,14 @@ def faithfulness(subject, inputs):
     before = statistics.fmean(pair[0] for pair in found)
     print(f"\n{subject.name}: {len(found)} dev examples, mean probability of the answer {before:.3f}")
     print(f"when {MASKED:.0%} of the words outside the answer are masked it falls by (mean ± standard error)")
-    for name, title in [*((name, title) for name, (title, _) in MEASURES.items()), ("random", "random words")]:
+    titles = {}
+    for name, (title, _) in MEASURES.items():
+        titles |= {name: title, f"like {name}": "    random words, as many of each text"}
+    for name, title in (titles | {"random": "random words"}).items():
         values = [pair[1][name] for pair in found]
         error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
         mean = statistics.fmean(values)
-        print(f"  {title:34} {mean:.3f} ± {error:.3f}, {mean / before:.0%} of it")
+        print(f"  {title:40} {mean:.3f} ± {error:.3f}, {mean / before:.0%} of it")
 
 
 # ------------------------------------------------------------------------------------------------ the page
@@ -303,8 +319,9 @@ body { font: 16px/1.7 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto
 h1 { font-size: 1.4rem } h2 { font-size: 1.15rem; margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem }
 h3 { font-size: 1rem; margin-bottom: 0; overflow-wrap: anywhere } .soft { color: var(--soft); font-size: .9rem }
 .strip { border: 1px solid var(--line); border-radius: .4rem; padding: .6rem .8rem; margin: .4rem 0;
-  overflow-wrap: anywhere }
-.strip span { background: rgb(var(--red) / var(--a)); border-radius: .15rem; padding: .1rem 0 }
+  overflow-wrap: anywhere; white-space: pre-wrap }
+.strip .unread { color: var(--soft); opacity: .6 }
+.strip [style] { background: rgb(var(--red) / var(--a)); border-radius: .15rem; padding: .1rem 0 }
 .answer { text-decoration: underline 2px; font-weight: 600 }
 .legend { display: flex; gap: .6rem; align-items: center }
 .legend i { width: 12rem; height: 1rem; border: 1px solid var(--line);
@@ -319,6 +336,8 @@ def page(title, shown, right):
         parts.append(f"<p>Right: <b>{html.escape(' / '.join(right))}</b></p>")
     if any(reading.span for _, reading, _, _ in shown):
         parts.append('<p class="soft">Each model\'s own answer is <span class="answer">underlined</span>.</p>')
+    if any(unread(reading, words) for _, reading, words, _ in shown):
+        parts.append('<p class="soft">Grey text was not read: it lies outside what the model takes at a time.</p>')
     for name, (heading, explanation) in MEASURES.items():
         top = scale(shown, name)
         parts.append(f"<h2>{html.escape(heading)}</h2><p>{html.escape(explanation)}</p>")
@@ -333,17 +352,37 @@ def page(title, shown, right):
     return f'<!doctype html>\n<html lang="en">\n{head}\n<style>{STYLE}</style>\n' + "\n".join(parts) + "\n</html>\n"
 
 
-def strip(reading, words, values, top, text):
-    """One text as HTML: its characters as they are, each word over its shade."""
-    parts, at, whole = [], 0, reading.texts[text]
+def pieces(reading, words, values, text):
+    """One text cut in pieces: (characters, the word that they are, its value). Between words: (…, None, 0), and before the
+    first word that was read and behind the last: (…, None, None).
+    """
+    whole, at, between = reading.texts[text], 0, None
     for word, value in zip(words, values, strict=True):
         if word.text == text:
+            yield whole[at : word.start], None, between
+            yield whole[word.start : word.end], word, value
+            at, between = word.end, 0.0
+    yield whole[at:], None, None
+
+
+def unread(reading, words):
+    """Whether there is text that the model did not read, beyond --max-len or outside the answer's window."""
+    texts = (pieces(reading, words, [0.0] * len(words), text) for text in range(len(reading.texts)))
+    return any(value is None and characters.strip() for text in texts for characters, _, value in text)
+
+
+def strip(reading, words, values, top, text):
+    """One text as HTML: its characters as they are, each word over its shade."""
+    parts = []
+    for characters, word, value in pieces(reading, words, values, text):
+        spelt = html.escape(characters)
+        if word:
             marked = ' class="answer"' if in_answer(word, reading.span) else ""
-            spelt = html.escape(whole[word.start : word.end])
-            parts.append(html.escape(whole[at : word.start]))
-            parts.append(f'<span{marked} style="--a:{max(value, 0) / top:.3f}" title="{value:.4g}">{spelt}</span>')
-            at = word.end
-    return "".join(parts) + html.escape(whole[at:])
+            spelt = f'<span{marked} style="--a:{max(value, 0) / top:.3f}" title="{value:.4g}">{spelt}</span>'
+        elif value is None and characters.strip():
+            spelt = f'<span class="unread">{spelt}</span>'
+        parts.append(spelt)
+    return "".join(parts)
 
 
 def scale(shown, name):
@@ -366,7 +405,7 @@ def show(shown, right):
         top = scale(shown, name)
         print(f"\n{heading}; deepest red: {top:.3g}")
         for subject, reading, words, related in shown:
-            print(f"{subject.name}: {conclusion(reading, right)}")
+            print(f"{subject.name}: {conclusion(reading, right)}" + "; not all was read" * unread(reading, words))
             if sys.stdout.isatty():
                 for text in range(len(reading.texts)):
                     print("  " + coloured(reading, words, related[name], top, text))
@@ -377,13 +416,12 @@ def show(shown, right):
 
 def coloured(reading, words, values, top, text):
     """One text with ANSI's 24-bit backgrounds from white to red, in black."""
-    parts, at, whole = [], 0, reading.texts[text]
-    for word, value in zip(words, values, strict=True):
-        if word.text == text:
-            pale = round(255 - 180 * max(value, 0) / top)
-            parts.append(f"{whole[at : word.start]}\033[30;48;2;255;{pale};{pale}m{whole[word.start : word.end]}\033[0m")
-            at = word.end
-    return "".join(parts) + whole[at:]
+    parts = []
+    for characters, word, value in pieces(reading, words, values, text):
+        pale = round(255 - 180 * max(value or 0, 0) / top)
+        colour = f"30;48;2;255;{pale};{pale}" if word else "2" if value is None else "0"  # 2: dim, not read
+        parts.append(f"\033[{colour}m{characters}\033[0m")
+    return "".join(parts)
 
 
 # ------------------------------------------------------------------------------------------------ main
@@ -405,12 +443,17 @@ def arguments():
     args = parser.parse_args()
     if len(args.adapter) > 2:
         raise UserError(f"--adapter: {len(args.adapter)} given: expected one or two")
-    if bool(args.question) != bool(args.context):
+    if (args.question is None) != (args.context is None):
         raise UserError("--question and --context go together")
+    given = [text for text in (args.question, args.context, *(args.text or ())) if text is not None]
+    if not all(text.strip() for text in given):
+        raise UserError("--question, --context and --text: expected a text, in quotes")
     if sum(map(bool, (args.question, args.text, args.id, args.faithfulness))) != 1:
         raise UserError("expected one of --question and --context, --text, --id, --faithfulness")
-    if args.html and args.faithfulness:
+    if args.html is not None and args.faithfulness:
         raise UserError("--html: --faithfulness has no page")
+    if args.html is not None and (Path(args.html).is_dir() or not Path(args.html).parent.is_dir()):
+        raise UserError(f"--html {args.html}: expected the name of a file, in a folder that there is")
     return args
 
 
@@ -469,7 +512,10 @@ def main():
     show(shown, right)
     if args.html:
         title = re.sub(r"\s+", " ", texts[0]).strip()
-        training.write_text(Path(args.html), page(title, shown, right))
+        try:
+            training.write_text(Path(args.html), page(title, shown, right))
+        except OSError as error:
+            raise UserError(f"--html {args.html}: could not be written ({error.strerror})") from None
         print(f"\n{args.html}: the page")
 
 

@@ -95,6 +95,12 @@ def test_files_that_are_no_json(tmp_path):
     path.write_bytes(b'{"data": "caf\xe9"}')
     with pytest.raises(UserError, match=r"x\.json:1: not UTF-8"):
         squad.read(path)
+    path.write_text('{"data": ' + "[" * 100_000)
+    with pytest.raises(UserError, match=r"x\.json: not JSON"):
+        squad.read(path)
+    path.write_text(json.dumps(official()).replace('"context": "', '"context": "\\ud800'))
+    with pytest.raises(UserError, match="'context' holds half a character, at 0"):
+        squad.read(path)
 
 
 def test_download_once_and_checked(server, tmp_path, monkeypatch):
@@ -107,6 +113,8 @@ def test_download_once_and_checked(server, tmp_path, monkeypatch):
     squad.download(tmp_path / "squad", address)
     again = squad.download(tmp_path / "squad", "http://127.0.0.1:9/")
     assert [len(part) for part in squad.load(again).values()] == [1, 1]
+    squad.download(tmp_path / "half", address, ["dev-v1.1.json"])
+    assert [path.name for path in (tmp_path / "half").iterdir()] == ["dev-v1.1.json"]
     monkeypatch.setitem(squad.SHA256, "dev-v1.1.json", "0" * 64)
     with pytest.raises(UserError, match=r"dev-v1\.1\.json has sha256 .*expected 000"):
         squad.download(tmp_path / "other", address)

@@ -1,6 +1,7 @@
 """train_squad.py from its command line: what a run leaves behind, resuming, errors, and what an adapter is used for."""
 
 import json
+import math
 import os
 import re
 import sys
@@ -177,6 +178,28 @@ def test_another_stride_is_another_run(run_squad, command, capsys):
 # ------------------------------------------------------------------------------------------------ a trained adapter
 
 
+def test_the_loss_is_the_mean_of_start_and_end_for_the_first_answer(run_squad, command, tiny_squad, monkeypatch):
+    """Would catch: a loss twice as large as it says, or another answer trained on where annotators differ."""
+    scores = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
+    found = train_squad.loss_sum(scores, scores.flip(1), torch.tensor([[0, 2], [1, 1]]))
+    assert found.item() == pytest.approx(-(2 * math.log(0.5) + 2 * math.log(0.8)) / 2)
+    path, targets = tiny_squad / "train-v1.1.json", []
+    content = json.loads(path.read_text())
+    for entry in content["data"][0]["paragraphs"]:
+        entry["qas"][0]["answers"].append({"answer_start": 0, "text": "the"})
+    path.write_text(json.dumps(content))
+    target = squad.target
+    monkeypatch.setattr(squad, "target", lambda window, answer: targets.append(answer[1]) or target(window, answer))
+    run_squad(*command, "--epochs", 1)
+    assert all(words.startswith("small") for words in targets[:40])  # of 40 windows; then unreachable asks for all
+
+
+def test_the_default_stride_fits_a_short_window(run_squad, command, tmp_path):
+    """Would catch: --max-len 20 with an overlap of 128."""
+    run_squad(*command[:-2], "--epochs", 1)
+    assert json.loads((tmp_path / "out" / "args.json").read_text())["args"]["doc_stride"] == 6
+
+
 def test_eval_only_predict_submit_export(run_squad, command, tmp_path, capsys, tiny_squad):
     """Would catch: an exported model that differs, answers under other ids, --limit-dev that takes others than the first."""
     run_squad(*command, "--export", tmp_path / "merged", "--limit-dev", 5)
@@ -220,6 +243,8 @@ def test_an_adapter_of_another_task_or_base_is_refused(run_squad, command, tmp_p
         (["--limit-dev", "0"], "--limit-dev: '0': expected"),
         (["--max-len", "64"], "--max-len 64: expected 5 to 32"),
         (["--predict", "who?", "text"], "need --adapter"),
+        (["--adapter", "none.pt", "--predict", "who?", "text", "--submit", "x"], "--predict: leave --eval-only, --submit"),
+        (["--export", __file__], "test_train_squad.py: a file: expected a folder"),
         (["--predict", "who?"], "expected 2 arguments"),
         (["--adapter", "none.pt", "--predict", "who?", " "], "--predict: expected a question and a text"),
         (["--method", "frozen"], "invalid choice: 'frozen'"),

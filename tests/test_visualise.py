@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import fails
 
+import baselines
 import training
 from data import squad
 from data.hub import MINI
@@ -67,12 +68,15 @@ def command(monkeypatch):
 # ------------------------------------------------------------------------------------------------ relations
 
 
-@pytest.mark.parametrize("method", ["hut", "lora", "houlsby", "prefix", "full"])
+@pytest.mark.parametrize(
+    "method", ["hut", "head", *(name for name in baselines.METHODS if name not in ("vera", "fourierft"))]
+)
 def test_attention_is_what_the_model_attends_with(loaded, method):
     """Would catch: attention of another layer, of the frozen weights, without the scale, or without a method's prefix."""
     model = loaded(method=method).model
     ids = torch.randint(4, 1000, (1, 12))
-    outer, seen = model.roberta.blocks[-1].attention, {}
+    block, seen = model.roberta.blocks[-1], {}
+    outer = getattr(block, "block", block).attention
     inner = getattr(outer, "attention", outer)
     inner.v.register_forward_hook(lambda m, i, output: seen.update(v=output[0]))
     inner.o.register_forward_hook(lambda m, i, output: seen.update(mixed=i[0][0]))
@@ -130,6 +134,8 @@ def test_relations_of_words_are_sums_over_their_tokens(loaded):
     weights = visualise.attention_of(subject.model, reading.ids)
     expected = weights[:, reading.looking][:, :, words[long].tokens].sum(-1).mean()
     assert related["attention"][long] == pytest.approx(expected.item(), rel=1e-4)
+    gradient = visualise.gradient_times_input(subject.model, reading)[words[long].tokens]
+    assert related["gradient"][long] == pytest.approx(gradient.sum().item(), rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------ words, readings
@@ -187,24 +193,54 @@ def test_a_pair_of_glue(loaded):
 
 
 def test_the_reddest_words_outside_the_answer_are_masked(loaded, monkeypatch):
-    """Would catch: the palest words masked, the answer's own, another share of them; a fall with the wrong sign."""
+    """Would catch: the palest words masked, the answer's own, another share of them, a part of a word; a wrong sign; random
+    words of another text than the measure's.
+
+    Twelve words of two tokens, the first four of them the question's.
+    """
     subject = loaded()
     mask = subject.tokenizer.token_to_id("<mask>")
     asked = []
 
     def outcome(ids):
         asked.append((ids[0] == mask).nonzero()[:, 0].tolist())
-        return None, 0.9 - 0.1 * len(asked[-1])
+        return None, 0.9 - 0.05 * len(asked[-1])
 
-    words = [visualise.Word([i + 1], 1, 2 * i, 2 * i + 1) for i in range(12)]
-    reading = visualise.Reading(("", ""), torch.full((1, 14), 5), [], "", [], (1, 8, 11), outcome)
+    words = [visualise.Word([2 * i + 1, 2 * i + 2], int(i > 3), 2 * i, 2 * i + 1) for i in range(12)]
+    reading = visualise.Reading(("", ""), torch.full((1, 26), 5), [], "", [], (1, 8, 11), outcome)  # words 4 and 5
     reds = {"attention": [*range(12)], "gradient": [5, 4, 3, 2, 99, 99, -1, -1, -1, -1, -1, -1]}
     monkeypatch.setattr(visualise, "words_of", lambda reading: words)
     monkeypatch.setattr(visualise, "relations", lambda *arguments: reds)
     before, fall = visualise.falls(subject, reading, random.Random(0))
-    assert before == 0.9 and fall == pytest.approx({"attention": 0.2, "gradient": 0.2, "random": 0.2})
-    assert asked[:3] == [[], [11, 12], [1, 2]] and len(asked) == 3 + visualise.DRAWS
-    assert all(len(chosen) == 2 and not {5, 6} & set(chosen) for chosen in asked[3:])
+    names = ("attention", "like attention", "gradient", "like gradient", "random")
+    assert before == 0.9 and fall == pytest.approx(dict.fromkeys(names, 0.2))
+    n = visualise.DRAWS
+    assert asked[:2] == [[], [21, 22, 23, 24]] and asked[2 + n] == [1, 2, 3, 4] and len(asked) == 3 + 3 * n
+    random_ones = {"text": asked[2 : 2 + n], "question": asked[3 + n : 3 + 2 * n], "any": asked[3 + 2 * n :]}
+    for which, draws in random_ones.items():
+        assert len({tuple(chosen) for chosen in draws}) > 1
+        for chosen in draws:
+            assert len(chosen) == 4 and not {9, 10, 11, 12} & set(chosen)
+            assert all(chosen[i] % 2 == 1 and chosen[i + 1] == chosen[i] + 1 for i in (0, 2))  # whole words
+            assert which == "any" or all((token > 8) == (which == "text") for token in chosen)
+
+
+def test_what_faithfulness_prints(loaded, monkeypatch, capsys):
+    """Would catch: a row with another's numbers, another mean, a share of something else."""
+    names = ("attention", "like attention", "gradient", "like gradient", "random")
+    found = iter([(0.4, dict(zip(names, (0.1, 0.2, 0.3, 0.4, 0.0), strict=True))), None,
+                  (0.6, dict(zip(names, (0.3, 0.2, 0.5, 0.0, 0.0), strict=True)))])  # fmt: skip
+    monkeypatch.setattr(visualise, "falls", lambda *arguments: next(found))
+    visualise.faithfulness(loaded(), [(QUESTION, CONTEXT)] * 3)
+    printed = capsys.readouterr().out
+    assert "2 dev examples, mean probability of the answer 0.500" in printed
+    rows = re.findall(r"^  +(.*?)  +(\S+ ± \S+, \d+%) of it$", printed, re.MULTILINE)
+    like = "random words, as many of each text"
+    assert rows == [
+        ("(a) Attention in the last layer", "0.200 ± 0.100, 40%"), (like, "0.200 ± 0.000, 40%"),
+        ("(b) Gradient × input", "0.400 ± 0.100, 80%"), (like, "0.200 ± 0.200, 40%"),
+        ("random words", "0.000 ± 0.000, 0%"),
+    ]  # fmt: skip
 
 
 def test_faithfulness_from_the_command_line(command, adapter, capsys):
@@ -212,7 +248,7 @@ def test_faithfulness_from_the_command_line(command, adapter, capsys):
     command("--adapter", adapter(), "--adapter", adapter(seed=1), "--faithfulness", 3)
     printed = capsys.readouterr().out
     assert printed.count("3 dev examples") == 2 and "20% of the words outside the answer" in printed
-    assert len(re.findall(r"(Attention|Gradient|random).* -?\d\.\d{3} ± \d\.\d{3}", printed)) == 6
+    assert len(re.findall(r"(Attention|Gradient|random).* -?\d\.\d{3} ± \d\.\d{3}", printed)) == 10
 
 
 # ------------------------------------------------------------------------------------------------ the page
@@ -272,6 +308,47 @@ def test_the_page(command, adapter, tmp_path, capsys):
         assert "".join(marked).startswith(answer.replace(" ", "")), (answer, marked)
 
 
+def test_text_that_was_not_read_is_grey(command, adapter, tmp_path, capsys):
+    """Would catch: text outside the window, or cut off, that looks as if it had been read and had no relation."""
+    path, short = tmp_path / "page.html", adapter(max_len=24)
+    command("--adapter", short, "--adapter", adapter(), "--question", QUESTION, "--context", CONTEXT, "--html", path)
+    text = path.read_text(encoding="utf-8")
+    assert Page(text).strips == [QUESTION, CONTEXT] * 4
+    subject = visualise.load(short, None, torch.device("cpu"))
+    reading = visualise.read_squad(subject, QUESTION, CONTEXT)
+    words = [word for word in visualise.words_of(reading) if word.text == 1]
+    outside = CONTEXT[: words[0].start], CONTEXT[words[-1].end :]
+    grey = re.findall(r'<span class="unread">(.*?)</span>', text)
+    assert grey == [part for part in outside if part.strip()] * 2 != []
+    assert "Grey text was not read" in text and "white-space: pre-wrap" in text
+    assert capsys.readouterr().out.count("not all was read") == 2
+    command("--adapter", adapter("cola", max_len=8), "--text", CONTEXT, "--html", path)
+    assert "Grey text was not read" in path.read_text(encoding="utf-8")
+    command("--adapter", adapter(), "--question", QUESTION, "--context", CONTEXT, "--html", path)
+    assert "Grey" not in path.read_text(encoding="utf-8")
+
+
+def test_markup_in_a_path_and_in_an_answer_does_not_run(loaded):
+    """Would catch: a name, a title or an answer that is not escaped; ", wrong" whatever the answer is."""
+    subject = loaded()._replace(name="hut (<script>.pt)")
+    reading = visualise.read_squad(subject, QUESTION, CONTEXT)._replace(answer="<script>x</script>")
+    words = visualise.words_of(reading)
+    shown = [(subject, reading, words, visualise.relations(subject.model, reading, words))]
+    text = visualise.page("<script>", shown, ["<script>x</script>"])
+    assert "script" not in Page(text).tags and text.count("&lt;script&gt;") > 4 and ", right" in text
+
+
+def test_the_reddest_words_come_first(loaded, capsys):
+    """Would catch: the palest ones, or the numbers of other words. And a scale where no word adds to the logit."""
+    subject = loaded()
+    reading = visualise.read_squad(subject, QUESTION, CONTEXT)
+    words = visualise.words_of(reading)
+    values = [-float(i) for i in range(len(words))]
+    visualise.show([(subject, reading, words, dict.fromkeys(visualise.MEASURES, values))], [])
+    assert "  Where -0.000, did -1.000, many -2.000" in capsys.readouterr().out
+    assert visualise.scale([(None, None, None, {"gradient": [-2.0, 0.0]})], "gradient") == 1
+
+
 def test_a_dev_question_and_a_glue_sentence(command, adapter, tmp_path, capsys):
     """Would catch: another example than the one named, a right answer that is taken for wrong."""
     asked = squad.load(MINI / "squad", splits=("dev",))["dev"][1]
@@ -306,6 +383,11 @@ def test_colours_of_the_terminal(loaded):
     [
         (["squad"], "expected one of --question and --context, --text, --id, --faithfulness"),
         (["squad", "--question", "Who?"], "--question and --context go together"),
+        (["squad", "--question", "Who?", "--context", " "], "--question, --context and --text: expected a text"),
+        (["cola", "--text", ""], "--question, --context and --text: expected a text"),
+        (["cola", "--text", "caf\udce9"], "not UTF-8"),
+        (["squad", "--id", "x", "--html", "nowhere/x.html"], "--html nowhere/x.html: expected the name of a file"),
+        (["squad", "--id", "x", "--html", ""], "expected the name of a file"),
         (["squad", "--text", "The boys laugh."], "trained on squad: expected --question and --context"),
         (["cola", "--question", "Who?", "--context", "Me"], "trained on cola: expected --text"),
         (["cola", "--text", "One", "Two"], "--text: cola takes 1 text"),

@@ -195,7 +195,9 @@ SQUAD_PARAGRAPHS = 20  # an article; of two sentences each, with a question on e
 
 
 def squad_paragraph(rng):
-    """A text, and [(question, [(start, answer), …])]. No verb and no noun occurs twice: each question has one answer."""
+    """A text, and [(question, [(start, answer), …])]. No verb, and no form of a noun, occurs twice: each question has one
+    answer.
+    """
     text, questions, nouns = "", [], []
     for verb in rng.sample(grammar.WITH_PERSON + grammar.WITH_THING, 2):
         what = "who" if verb in grammar.WITH_PERSON else "what"
