@@ -33,15 +33,9 @@ DEFAULTS = {  # the READ paper's; it names no warm-up, weight decay, patience or
 # The paper searches 1e-6 to 3e-3 for each task and method, and prints some of what it found: these are ours.
 LR = {"read": 1e-3, "lst": 1e-3, "hut": 1e-3, "full": 1e-4, "bitfit": 1e-3, "houlsby": 5e-4, "lora": 5e-4, "prompt": 3e-3}
 MINI_SETTINGS = {"batch_size": 32, "patience": 10}  # for the bundled model and data, with rates of their own
-MINI_LR = {
-    "read": 3e-3,
-    "lst": 5e-3,
-    "hut": 1e-2,
-    "full": 1e-3,
-    "bitfit": 1e-2,
-    "houlsby": 5e-3,
-    "lora": 5e-3,
-    "prompt": 1e-1,
+MINI_LR = {  # of the three that `sweep read` tries the best on validation; read the second: at 0.025 one seed of three fails
+    **{"read": 5e-3, "lst": 1e-3, "hut": 2.5e-2, "full": 1e-3, "bitfit": 2.5e-2, "houlsby": 2.5e-3, "lora": 2.5e-3},
+    **{"prompt": 1e-1},
 }
 SHORTEST = 5  # tokens of a source: the task's name and prefix are three, the end token is one
 EVAL_BATCH = 64
