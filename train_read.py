@@ -160,7 +160,10 @@ def train(args, seed, folder, directory, tokenizer, splits, device, dtype):
     if args.init_adapter:
         training.load_adapter(args.init_adapter, model, base, args.method)
     sources, targets = encode(args, tokenizer, splits["train"])
-    held = {name: (encode(args, tokenizer, splits[name])[0], [e.label for e in splits[name]]) for name in splits}
+    held = {
+        name: (encode(args, tokenizer, splits[name])[0], [example.label for example in splits[name]])
+        for name in ("validation", "test")
+    }
     lengths, fill = [len(source) for source in sources], model.config.pad_token_id
     steps = math.ceil(math.ceil(len(sources) / args.batch_size) / args.accumulate)
     padding = padding_share(lengths, shuffled_batches(lengths, args.batch_size, [seed, 0]))

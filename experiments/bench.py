@@ -332,6 +332,8 @@ def main():
     parser.add_argument("--device")
     parser.add_argument("--dtype")
     args = parser.parse_args()
+    if args.width is not None and (args.width < 64 or args.width % 64):
+        parser.error(f"--width {args.width}: expected a multiple of 64, the width of a head")
     device, dtype = pick_device(args.device, args.dtype)
     if args.what == "generate":
         generate_table(args.rounds, device)
