@@ -20,7 +20,7 @@ from data.hub import MINI, checkpoint, copy_tokenizer, load_tokenizer
 from metrics import glue_scores
 from model import read_config
 from read.lst import LSTT5
-from read.network import WIDTH, apply_read
+from read.network import WIDTH
 from read.t5 import T5, T5Config
 from training import mendable, peak_memory
 
@@ -207,13 +207,7 @@ def prepare(args, directory, seed, device):
         model = T5.from_pretrained(directory)
     base = training.fingerprint(model)
     model.to(device)
-    if args.method == "lst":
-        model = LSTT5(model).to(device)
-    elif args.method == "read":
-        with mendable():
-            model = apply_read(model, args.r, args.cell, args.start != "random", not args.unscaled)
-    else:
-        model = training.put_in(model, args)
+    model = LSTT5(model).to(device) if args.method == "lst" else training.put_in(model, args)
     if args.dropout is not None:
         training.set_dropout(model, args.dropout)
     return model, base

@@ -279,7 +279,8 @@ def put_in(model, args, head=None):
         if args.method == "hut":
             apply_hut(model, args.r, args.targets)
         elif args.method == "read":
-            model = apply_read(model, args.r, args.cell, args.start != "random")
+            scaled = not getattr(args, "unscaled", False)  # train_read.py's alone
+            model = apply_read(model, args.r, args.cell, args.start != "random", scaled)
         elif args.method in ("head", "frozen"):
             model.requires_grad_(False)
         else:

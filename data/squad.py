@@ -122,10 +122,10 @@ SHA256 = {
 }
 
 
-def download(folder=None, release=RELEASE, names=("train-v1.1.json", "dev-v1.1.json")):
-    """Fetches these of the official files into `folder` (the cache), unless they are there; returns `folder`."""
+def download(folder=None, release=RELEASE, names=None):
+    """Fetches the official files, or `names` of them, into `folder` (the cache), unless they are there; returns `folder`."""
     folder = folder or cache() / "squad"
-    for name in names:
+    for name in names or SHA256:
         fetch(release + name, folder / name, SHA256[name])
     return folder
 

@@ -416,7 +416,7 @@ def cost(folder, result):
 def in_use(args, script, task, folder):
     """What a label costs with the adapter of the run in `folder`, one source at a time: {"label_ms", "label_memory"}.
 
-    Measured once, by a process that does nothing else before. None where that failed, as the run itself did not.
+    Measured once, by a process that does nothing else before. None where that fails, which is said: the run is there.
     """
     path = folder / "in-use.json"
     if not path.exists():
@@ -425,6 +425,7 @@ def in_use(args, script, task, folder):
         done = subprocess.run([sys.executable, str(script), *given, *adapter], capture_output=True, text=True, check=False)
         found = [json.loads(line) for line in done.stdout.splitlines() if "ms_a_label" in line]
         if not found:
+            print(f"{folder}: not measured in use: {(done.stderr.splitlines() or ['no output'])[-1]}", flush=True)
             return {"label_ms": None, "label_memory": None}
         write_json(path, found[0])
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -498,7 +499,7 @@ def table(args, cells, parts):
 
 
 OVER_TASKS = ["mean", "peak memory, MiB", "seconds to the best epoch", "kWh, by utilisation", "kWh, by power",
-              "ms a label, batch 1", "peak memory, MiB"]  # fmt: skip
+              "ms a label, batch 1", "peak memory in use, MiB"]  # fmt: skip
 
 
 def over_tasks(entries):

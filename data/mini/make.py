@@ -357,9 +357,9 @@ HOLE = "<extra_id_0>"  # the first of T5's sentinels; a short sentence has one h
 def t5_tokenizer(sentences):
     """A </s>, as T5's; words that a sentence does not have, the tasks' names and labels, are in the vocabulary too."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    marked = pre_tokenizers.Metaspace(prepend_scheme="first"), decoders.Metaspace(prepend_scheme="first")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), marked[0]])
-    tokenizer.decoder = marked[1]
+    spaces = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), spaces])
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
     trainer = trainers.BpeTrainer(
         vocab_size=1000,
         special_tokens=["<pad>", "</s>", "<unk>", HOLE],
@@ -417,8 +417,10 @@ def write(path, text):
     path.write_text(text, encoding="utf-8", newline="")
 
 
-PARTS = {"cola": make_cola, "roberta": make_roberta, "squad": make_squad, "e2e": make_e2e, "gpt2": make_gpt2}
-PARTS |= {"t5": make_t5}
+PARTS = {
+    **{"cola": make_cola, "roberta": make_roberta, "squad": make_squad},
+    **{"e2e": make_e2e, "gpt2": make_gpt2, "t5": make_t5},
+}
 
 
 def main():
