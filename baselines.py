@@ -1,11 +1,11 @@
 """The methods HUT is compared with, each a screenful: what is trained, the formula, where it is from, how it starts.
 
-`apply` puts one of them into a RobertaClassifier, a GPT2 or a T5, in place; `merge` takes it out into plain weights, where
-that is possible. A model's trainable parameters are then the method, and all there is to save: what is random and
-frozen (VeRA's A and B, FourierFT's places) is made again from `seed`.
+`apply` puts one of them into a RobertaClassifier, a GPT2 or a T5, in place; `merge` takes it out into plain
+weights, where that is possible. A model's trainable parameters are then the method, and all there is to save:
+what is random and frozen (VeRA's A and B, FourierFT's places) is made again from `seed`.
 
-`x` (…, d) is a layer's input and W_0 (d, k) its frozen weight, with the input on the left, as in hut.py. Heads are the
-script's business.
+`x` (…, d) is a layer's input and W_0 (d, k) its frozen weight, with the input on the left, as in hut.py.
+Heads are the script's business.
 """
 
 import copy
@@ -16,12 +16,17 @@ from torch.nn import functional as F
 
 METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lin", "lora", "vera", "fourierft", "top2", "prefix")
 T5_METHODS = ("full", "bitfit", "houlsby", "lora", "prompt")  # what READ is compared with on T5
-TARGETED = ("lora", "vera", "fourierft")  # put over the layers that `targets` names; the others have places of their own
+TARGETED = (
+    "lora",
+    "vera",
+    "fourierft",
+)  # put over the layers that `targets` names; the others have places of their own
 RANDOM = ("vera", "fourierft")  # part of what they add is random, frozen, and made again from a seed
 UNMERGED = ("houlsby", "pfeiffer", "lin", "prefix", "prompt")  # no plain weights compute the same
 
-# r is a method's size: the adapters' bottleneck, LoRA's and VeRA's rank, FourierFT's n, the prefix's m. Those of the
-# tables that the paper quotes, for RoBERTa-large and GPT-2 medium; a method that is not here has no size.
+# r is a method's size: the adapters' bottleneck, LoRA's and VeRA's rank, FourierFT's n, the prefix's m. Those
+# of the tables that the paper quotes, for RoBERTa-large and GPT-2 medium; a method that is not here has no
+# size.
 ROBERTA_R = {"houlsby": 64, "pfeiffer": 64, "lin": 6, "lora": 8, "vera": 256, "fourierft": 1000, "prefix": 7}
 GPT2_R = ROBERTA_R | {"houlsby": 112, "lora": 4, "vera": 1024}
 T5_R = {"houlsby": 64, "lora": 32, "prompt": 20}  # the READ paper's
@@ -114,8 +119,8 @@ def find_linears(body, targets):
 def train_biases(body):
     """BitFit (Ben Zaken, Ravfogel & Goldberg, 2022, section 3): every bias is trained, layer norms' included.
 
-    T5 has none; there the norms' scales are trained in their place: of T5-base 47,616 parameters, 0.019 %. The 0.06 % that
-    the READ paper prints are not explained by anything T5 has.
+    T5 has none; there the norms' scales are trained in their place: of T5-base 47,616 parameters, 0.019 %.
+    The 0.06 % that the READ paper prints are not explained by anything T5 has.
     """
     kind = "norm.weight" if is_t5(body) else "bias"
     for name, parameter in body.named_parameters():
@@ -133,8 +138,8 @@ def train_last_two_blocks(body):
 class Updated(nn.Module):
     """A frozen linear layer with a learned update of its weight: x (…, d) -> x × (W_0 + update) + b (…, k).
 
-    `weight` (k, d) is W_0 transposed, as nn.Linear stores it, and `update()` returns the update so. Starts at `linear`,
-    whose weight and bias it shares, untouched.
+    `weight` (k, d) is W_0 transposed, as nn.Linear stores it, and `update()` returns the update so. Starts at
+    `linear`, whose weight and bias it shares, untouched.
     """
 
     def __init__(self, linear):
@@ -163,7 +168,9 @@ class LoRA(Updated):
     def __init__(self, linear, r, alpha=LORA_ALPHA):
         super().__init__(linear)
         self.scale = alpha / r
-        self.A = nn.Parameter(torch.empty(self.d, r, device=self.weight.device).uniform_(-(self.d**-0.5), self.d**-0.5))
+        self.A = nn.Parameter(
+            torch.empty(self.d, r, device=self.weight.device).uniform_(-(self.d**-0.5), self.d**-0.5)
+        )
         self.B = nn.Parameter(torch.zeros(r, self.k, device=self.weight.device))
 
     def forward(self, x):
@@ -181,8 +188,8 @@ def add_lora(body, linears, r):
 class VeRA(Updated):
     """VeRA (Kopiczko, Blankevoort & Asano, 2024, equation 2): h = x W_0 + ((x A) ⊙ lambda_d) B ⊙ lambda_b.
 
-    A (d, r) and B (r, k) are random, frozen and shared by all layers of a shape; lambda_d (r,) starts at 0.1 and
-    lambda_b (k,) at zero: the frozen layer.
+    A (d, r) and B (r, k) are random, frozen and shared by all layers of a shape; lambda_d (r,) starts at 0.1
+    and lambda_b (k,) at zero: the frozen layer.
     """
 
     def __init__(self, linear, A, B):
@@ -206,7 +213,9 @@ def add_vera(body, linears, r, seed):
         k, d = linear.weight.shape
         if (d, k) not in shared:
             shapes, generator = ((d, r), (r, k)), torch.Generator("cpu").manual_seed(seed)
-            A_B = ((2 * torch.rand(s, generator=generator, device="cpu") - 1) * (6 / s[0]) ** 0.5 for s in shapes)
+            A_B = (
+                (2 * torch.rand(s, generator=generator, device="cpu") - 1) * (6 / s[0]) ** 0.5 for s in shapes
+            )
             shared[d, k] = [t.to(linear.weight.device) for t in A_B]
         body.set_submodule(name, VeRA(linear, *shared[d, k]))
 
@@ -214,9 +223,10 @@ def add_vera(body, linears, r, seed):
 class FourierFT(Updated):
     """FourierFT (Gao et al., 2024, section 3.1): h = x (W_0 + alpha Re(ifft2(F))).
 
-    F (d, k) is zero but for n coefficients c at `places`, which are random and the same in all layers of a shape.
-    c starts N(0, 1): this does NOT start at the frozen layer. ifft2 divides by d k, so alpha is FOURIERFT_ALPHA ·
-    d k / 1024² here: the authors' range at their width, and an update of the same size in models of any.
+    F (d, k) is zero but for n coefficients c at `places`, which are random and the same in all layers of a
+    shape. c starts N(0, 1): this does NOT start at the frozen layer. ifft2 divides by d k, so alpha is
+    FOURIERFT_ALPHA · d k / 1024² here: the authors' range at their width, and an update of the same size in
+    models of any.
     """
 
     def __init__(self, linear, places):
@@ -276,10 +286,10 @@ class Houlsby(nn.Module):
 def add_houlsby(body, r):
     """Houlsby et al. (2019, section 2.1): an adapter after attention and one after the feed-forward layer, in every block.
 
-    Each is behind the sublayer's dropout, before the residual is added (and, in RoBERTa, the sum normalised). act is
-    GELU. The authors train the layer norms too; the tables that the paper quotes count the adapters alone, as here.
-    In T5 there is one a block, after the feed-forward layer: so many the READ paper counts (T5-base: 24 × 99,136, 0.96 %),
-    though its text says after every attention too.
+    Each is behind the sublayer's dropout, before the residual is added (and, in RoBERTa, the sum normalised).
+    act is GELU. The authors train the layer norms too; the tables that the paper quotes count the adapters
+    alone, as here. In T5 there is one a block, after the feed-forward layer: so many the READ paper counts
+    (T5-base: 24 × 99,136, 0.96 %), though its text says after every attention too.
     """
     for block in body.blocks:
         d, device = block.d.out_features, block.d.weight.device
@@ -314,9 +324,9 @@ class BlockAdapter(nn.Module):
 def add_pfeiffer(body, r):
     """Pfeiffer et al. (2020, MAD-X; 2021, AdapterFusion): LN(up(relu(down(LN(h + x)))) + h + x), after the FFN only.
 
-    h is the output of the feed-forward layer, x what it is added to; LN is the layer's own, frozen, used twice.
-    That is RoBERTa's order, post-norm. GPT-2, pre-norm, does not normalise the sum h + x: there it stays so, and the
-    adapter reads it through the layer's own norm: up(relu(down(LN(h + x)))) + h + x.
+    h is the output of the feed-forward layer, x what it is added to; LN is the layer's own, frozen, used
+    twice. That is RoBERTa's order, post-norm. GPT-2, pre-norm, does not normalise the sum h + x: there it
+    stays so, and the adapter reads it through the layer's own norm: up(relu(down(LN(h + x)))) + h + x.
     """
     for i, block in enumerate(body.blocks):
         sizes = block.d.out_features, r, F.relu, block.d.weight.device
@@ -340,8 +350,8 @@ def add_lin(body, r):
 class Prefix(nn.Module):
     """Attention with m learned `keys` and `values` (m, d) in front of those of its input; all positions see them.
 
-    Forward as the attention's own, but that the mask has m more columns. The prefix is no token: it has no position,
-    and is not in the cache.
+    Forward as the attention's own, but that the mask has m more columns. The prefix is no token: it has no
+    position, and is not in the cache.
     """
 
     def __init__(self, attention, m, causal):
@@ -355,12 +365,17 @@ class Prefix(nn.Module):
         inner, (B, L, _) = self.attention, x.shape
 
         def heads(t):
-            return t.unflatten(-1, (inner.n_head, -1)).transpose(1, 2)  # (B, L, d) -> (B, n_head, L, d / n_head)
+            return t.unflatten(-1, (inner.n_head, -1)).transpose(
+                1, 2
+            )  # (B, L, d) -> (B, n_head, L, d / n_head)
 
         q, k, v = heads(inner.q(x)), heads(inner.k(x)), heads(inner.v(x))
         if past is not None:
             k, v = past.extend(k, v)
-        k, v = (torch.cat([heads(t.to(k.dtype).expand(B, -1, -1)), own], 2) for t, own in ((self.keys, k), (self.values, v)))
+        k, v = (
+            torch.cat([heads(t.to(k.dtype).expand(B, -1, -1)), own], 2)
+            for t, own in ((self.keys, k), (self.values, v))
+        )
         if mask is None and self.causal:
             mask = torch.ones(L, L, dtype=torch.bool, device=x.device).tril()
         if mask is not None:
@@ -373,8 +388,8 @@ class Prefix(nn.Module):
 def add_prefix(body, m):
     """Prefix-tuning (Li & Liang, 2021), the vectors learned as they are, without a network that makes them; PreLayer.
 
-    m key and m value vectors in front of every layer's, N(0, 0.02): close to zero, but they draw attention from the
-    input, and so this does NOT start at the frozen model.
+    m key and m value vectors in front of every layer's, N(0, 0.02): close to zero, but they draw attention
+    from the input, and so this does NOT start at the frozen model.
     """
     for block in body.blocks:
         block.attention = Prefix(block.attention, m, causal=is_gpt2(body))

@@ -38,7 +38,10 @@ class Meter:
         for line in self.process.stdout:
             now = time.monotonic()
             minutes, self.last = (now - self.last) / 60, now
-            kwh_a_unit = {"utilisation": minutes * P_0 / 6000, "power": minutes / 60 / 1000}  # of percent, of W
+            kwh_a_unit = {
+                "utilisation": minutes * P_0 / 6000,
+                "power": minutes / 60 / 1000,
+            }  # of percent, of W
             for (name, factor), text in zip(kwh_a_unit.items(), line.split(","), strict=False):
                 self.total[name] += factor * told(text)
             self.kwh = {name: None if math.isnan(kwh) else kwh for name, kwh in self.total.items()}

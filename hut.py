@@ -5,14 +5,14 @@ A pretrained weight W_0 (d×k, input on the left) is frozen, and a transformatio
     W_new = (M_A × 1_A)/r ⊙ W_0 ⊙ (1_B × M_B)/r            (eq. 8)   M_A (d×r), M_B (r×k), 1_A (r×k), 1_B (d×r)
     h     = gamma ⊙ (x × W_new) + beta                      (eq. 9)   gamma, beta (1×k)
 
-Every column of (M_A × 1_A)/r is m_A, the mean of M_A over r (d×1); every row of (1_B × M_B)/r is m_B, the mean of M_B
-over r (1×k). So W_new = m_A ⊙ W_0 ⊙ m_B = diag(m_A) W_0 diag(m_B), and
+Every column of (M_A × 1_A)/r is m_A, the mean of M_A over r (d×1); every row of (1_B × M_B)/r is m_B, the
+mean of M_B over r (1×k). So W_new = m_A ⊙ W_0 ⊙ m_B = diag(m_A) W_0 diag(m_B), and
 
     h = x × (gamma ⊙ m_A m_B ⊙ W_0) + beta                  (eq. 10)
       = ((x ⊙ m_A) × W_0) ⊙ (gamma ⊙ m_B) + beta            (what `forward` computes)
 
-The last line scales what goes into W_0 and what comes out of it, instead of W_0: the same function, no d×k product for
-autograd to differentiate, and so no dense weight gradient. `to_linear` is eq. 10 as it stands.
+The last line scales what goes into W_0 and what comes out of it, instead of W_0: the same function, no d×k
+product for autograd to differentiate, and so no dense weight gradient. `to_linear` is eq. 10 as it stands.
 """
 
 import copy
@@ -25,10 +25,10 @@ from torch.nn import functional as F
 class HUTLinear(nn.Module):
     """A frozen linear layer under a learned Hadamard transformation: x (…, d) -> h (…, k).
 
-    Trains `M_A` (d, r), `M_B` (r, k), `gamma` (k,) and `beta` (k,), in float32. They start at ones, ones, ones and
-    zeros, where the layer is the frozen one but for the last bit of rounding. `weight` (k, d) is W_0 transposed, as
-    nn.Linear stores it; it and the pretrained `bias` b (k,) are frozen. b is added after gamma:
-    h = gamma ⊙ (x W_new) + b + beta.
+    Trains `M_A` (d, r), `M_B` (r, k), `gamma` (k,) and `beta` (k,), in float32. They start at ones, ones,
+    ones and zeros, where the layer is the frozen one but for the last bit of rounding. `weight` (k, d) is W_0
+    transposed, as nn.Linear stores it; it and the pretrained `bias` b (k,) are frozen. b is added after
+    gamma: h = gamma ⊙ (x W_new) + b + beta.
     """
 
     def __init__(self, weight, bias, r):
@@ -71,10 +71,10 @@ class HUTLinear(nn.Module):
 def apply_hut(model, r=8, targets="qv"):
     """Freezes `model` and puts a HUTLinear in place of every target layer, in place; returns the model.
 
-    `targets` is a string of letters from "qkvoud" for the models of this project, whose linear layers are named so, or
-    a list of module-name endings for any other (["query", "value"] for a stock transformers RoBERTa).
-    Raises ValueError, with the model unchanged, if a target is named twice, matches nothing, or matches a layer that
-    is already adapted or is no nn.Linear; and for r < 1.
+    `targets` is a string of letters from "qkvoud" for the models of this project, whose linear layers are
+    named so, or a list of module-name endings for any other (["query", "value"] for a stock transformers
+    RoBERTa). Raises ValueError, with the model unchanged, if a target is named twice, matches nothing, or
+    matches a layer that is already adapted or is no nn.Linear; and for r < 1.
     """
     targets = list(targets)
     chosen = {}
@@ -83,7 +83,9 @@ def apply_hut(model, r=8, targets="qv"):
             raise ValueError(f"target '{target}' is named twice in {targets}")
         found = {name: m for name, m in model.named_modules() if f".{name}".endswith(f".{target}")}
         if not found:
-            raise ValueError(f"target '{target}' matches no layer of the model: expected the ending of a layer's name")
+            raise ValueError(
+                f"target '{target}' matches no layer of the model: expected the ending of a layer's name"
+            )
         for name, module in found.items():
             if isinstance(module, HUTLinear):
                 raise ValueError(f"{name} is already adapted: apply_hut takes a model once")
@@ -141,4 +143,8 @@ def _hut_layers(model):
 
 def _adapter_tensors(model):
     names = ("M_A", "M_B", "gamma", "beta")
-    return {f"{layer}.{name}": getattr(module, name) for layer, module in _hut_layers(model).items() for name in names}
+    return {
+        f"{layer}.{name}": getattr(module, name)
+        for layer, module in _hut_layers(model).items()
+        for name in names
+    }

@@ -45,7 +45,13 @@ def glue_scores(task: str, predictions, labels) -> dict[str, float]:
     """
     if task not in GLUE_SCORES:
         raise ValueError(f"unknown GLUE task {task!r}; one of {' '.join(GLUE_SCORES)} is expected")
-    functions = {"accuracy": accuracy, "f1": f1, "matthews": matthews, "pearson": pearson, "spearman": spearman}
+    functions = {
+        "accuracy": accuracy,
+        "f1": f1,
+        "matthews": matthews,
+        "pearson": pearson,
+        "spearman": spearman,
+    }
     return {name: functions[name](predictions, labels) for name in GLUE_SCORES[task]}
 
 
@@ -58,8 +64,8 @@ def accuracy(predictions, labels) -> float:
 def f1(predictions, labels) -> float:
     """F1 of class 1: the harmonic mean of precision and recall, 2 TP / (2 TP + FP + FN) (van Rijsbergen, 1979).
 
-    predictions, labels: (N,) of 0 and 1. Where class 1 is neither predicted nor true it is 0.0, as in scikit-learn.
-    Raises ValueError if they are empty, differ in length or hold another class.
+    predictions, labels: (N,) of 0 and 1. Where class 1 is neither predicted nor true it is 0.0, as in
+    scikit-learn. Raises ValueError if they are empty, differ in length or hold another class.
     """
     tp, fp, fn, _ = _binary_counts(predictions, labels)
     return 2 * tp / (2 * tp + fp + fn) if tp else 0.0
@@ -82,7 +88,8 @@ def pearson(x, y) -> float:
     Raises ValueError if they are empty or differ in length.
     """
     x, y = (a.astype(np.float64) for a in _pair(x, y))
-    # Asked for directly: the mean of equal numbers can miss them by a rounding, which would then be correlated.
+    # Asked for directly: the mean of equal numbers can miss them by a rounding, which would then be
+    # correlated.
     if np.all(x == x[0]) or np.all(y == y[0]):
         return float("nan")
     x, y = x - x.mean(), y - y.mean()
@@ -126,14 +133,16 @@ def _binary_counts(predictions, labels) -> tuple[int, int, int, int]:
     return tuple(int(np.sum((predictions == p) & (labels == t))) for p, t in ((1, 1), (1, 0), (0, 1), (0, 0)))
 
 
-# SQuAD v1.1. Both scores are those of the official evaluate-v1.1.py: of an answer, the best over its references; of a
-# set, the mean in percent. (The script of v2.0 scores an answer of articles alone otherwise: here its F1 is 0.)
+# SQuAD v1.1. Both scores are those of the official evaluate-v1.1.py: of an answer, the best over its
+# references; of a set, the mean in percent. (The script of v2.0 scores an answer of articles alone otherwise:
+# here its F1 is 0.)
 
 
 def squad_scores(answers: list[str], references: list[list[str]]) -> dict[str, float]:
     """{"exact_match", "f1"} of N answers, each with one reference or more, from 0 to 100 (Rajpurkar et al., 2016).
 
-    An empty answer is an answer. Raises ValueError if there are none, the counts differ or one has no reference.
+    An empty answer is an answer. Raises ValueError if there are none, the counts differ or one has no
+    reference.
     """
     exact, overlap = [], []
     for answer, refs in _tokenised(squad_words, answers, references):
@@ -145,7 +154,8 @@ def squad_scores(answers: list[str], references: list[list[str]]) -> dict[str, f
 def squad_words(text: str) -> list[str]:
     """Lower-cased words without ASCII punctuation, then without the English articles; '' and 'The' have none.
 
-    Punctuation goes first and leaves no gap: "U.S." is "us", "24–10", whose dash is not ASCII, stays as it is.
+    Punctuation goes first and leaves no gap: "U.S." is "us", "24–10", whose dash is not ASCII, stays as it
+    is.
     """
     return re.sub(r"\b(?:an?|the)\b", " ", text.lower().translate(ASCII_PUNCTUATION)).split()
 
@@ -159,15 +169,17 @@ def _overlap(answer: list[str], ref: list[str]) -> float:
     return 2 * shared / (len(answer) + len(ref)) if shared else 0.0
 
 
-# E2E. Outputs are a list of N sentences; references a list of N lists, each of one sentence or more. Every score is as
-# the challenge's own script gives it (github.com/tuetschek/e2e-metrics), which knows two kinds of token: for BLEU and
-# NIST those of the machine-translation script mteval-v13a, for the other three those of the Penn Treebank (`ptb.py`).
+# E2E. Outputs are a list of N sentences; references a list of N lists, each of one sentence or more. Every
+# score is as the challenge's own script gives it (github.com/tuetschek/e2e-metrics), which knows two kinds of
+# token: for BLEU and NIST those of the machine-translation script mteval-v13a, for the other three those of
+# the Penn Treebank (`ptb.py`).
 
 
 def e2e_scores(outputs: list[str], references: list[list[str]]) -> dict[str, float | None]:
     """The five E2E scores. BLEU, METEOR and ROUGE-L are from 0 to 1, CIDEr from 0 to 10, NIST from 0 up.
 
-    METEOR is None where it cannot be run. Raises ValueError as each score does, and RuntimeError as `meteor` does.
+    METEOR is None where it cannot be run. Raises ValueError as each score does, and RuntimeError as `meteor`
+    does.
     """
     return {
         "BLEU": bleu(outputs, references),
@@ -180,7 +192,10 @@ def e2e_scores(outputs: list[str], references: list[list[str]]) -> dict[str, flo
 
 def e2e_report(scores: dict[str, float | None]) -> str:
     """The lines that show `e2e_scores`, each with the variant that it is."""
-    variants = {"NIST": "  (as the official script's -p; its Perl variant can differ)", "CIDEr": "  (CIDEr-D)"}
+    variants = {
+        "NIST": "  (as the official script's -p; its Perl variant can differ)",
+        "CIDEr": "  (CIDEr-D)",
+    }
     lines = [
         f"{name}: {score:.4f}{variants.get(name, '')}" if score is not None else METEOR_NOT_RUN
         for name, score in scores.items()
@@ -191,10 +206,10 @@ def e2e_report(scores: dict[str, float | None]) -> str:
 def bleu(outputs: list[str], references: list[list[str]]) -> float:
     """BLEU of a corpus, up to 4-grams, without smoothing (Papineni et al., 2002), from 0 to 1.
 
-    Where several references are equally near to an output in length, the shortest counts, as in mteval-v13a. As in the
-    official script an output of m tokens counts m - n + 1 n-grams, even below 0: where most outputs have fewer than
-    four tokens, the number is no BLEU any more, and can exceed 1.
-    Raises ValueError if there is nothing to score, if the counts differ or if an output has no reference.
+    Where several references are equally near to an output in length, the shortest counts, as in mteval-v13a.
+    As in the official script an output of m tokens counts m - n + 1 n-grams, even below 0: where most outputs
+    have fewer than four tokens, the number is no BLEU any more, and can exceed 1. Raises ValueError if there
+    is nothing to score, if the counts differ or if an output has no reference.
     """
     hits, totals, output_length, reference_length = [0] * 4, [0] * 4, 0, 0
     for output, refs in _tokenised(_mteval_tokens, outputs, references):
@@ -212,12 +227,18 @@ def bleu(outputs: list[str], references: list[list[str]]) -> float:
 def nist(outputs: list[str], references: list[list[str]]) -> float:
     """NIST of a corpus, up to 5-grams: each hit counts the bits of information it gives (Doddington, 2002).
 
-    The information of an n-gram, log2(count of its first n - 1 tokens / its own count), is taken over all references of
-    all outputs, and the output's length is compared with the mean length of its references. This is what the official
-    script computes when run with -p; its Perl variant differs where the number of references varies.
-    Raises ValueError as `bleu` does.
+    The information of an n-gram, log2(count of its first n - 1 tokens / its own count), is taken over all
+    references of all outputs, and the output's length is compared with the mean length of its references.
+    This is what the official script computes when run with -p; its Perl variant differs where the number of
+    references varies. Raises ValueError as `bleu` does.
     """
-    counts, hits, totals, output_length, reference_length = Counter(), [Counter() for _ in range(5)], [0] * 5, 0, 0
+    counts, hits, totals, output_length, reference_length = (
+        Counter(),
+        [Counter() for _ in range(5)],
+        [0] * 5,
+        0,
+        0,
+    )
     for output, refs in _tokenised(_mteval_tokens, outputs, references):
         for n in range(1, 6):
             hits[n - 1] += _hits(output, refs, n)
@@ -244,8 +265,8 @@ def nist(outputs: list[str], references: list[list[str]]) -> float:
 def rouge_l(outputs: list[str], references: list[list[str]]) -> float:
     """ROUGE-L: F (beta = 1.2) of the longest common subsequence's share of output and reference (Lin, 2004), 0 to 1.
 
-    As in the official script, the best precision and the best recall are taken each from whichever reference gives it.
-    The mean over outputs. Raises ValueError as `bleu` does.
+    As in the official script, the best precision and the best recall are taken each from whichever reference
+    gives it. The mean over outputs. Raises ValueError as `bleu` does.
     """
     scores = []
     for output, refs in _tokenised(lambda text: ptb.words(text).split(" "), outputs, references):
@@ -260,12 +281,13 @@ def rouge_l(outputs: list[str], references: list[list[str]]) -> float:
 def cider(outputs: list[str], references: list[list[str]]) -> float:
     """CIDEr, in the form called CIDEr-D: similarity of tf-idf vectors, n = 1 … 4 (Vedantam et al., 2015), 0 to 10.
 
-    With g(s) the tf-idf vector of a sentence's n-grams (the idf's documents are each output's references together):
+    With g(s) the tf-idf vector of a sentence's n-grams (the idf's documents are each output's references
+    together):
 
         CIDEr_n(s, ref) = min(g(s), g(ref)) · g(ref) / (|g(s)| |g(ref)|) · exp(-(l(s) - l(ref))² / (2 · 6²))
 
-    averaged over n, references and outputs, times 10. As in the official script, a length l is a number of bigrams.
-    Raises ValueError as `bleu` does.
+    averaged over n, references and outputs, times 10. As in the official script, a length l is a number of
+    bigrams. Raises ValueError as `bleu` does.
     """
     pairs = list(_tokenised(lambda text: ptb.words(text).split(), outputs, references))
     documents = Counter()
@@ -276,7 +298,9 @@ def cider(outputs: list[str], references: list[list[str]]) -> float:
     idf = {ngram: unseen - math.log(count) for ngram, count in documents.items()}
 
     def vector(tokens, n):
-        weights = {ngram: count * idf.get(ngram, unseen) for ngram, count in Counter(_ngrams(tokens, n)).items()}
+        weights = {
+            ngram: count * idf.get(ngram, unseen) for ngram, count in Counter(_ngrams(tokens, n)).items()
+        }
         return weights, math.sqrt(sum(weight**2 for weight in weights.values()))
 
     def similarity(a, b):
@@ -299,9 +323,10 @@ def cider(outputs: list[str], references: list[list[str]]) -> float:
 def meteor(outputs: list[str], references: list[list[str]]) -> float | None:
     """METEOR 1.5 of a corpus (Denkowski & Lavie, 2014), 0 to 1, by its authors' program; None where that cannot be run.
 
-    It needs `java`, and the package pycocoevalcap, which carries the program and its paraphrase table. Called as the
-    official script calls it: -l en -norm, on Penn Treebank tokens; the corpus score is not the mean of the segments'.
-    Raises ValueError as `bleu` does, and RuntimeError with the program's own words if it fails.
+    It needs `java`, and the package pycocoevalcap, which carries the program and its paraphrase table. Called
+    as the official script calls it: -l en -norm, on Penn Treebank tokens; the corpus score is not the mean of
+    the segments'. Raises ValueError as `bleu` does, and RuntimeError with the program's own words if it
+    fails.
     """
     pairs = list(_tokenised(lambda text: ptb.words(text).replace("|||", ""), outputs, references))
     package, java = importlib.util.find_spec("pycocoevalcap"), shutil.which("java")
@@ -309,7 +334,19 @@ def meteor(outputs: list[str], references: list[list[str]]) -> float | None:
     if not package or not java or subprocess.run([java, "-version"], capture_output=True).returncode:
         return None
     process = subprocess.Popen(
-        [java, "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"],
+        [
+            java,
+            "-Dfile.encoding=UTF-8",
+            "-Xmx2G",
+            "-jar",
+            "meteor-1.5.jar",
+            "-",
+            "-",
+            "-stdio",
+            "-l",
+            "en",
+            "-norm",
+        ],
         cwd=Path(package.submodule_search_locations[0]) / "meteor",
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -345,7 +382,10 @@ def _tokenised(tokens, outputs, references):
     for i, refs in enumerate(references, start=1):
         if not refs:
             raise ValueError(f"output {i} has no reference")
-    return ((tokens(output), [tokens(ref) for ref in refs]) for output, refs in zip(outputs, references, strict=True))
+    return (
+        (tokens(output), [tokens(ref) for ref in refs])
+        for output, refs in zip(outputs, references, strict=True)
+    )
 
 
 @functools.cache
@@ -402,8 +442,12 @@ def read_references(path: str | Path) -> list[list[str]]:
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Scores generated text as the E2E challenge's official script does.")
-    parser.add_argument("references", help="one reference a line, those of one output in a block, blank lines between")
+    parser = argparse.ArgumentParser(
+        description="Scores generated text as the E2E challenge's official script does."
+    )
+    parser.add_argument(
+        "references", help="one reference a line, those of one output in a block, blank lines between"
+    )
     parser.add_argument("outputs", help="one output a line, in the blocks' order")
     args = parser.parse_args()
     try:

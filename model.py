@@ -47,7 +47,9 @@ class RobertaConfig:
 
 
 ROBERTA_BASE = RobertaConfig()
-ROBERTA_LARGE = RobertaConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+ROBERTA_LARGE = RobertaConfig(
+    hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+)
 
 
 class RobertaEmbeddings(nn.Module):
@@ -65,10 +67,16 @@ class RobertaEmbeddings(nn.Module):
 
     def forward(self, input_ids):
         if input_ids.shape[1] > self.max_length:
-            raise ValueError(f"input of {input_ids.shape[1]} tokens: the position table holds {self.max_length}")
+            raise ValueError(
+                f"input of {input_ids.shape[1]} tokens: the position table holds {self.max_length}"
+            )
         not_pad = input_ids != self.pad
-        positions = not_pad.cumsum(1) * not_pad + self.pad  # padding keeps pad_token_id, the rest count up from there
-        x = self.word(input_ids) + self.position(positions) + self.token_type.weight[0]  # one segment type in RoBERTa
+        positions = (
+            not_pad.cumsum(1) * not_pad + self.pad
+        )  # padding keeps pad_token_id, the rest count up from there
+        x = (
+            self.word(input_ids) + self.position(positions) + self.token_type.weight[0]
+        )  # one segment type in RoBERTa
         return self.dropout(self.norm(x))
 
 
@@ -84,10 +92,14 @@ class RobertaAttention(nn.Module):
 
     def forward(self, x, mask):
         def heads(t):
-            return t.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, L, d) -> (B, n_head, L, d / n_head)
+            return t.unflatten(-1, (self.n_head, -1)).transpose(
+                1, 2
+            )  # (B, L, d) -> (B, n_head, L, d / n_head)
 
         p = self.dropout.p if self.training else 0.0
-        y = F.scaled_dot_product_attention(heads(self.q(x)), heads(self.k(x)), heads(self.v(x)), mask, dropout_p=p)
+        y = F.scaled_dot_product_attention(
+            heads(self.q(x)), heads(self.k(x)), heads(self.v(x)), mask, dropout_p=p
+        )
         return self.o(y.transpose(1, 2).flatten(2))
 
 
@@ -175,11 +187,17 @@ class Pretrained(nn.Module):
         """Writes `config.json`, with the entries of `config` added, and `pytorch_model.bin`, in `dtype`."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        state = {self._their_name(ours): tensor.detach().to("cpu", dtype) for ours, tensor in self.state_dict().items()}
+        state = {
+            self._their_name(ours): tensor.detach().to("cpu", dtype)
+            for ours, tensor in self.state_dict().items()
+        }
         described = {"architectures": [self.ARCHITECTURE], "model_type": self.MODEL_TYPE}
         described |= asdict(self.config) | self._head_config() | config
         write_file(directory / "pytorch_model.bin", lambda file: torch.save(self._to_file(state), file))
-        write_file(directory / "config.json", lambda file: file.write(json.dumps(described, indent=2).encode() + b"\n"))
+        write_file(
+            directory / "config.json",
+            lambda file: file.write(json.dumps(described, indent=2).encode() + b"\n"),
+        )
 
     def _head_config(self):
         return {}
@@ -211,7 +229,9 @@ class Pretrained(nn.Module):
                 raise wrong(copied, f"differs from '{original}', to which it should be tied")
         names = {self._their_name(ours).removeprefix(self.PREFIX): ours for ours in self.state_dict()}
         ours = self.state_dict()
-        expected = self._to_file({key: ours[name].to("meta") for key, name in names.items()})  # in the file's layout
+        expected = self._to_file(
+            {key: ours[name].to("meta") for key, name in names.items()}
+        )  # in the file's layout
         head = [key for key in expected if key.startswith(self.HEAD)]
         if not any(key in state for key in head):
             expected = {key: tensor for key, tensor in expected.items() if key not in head}
@@ -241,14 +261,18 @@ def read_config(directory, config_class, model_type):
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file: expected a checkpoint directory in HuggingFace's layout") from None
+        raise ValueError(
+            f"{path}: no such file: expected a checkpoint directory in HuggingFace's layout"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
     if found.get("model_type") != model_type:
         raise ValueError(f"{path}: model_type is {found.get('model_type')!r}: expected '{model_type}'")
     for key, only in SUPPORTED.items():
         if found.get(key, only[0]) not in only:
-            raise ValueError(f"{path}: {key} is {found[key]!r}: this model has {' or '.join(map(repr, only))} only")
+            raise ValueError(
+                f"{path}: {key} is {found[key]!r}: this model has {' or '.join(map(repr, only))} only"
+            )
     names = {field.name for field in fields(config_class)}
     return config_class(**{key: value for key, value in found.items() if key in names})
 
@@ -287,7 +311,9 @@ def load_file(path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: refused, it is damaged or holds more than tensors ({first_line(error)})") from None
+        raise ValueError(
+            f"{path}: refused, it is damaged or holds more than tensors ({first_line(error)})"
+        ) from None
     except (RuntimeError, EOFError, OSError, ValueError, IndexError, KeyError) as error:
         raise ValueError(f"{path}: truncated or not a PyTorch file ({first_line(error)})") from None
 
@@ -299,7 +325,9 @@ def first_line(error):
 def write_file(path, write):
     """Calls write(file) on a temporary name, then renames it: `path` is the old file or the whole new one, always."""
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may be writing the same file
+    temporary = path.with_name(
+        f"{path.name}.{os.getpid()}.tmp"
+    )  # another process may be writing the same file
     try:
         with temporary.open("wb") as file:
             write(file)
@@ -397,7 +425,10 @@ class RobertaMaskedLM(RobertaModel):
 
     ARCHITECTURE = "RobertaForMaskedLM"
     DROPPED = ("embeddings.position_ids", *(name for name in OTHERS if name != "lm_head."))
-    TIED = {"lm_head.decoder.weight": "embeddings.word_embeddings.weight", "lm_head.decoder.bias": "lm_head.bias"}
+    TIED = {
+        "lm_head.decoder.weight": "embeddings.word_embeddings.weight",
+        "lm_head.decoder.bias": "lm_head.bias",
+    }
 
     def __init__(self, config):
         super().__init__(config)
@@ -412,7 +443,8 @@ class RobertaMaskedLM(RobertaModel):
 class RobertaSpan(RobertaModel):
     """model(input_ids (B, L), attention_mask (B, L) or None) -> logits of an answer's (start, end), each (B, L).
 
-    Every position has its logits, as in HuggingFace's model: where no answer can be is for the caller to mask.
+    Every position has its logits, as in HuggingFace's model: where no answer can be is for the caller to
+    mask.
     """
 
     ARCHITECTURE = "RobertaForQuestionAnswering"
@@ -477,7 +509,9 @@ class GPT2Attention(nn.Module):
 
     def forward(self, x, mask, past=None):
         def heads(t):
-            return t.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, L, d) -> (B, n_head, L, d / n_head)
+            return t.unflatten(-1, (self.n_head, -1)).transpose(
+                1, 2
+            )  # (B, L, d) -> (B, n_head, L, d / n_head)
 
         q, k, v = heads(self.q(x)), heads(self.k(x)), heads(self.v(x))
         if past is not None:
@@ -509,10 +543,10 @@ class GPT2Block(nn.Module):
 class GPT2(Pretrained):
     """model(input_ids (B, L) int64, attention_mask (B, L) or None) -> logits (B, L, V) of each next token, tied head.
 
-    Padding may be on either side: positions are counted over the tokens that the mask keeps.
-    With `return_states=True`: (logits, [the output of each block, (B, L, d), before the last norm]).
-    With `where` (B, L) bool: the logits of those positions alone, (number of them, V), as a loss on part of the
-    tokens needs.
+    Padding may be on either side: positions are counted over the tokens that the mask keeps. With
+    `return_states=True`: (logits, [the output of each block, (B, L, d), before the last norm]). With `where`
+    (B, L) bool: the logits of those positions alone, (number of them, V), as a loss on part of the tokens
+    needs.
     """
 
     CONFIG, MODEL_TYPE, ARCHITECTURE, PREFIX = GPT2Config, "gpt2", "GPT2LMHeadModel", "transformer."
@@ -616,14 +650,22 @@ class GPT2(Pretrained):
                 history = nn.utils.rnn.pad_sequence(history, True, padding_value=-1, padding_side="left")
                 decoder = GPT2Decoder(self, batch, beam_size, max_new_tokens)
                 search = (decoder, history, max_new_tokens, end_token, no_repeat_ngram_size)
-                found = greedy_search(*search) if beam_size == 1 else beam_search(*search, beam_size, length_penalty)
+                found = (
+                    greedy_search(*search)
+                    if beam_size == 1
+                    else beam_search(*search, beam_size, length_penalty)
+                )
                 for i, completion in zip(chosen, found, strict=True):
                     completions[i] = completion
         self.train(training)
         return completions
 
     def _check_generate(self, prompts, max_new_tokens, beam_size, batch_size, ngram_scope):
-        for name, value in (("max_new_tokens", max_new_tokens), ("beam_size", beam_size), ("batch_size", batch_size)):
+        for name, value in (
+            ("max_new_tokens", max_new_tokens),
+            ("beam_size", beam_size),
+            ("batch_size", batch_size),
+        ):
             if value < 1:
                 raise ValueError(f"{name} is {value}: expected 1 or more")
         if ngram_scope not in ("prompt", "completion"):
@@ -638,7 +680,9 @@ class GPT2(Pretrained):
                 )
             wrong = [token for token in prompt if not 0 <= token < self.config.vocab_size]
             if wrong:
-                raise ValueError(f"prompt {i} holds token {wrong[0]}: the vocabulary has {self.config.vocab_size}")
+                raise ValueError(
+                    f"prompt {i} holds token {wrong[0]}: the vocabulary has {self.config.vocab_size}"
+                )
 
     def _to_file(self, state):
         """The file's Conv1D layers hold their weights as (d, k), transposed, and q, k and v side by side in c_attn."""
@@ -683,15 +727,17 @@ class GPT2Decoder:
     step(tokens, parents)  tokens (B, K) continue beams `parents` (B, K) of the step before: their logits (B, K, V)
     keep(rows)             goes on with these prompts alone
 
-    Each step writes its K tokens side by side into the cache, behind the prompt, which is there once. A beam's past is
-    a path through these columns, and `visible` (B, K, S) says which are on it. So beams are reordered by indexing
-    `visible`: the keys and values, some thousand times as large, stay where they are.
+    Each step writes its K tokens side by side into the cache, behind the prompt, which is there once. A
+    beam's past is a path through these columns, and `visible` (B, K, S) says which are on it. So beams are
+    reordered by indexing `visible`: the keys and values, some thousand times as large, stay where they are.
     """
 
     def __init__(self, model, prompts, beam_size, max_new_tokens):
         self.model = model
         self.lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=prompts[0].device)
-        self.prompts = nn.utils.rnn.pad_sequence(prompts, True)  # on the right: no token sees what comes after it
+        self.prompts = nn.utils.rnn.pad_sequence(
+            prompts, True
+        )  # on the right: no token sees what comes after it
         B, P = self.prompts.shape
         heads, d = model.config.n_head, model.config.n_embd
         shape = (B, heads, P + (max_new_tokens - 1) * beam_size, d // heads)
@@ -725,12 +771,12 @@ class GPT2Decoder:
 def beam_search(decoder, history, max_new_tokens, end_token, no_repeat_ngram_size, beam_size, length_penalty):
     """The best completion that is found with `beam_size` beams for each prompt: a list of B lists of token ids.
 
-    history (B, P): the tokens whose n-grams may not come again, -1 where there are none. Each step takes the 2 K most
-    probable continuations of a prompt's K beams. Those among the first K that end are finished, with the score
-    log probability / length ** length_penalty (the end token counts); the first K that do not end are the next beams.
-    A prompt is done when its best beam, scored at its present length, is no better than the K-th best finished one.
-    This is what transformers.generate does with early_stopping=False. Where every continuation is banned before one
-    has ended, the completion is empty.
+    history (B, P): the tokens whose n-grams may not come again, -1 where there are none. Each step takes the
+    2 K most probable continuations of a prompt's K beams. Those among the first K that end are finished, with
+    the score log probability / length ** length_penalty (the end token counts); the first K that do not end
+    are the next beams. A prompt is done when its best beam, scored at its present length, is no better than
+    the K-th best finished one. This is what transformers.generate does with early_stopping=False. Where every
+    continuation is banned before one has ended, the completion is empty.
     """
     (B, P), K, device = history.shape, beam_size, history.device
     completions = [[] for _ in range(B)]
@@ -762,7 +808,9 @@ def beam_search(decoder, history, max_new_tokens, end_token, no_repeat_ngram_siz
             break
         if not undone.all():
             rows = [row for row, more in zip(rows, undone.tolist(), strict=True) if more]
-            beams, finished, history, parents, tokens = (t[undone] for t in (beams, finished, history, parents, tokens))
+            beams, finished, history, parents, tokens = (
+                t[undone] for t in (beams, finished, history, parents, tokens)
+            )
             decoder.keep(undone)
         logits = decoder.step(tokens, parents)
     return completions
@@ -802,6 +850,8 @@ def ban_repeats(scores, history, size):
     if not 0 < size <= T:
         return
     ngrams = history.unfold(2, size, 1)  # (B, K, T - size + 1, size)
-    begun = (ngrams[..., :-1] == history[:, :, None, T - size + 1 :]).all(-1)  # they begin as the history ends
+    begun = (ngrams[..., :-1] == history[:, :, None, T - size + 1 :]).all(
+        -1
+    )  # they begin as the history ends
     *beam, i = (begun & (ngrams[..., -1] >= 0)).nonzero(as_tuple=True)
     scores[(*beam, ngrams[..., -1][(*beam, i)])] = -torch.inf

@@ -1,14 +1,16 @@
 """Penn Treebank tokens of an English sentence, as the captioning scores METEOR, ROUGE-L and CIDEr compare them.
 
-Those scores are defined on what Stanford CoreNLP 3.4.1's PTBTokenizer (-preserveLines -lowerCase) prints, less its
-punctuation. Here is the same behaviour, found by asking the original: a list of patterns, of which the one that matches
-farthest wins, and of two that match equally far the earlier. What a pattern sees ahead counts as matched, and stays.
+Those scores are defined on what Stanford CoreNLP 3.4.1's PTBTokenizer (-preserveLines -lowerCase) prints,
+less its punctuation. Here is the same behaviour, found by asking the original: a list of patterns, of which
+the one that matches farthest wins, and of two that match equally far the earlier. What a pattern sees ahead
+counts as matched, and stays.
 
     >>> words("It's a family-friendly pub near St. John's; they can't take cards (cash only), £20-25.")
     "it 's a family-friendly pub near st. john 's they ca n't take cards -lrb- cash only -rrb- # 20-25"
 
-A sentence stands alone here. The original, given a file, looks from a sentence that ends in a single letter and a full
-stop ("… 25 L.") at the next one's first word, to tell whether the full stop belongs to the letter: here it always does.
+A sentence stands alone here. The original, given a file, looks from a sentence that ends in a single letter
+and a full stop ("… 25 L.") at the next one's first word, to tell whether the full stop belongs to the letter:
+here it always does.
 """
 
 import functools
@@ -28,8 +30,8 @@ QUOTE = "[`‘’“”‚„‛‟«»‹›]"
 NUMBER = r"(?:\d*(?:[.:,\xad٫٬]\d+)+|\d+)"
 ACRONYM = r"[a-z](?:\.[a-z])+"
 
-# Abbreviations that may end a sentence, titles and others that do not, and those that only a number may follow.
-# A state that is a word as well needs its capital: "Wash.", but "a car wash."
+# Abbreviations that may end a sentence, titles and others that do not, and those that only a number may
+# follow. A state that is a word as well needs its capital: "Wash.", but "a car wash."
 ABBREVIATION = (
     "ala|ariz|calif|colo|conn|ct|dak|fla|ga|ind|kans?|ky|md|mich|minn|mo|mont|neb|nev|okla|penn|tenn|va|vt|wisc?|wyo|"
     "(?-i:Az|Ark|Del|Ill|La|Mass|Miss|Ore|Pa|Tex|Wash|AZ|ARK|DEL|ILL|LA|MASS|MISS|ORE|PA|TEX|WASH)|"
@@ -103,18 +105,20 @@ RULES = [
 ]
 RULES = [(rule, "") if isinstance(rule, str) else rule for rule in RULES]
 RULES = [re.compile(f"({token})(?:{ahead})", re.I) for token, ahead in RULES]
-# Most tokens are ASCII words before a space, and full stops and commas before a word, which no rule takes farther.
-# Asked first, this triples the speed.
+# Most tokens are ASCII words before a space, and full stops and commas before a word, which no rule takes
+# farther. Asked first, this triples the speed.
 PLAIN = re.compile(r"(?!(?:can|gon|wan|got|lem|gim)(?:not|na|ta|me))[a-z]+(?=,?\s)|[.,](?=\s[a-z]|$)", re.I)
 
-# What the treebank spells otherwise. In words an apostrophe stays as it is, so ’ is not among these: see _spell.
+# What the treebank spells otherwise. In words an apostrophe stays as it is, so ’ is not among these: see
+# _spell.
 SPELLING = {
     "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-",
     '"': "''", "“": "``", "”": "''", "‛": "`", "«": "``", "»": "''", "‹": "`", "›": "'", "&quot;": "''", "&apos;": "'",
     "£": "#", "€": "$", "¤": "$", "₠": "$", "¢": "cents", "&amp;": "&", "&lt;": "<", "&gt;": ">",
     "½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "…": "...", "–": "--", "—": "--", "―": "--", "\xad": "",
 }  # fmt: skip
-# What the scores leave out. (Their own list has brackets too, in capitals, after lower-casing: so brackets stay.)
+# What the scores leave out. (Their own list has brackets too, in capitals, after lower-casing: so brackets
+# stay.)
 PUNCTUATION = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";", ""}
 
 

@@ -26,9 +26,18 @@ DEFAULTS = {  # the paper's Table 7; it leaves open where dropout is: in all of 
     **{"method": "hut", "model": "gpt2-medium", "seed": 0},
     **{"epochs": 5, "batch_size": 4, "lr": 2e-3, "warmup": 500, "weight_decay": 0.01, "dropout": 0.1},
     **{"label_smoothing": 0.1, "beam_size": 10, "length_penalty": 0.9, "no_repeat_ngram": 4},
-    **{"ngram_scope": "completion", "max_new_tokens": 64},  # as LoRA's decoder, which the paper's settings are taken from
+    **{
+        "ngram_scope": "completion",
+        "max_new_tokens": 64,
+    },  # as LoRA's decoder, which the paper's settings are taken from
 }
-MINI_SETTINGS = {"epochs": 8, "batch_size": 16, "lr": 5e-2, "warmup": 0.06, "dropout": 0.0}  # for the bundled set
+MINI_SETTINGS = {
+    "epochs": 8,
+    "batch_size": 16,
+    "lr": 5e-2,
+    "warmup": 0.06,
+    "dropout": 0.0,
+}  # for the bundled set
 EVAL_BATCH = 32
 LARGEST_EXPORT_DIFFERENCE = 1e-3  # of a logit, in float32
 SHOWN = 3  # outputs that are printed beside their inputs
@@ -46,11 +55,19 @@ def arguments():
         "dropout": table_7(0.1),
     }
     training.add_arguments(parser, METHODS, defaults)
-    parser.add_argument("--label-smoothing", type=training.probability, metavar="E", help=f"(default: {table_7(0.1)})")
-    parser.add_argument("--predict", metavar="MR", help='the sentence for "name[…], food[…], …", by --adapter')
+    parser.add_argument(
+        "--label-smoothing", type=training.probability, metavar="E", help=f"(default: {table_7(0.1)})"
+    )
+    parser.add_argument(
+        "--predict", metavar="MR", help='the sentence for "name[…], food[…], …", by --adapter'
+    )
     group = parser.add_argument_group("decoding")
-    group.add_argument("--beam-size", type=training.whole, metavar="K", help=f"1 is greedy (default: {table_7(10)})")
-    group.add_argument("--length-penalty", type=training.not_negative, metavar="P", help=f"(default: {table_7(0.9)})")
+    group.add_argument(
+        "--beam-size", type=training.whole, metavar="K", help=f"1 is greedy (default: {table_7(10)})"
+    )
+    group.add_argument(
+        "--length-penalty", type=training.not_negative, metavar="P", help=f"(default: {table_7(0.9)})"
+    )
     group.add_argument(
         "--no-repeat-ngram",
         type=training.whole_or_0,
@@ -63,7 +80,9 @@ def arguments():
         help="where they may not repeat: in the completion, as in LoRA's decoder (default), or in prompt and completion, "
         "as in transformers: most references share a 4-gram with their own input, which that forbids",
     )
-    group.add_argument("--max-new-tokens", type=training.whole, metavar="N", help="(default: 64, as LoRA's decoder)")
+    group.add_argument(
+        "--max-new-tokens", type=training.whole, metavar="N", help="(default: 64, as LoRA's decoder)"
+    )
     args = parser.parse_args()
     args.task, args.submit = "e2e", None
     training.check_adapter(args, METHODS)
@@ -72,7 +91,9 @@ def arguments():
         args.data = str(MINI / "e2e")
         settings = settings | MINI_SETTINGS
         if not args.adapter:
-            print(f"mini: the bundled model and data, with settings of their own: {training.shown(MINI_SETTINGS)}")
+            print(
+                f"mini: the bundled model and data, with settings of their own: {training.shown(MINI_SETTINGS)}"
+            )
     training.fill_in(args, settings, R)
     return args
 
@@ -83,13 +104,19 @@ def arguments():
 def batch_of(pairs, device):
     """(prompt, completion) pairs -> ids (B, L), mask, where (B, L) the next token is to be learned, and those tokens.
 
-    The prompt's last token predicts the completion's first. Padding is any token: nothing that counts sees it.
+    The prompt's last token predicts the completion's first. Padding is any token: nothing that counts sees
+    it.
     """
     ids, mask = pad([prompt + completion for prompt, completion in pairs], 0, device)
     where = torch.zeros(ids.shape, dtype=torch.bool)
     for row, (prompt, completion) in enumerate(pairs):
         where[row, len(prompt) - 1 : len(prompt) + len(completion) - 1] = True
-    return ids, mask, where.to(device), torch.tensor([t for _, completion in pairs for t in completion], device=device)
+    return (
+        ids,
+        mask,
+        where.to(device),
+        torch.tensor([t for _, completion in pairs for t in completion], device=device),
+    )
 
 
 @torch.no_grad()
@@ -113,7 +140,14 @@ def generate(args, model, tokenizer, contexts, device, dtype):
     """One output for each context: a line of text."""
     end = model.config.eos_token_id
     prompts = [[*encoding.ids, end] for encoding in tokenizer.encode_batch(contexts)]
-    search = (args.max_new_tokens, args.beam_size, args.length_penalty, args.no_repeat_ngram, end, args.ngram_scope)
+    search = (
+        args.max_new_tokens,
+        args.beam_size,
+        args.length_penalty,
+        args.no_repeat_ngram,
+        end,
+        args.ngram_scope,
+    )
     if args.method not in training.UNMERGED:
         model = training.merged(model, args.method)
     with mendable(), training.autocast(device, dtype):
@@ -124,7 +158,8 @@ def generate(args, model, tokenizer, contexts, device, dtype):
 def generate_and_score(args, model, tokenizer, examples, folder, device, dtype):
     """Decodes the test set and scores it; -> ({"BLEU", …, "references"}, seconds of decoding).
 
-    Writes outputs.txt, one output a line, and references.txt, a block for each, as the official script reads them.
+    Writes outputs.txt, one output a line, and references.txt, a block for each, as the official script reads
+    them.
     """
     groups = e2e.grouped(examples)
     references = list(groups.values())
@@ -133,7 +168,9 @@ def generate_and_score(args, model, tokenizer, examples, folder, device, dtype):
     seconds = time.time() - started
     folder.mkdir(parents=True, exist_ok=True)
     training.write_text(folder / "outputs.txt", "".join(f"{output}\n" for output in outputs))
-    training.write_text(folder / "references.txt", "\n\n".join("\n".join(block) for block in references) + "\n")
+    training.write_text(
+        folder / "references.txt", "\n\n".join("\n".join(block) for block in references) + "\n"
+    )
     for context, output in list(zip(groups, outputs, strict=True))[:SHOWN]:
         print(f"  {context}\n    {output}")
     kind = "tokenised" if e2e.is_tokenised(examples) else "raw"
@@ -189,7 +226,10 @@ def train(args, seed, folder, directory, tokenizer, splits, device, dtype):
                 with training.autocast(device, dtype):
                     logits = model(ids, mask, where=where)
                 loss = (
-                    F.cross_entropy(logits.float(), target, reduction="sum", label_smoothing=args.label_smoothing) / tokens
+                    F.cross_entropy(
+                        logits.float(), target, reduction="sum", label_smoothing=args.label_smoothing
+                    )
+                    / tokens
                 )
                 loss.backward()
                 mean_loss += loss.item()
@@ -208,11 +248,15 @@ def evaluate(args, folder, directory, tokenizer, splits, device, dtype):
     if args.adapter:
         training.load_adapter(args.adapter, model, base, args.method)
         folder = Path(args.out or Path(args.adapter).parent / "eval")
-    dev = score(model, e2e.encode(tokenizer, splits["dev"], model.config.eos_token_id, args.max_len), device, dtype)
+    dev = score(
+        model, e2e.encode(tokenizer, splits["dev"], model.config.eos_token_id, args.max_len), device, dtype
+    )
     test, seconds = generate_and_score(args, model, tokenizer, splits["test"], folder, device, dtype)
     result = {"task": "e2e", "method": args.method, "r": args.r, "targets": args.targets, "seed": args.seed}
     result |= (
-        {"parameters": {"adapter": 0, "head": 0, "frozen": training.count(model.parameters())}} if not args.adapter else {}
+        {"parameters": {"adapter": 0, "head": 0, "frozen": training.count(model.parameters())}}
+        if not args.adapter
+        else {}
     )
     result |= {"best": {"epoch": 0, **dev}, "test": test, "timing": {"decoding_seconds": seconds}}
     training.write_json(folder / "result.json", result)

@@ -1,6 +1,7 @@
 """Fine-tunes RoBERTa on a GLUE task, with HUT or beside it: python train_glue.py --task cola --r 8
 
-From top to bottom: settings, arguments, the model, scoring, one run, what else a trained adapter is for, main.
+From top to bottom: settings, arguments, the model, scoring, one run, what else a trained adapter is for,
+main.
 """
 
 import hashlib
@@ -46,8 +47,12 @@ LARGEST_EXPORT_DIFFERENCE = 1e-3  # of a logit, in float32
 
 
 def arguments():
-    table = "; ".join(f"{task} {s['batch_size']} × {s['epochs']} epochs, lr {s['lr']:g}" for task, s in SETTINGS.items())
-    parser = training.Parser(description=__doc__.splitlines()[0], epilog=f"Batch size, epochs and lr a task: {table}.")
+    table = "; ".join(
+        f"{task} {s['batch_size']} × {s['epochs']} epochs, lr {s['lr']:g}" for task, s in SETTINGS.items()
+    )
+    parser = training.Parser(
+        description=__doc__.splitlines()[0], epilog=f"Batch size, epochs and lr a task: {table}."
+    )
     parser.add_argument("--task", required=True, help=" ".join(glue.TASKS))
     defaults = {
         "r": training.shown(R),
@@ -58,7 +63,9 @@ def arguments():
         "dropout": "the checkpoint's own; the paper names none",
     }
     training.add_arguments(parser, METHODS, defaults)
-    parser.add_argument("--predict", nargs="+", metavar="TEXT", help="one sentence or a pair: the label by --adapter")
+    parser.add_argument(
+        "--predict", nargs="+", metavar="TEXT", help="one sentence or a pair: the label by --adapter"
+    )
     parser.add_argument(
         "--cache-features",
         metavar="DIR",
@@ -67,7 +74,9 @@ def arguments():
         help="for --method read: keep what the frozen model computes, and read it from there in every epoch (without DIR: "
         "features/ in the run folder). 4 bytes × width × layers an example: CoLA with roberta-large 0.8 GB",
     )
-    parser.add_argument("--submit", metavar="DIR", help="write test.tsv's predictions in the GLUE leaderboard's format")
+    parser.add_argument(
+        "--submit", metavar="DIR", help="write test.tsv's predictions in the GLUE leaderboard's format"
+    )
     args = parser.parse_args()
     if args.task not in glue.TASKS:
         raise UserError(f"--task {args.task}: unknown: expected one of {' '.join(glue.TASKS)}")
@@ -82,10 +91,14 @@ def arguments():
         args.data = str(MINI)
         settings |= MINI_SETTINGS
         if not args.adapter:
-            print(f"mini: the bundled model and data, with settings of their own: {training.shown(MINI_SETTINGS)}")
+            print(
+                f"mini: the bundled model and data, with settings of their own: {training.shown(MINI_SETTINGS)}"
+            )
     training.fill_in(args, settings, R)
     if args.cache_features is not None and (args.method != "read" or args.adapter):
-        raise UserError("--cache-features is for training with --method read, which alone leaves the backbone as it is")
+        raise UserError(
+            "--cache-features is for training with --method read, which alone leaves the backbone as it is"
+        )
     return args
 
 
@@ -168,7 +181,9 @@ def train(args, seed, folder, directory, sets, device, dtype):
                 mean_loss += loss.item()
             run.optimizer_step(mean_loss, examples)
         scores = score(task, model, dev, device, dtype)
-        run.end_epoch(scores, better=run.best is None or worth(scores[main_score]) > worth(run.best[main_score]))
+        run.end_epoch(
+            scores, better=run.best is None or worth(scores[main_score]) > worth(run.best[main_score])
+        )
     return run.finish()
 
 
@@ -192,7 +207,9 @@ def cached(args, model, base, split, tokens, device, dtype):
     about["examples"] = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
 
     def parts():
-        for batch in tqdm(sorted_batches([len(t) for t in tokens], EVAL_BATCH), path.name, disable=None, leave=False):
+        for batch in tqdm(
+            sorted_batches([len(t) for t in tokens], EVAL_BATCH), path.name, disable=None, leave=False
+        ):
             ids, mask = pad([tokens[i] for i in batch], model.config.pad_token_id, device)
             with training.autocast(device, dtype):
                 states = model.states(ids, mask)
@@ -251,8 +268,12 @@ def export(args, model, directory, dev, device):
     """Writes the merged model to --export in HuggingFace's layout, after comparing its logits with the unmerged one's."""
     merged = training.merged(model, args.method)
     tokens = [t for part, _ in dev.values() for t in part]
-    difference = (logits_of(model, tokens, device, torch.float32) - logits_of(merged, tokens, device, torch.float32)).abs()
-    print(f"largest logit difference, merged − unmerged, on {len(tokens):,} dev examples: {difference.max():.2e}")
+    difference = (
+        logits_of(model, tokens, device, torch.float32) - logits_of(merged, tokens, device, torch.float32)
+    ).abs()
+    print(
+        f"largest logit difference, merged − unmerged, on {len(tokens):,} dev examples: {difference.max():.2e}"
+    )
     if not difference.max() <= LARGEST_EXPORT_DIFFERENCE:
         raise UserError(f"--export: above {LARGEST_EXPORT_DIFFERENCE:g}; nothing was written")
     labels = dict(enumerate(glue.TASKS[args.task].label_names)) if args.task != "stsb" else {0: "score"}
@@ -292,7 +313,9 @@ def main():
     dev = {split: content for split, content in sets.items() if split != "train"}
 
     if not args.adapter:
-        results = [train(args, seed, folder, directory, sets, device, dtype) for seed, folder in folders.items()]
+        results = [
+            train(args, seed, folder, directory, sets, device, dtype) for seed, folder in folders.items()
+        ]
         training.report(results, out, args.seeds, ("best", "last"))
     if args.eval_only or args.submit or args.export:
         seed = next(iter(folders))

@@ -1,6 +1,7 @@
 """Fine-tunes T5 on a GLUE task as text to text, with READ or beside it: python train_read.py --task cola
 
-From top to bottom: settings, arguments, scoring, one run, main. The tasks, splits and scores are the READ paper's.
+From top to bottom: settings, arguments, scoring, one run, main. The tasks, splits and scores are the READ
+paper's.
 """
 
 import json
@@ -31,10 +32,27 @@ DEFAULTS = {  # the READ paper's; it names no warm-up, weight decay, patience or
     **{"warmup": 0.06, "weight_decay": 0, "max_len": 512, "seed": 0},
 }
 # The paper searches 1e-6 to 3e-3 for each task and method, and prints some of what it found: these are ours.
-LR = {"read": 1e-3, "lst": 1e-3, "hut": 1e-3, "full": 1e-4, "bitfit": 1e-3, "houlsby": 5e-4, "lora": 5e-4, "prompt": 3e-3}
+LR = {
+    "read": 1e-3,
+    "lst": 1e-3,
+    "hut": 1e-3,
+    "full": 1e-4,
+    "bitfit": 1e-3,
+    "houlsby": 5e-4,
+    "lora": 5e-4,
+    "prompt": 3e-3,
+}
 MINI_SETTINGS = {"batch_size": 32, "patience": 10}  # for the bundled model and data, with rates of their own
 MINI_LR = {  # of the three that `sweep read` tries the best on validation; read the second: at 0.025 one seed of three fails
-    **{"read": 5e-3, "lst": 1e-3, "hut": 2.5e-2, "full": 1e-3, "bitfit": 2.5e-2, "houlsby": 2.5e-3, "lora": 2.5e-3},
+    **{
+        "read": 5e-3,
+        "lst": 1e-3,
+        "hut": 2.5e-2,
+        "full": 1e-3,
+        "bitfit": 2.5e-2,
+        "houlsby": 2.5e-3,
+        "lora": 2.5e-3,
+    },
     **{"prompt": 1e-1},
 }
 SHORTEST = 5  # tokens of a source: the task's name and prefix are three, the end token is one
@@ -45,7 +63,9 @@ LARGEST_EXPORT_DIFFERENCE = 1e-3  # of a logit, in float32
 
 def arguments():
     parser = training.Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", required=True, help=f"{' '.join(glue.TEXT_TO_TEXT)} (the paper leaves out RTE and WNLI)")
+    parser.add_argument(
+        "--task", required=True, help=f"{' '.join(glue.TEXT_TO_TEXT)} (the paper leaves out RTE and WNLI)"
+    )
     defaults = {
         "method": "read",
         "r": training.shown(R),
@@ -65,19 +85,25 @@ def arguments():
         "--unscaled", action="store_true", default=None, help="READ: add the correction as it stands, like the paper's "
         "Algorithm 1 (default: in proportion to what it corrects)",
     )  # fmt: skip
-    parser.add_argument("--predict", nargs="+", metavar="TEXT", help="one sentence or a pair: the label by --adapter")
+    parser.add_argument(
+        "--predict", nargs="+", metavar="TEXT", help="one sentence or a pair: the label by --adapter"
+    )
     args = parser.parse_args()
     args.submit = None
     if args.task not in glue.TEXT_TO_TEXT:
         raise UserError(f"--task {args.task}: expected one of {' '.join(glue.TEXT_TO_TEXT)}")
     if args.dev_file and args.task == "mnli":
-        raise UserError("--dev-file: mnli validates on its mismatched and tests on its matched set: give --data")
+        raise UserError(
+            "--dev-file: mnli validates on its mismatched and tests on its matched set: give --data"
+        )
     texts = len(glue.TASKS[args.task].texts)
     if args.predict and len(args.predict) != texts:
         raise UserError(f"--predict: {args.task} takes {texts} text(s), each in quotes")
     training.check_adapter(args, METHODS)
     if args.max_len is not None and args.max_len < SHORTEST:
-        raise UserError(f"--max-len {args.max_len}: expected {SHORTEST} or more: less holds nothing of a sentence")
+        raise UserError(
+            f"--max-len {args.max_len}: expected {SHORTEST} or more: less holds nothing of a sentence"
+        )
     settings, method = DEFAULTS | {"lr": LR[args.method or "read"]}, args.method or "read"
     if (args.model or settings["model"]) == "mini" and not args.data:
         if args.task != "cola":
@@ -108,7 +134,9 @@ def encode(args, tokenizer, examples):
     tokenizer.enable_truncation(args.max_len)
     sources = tokenizer.encode_batch([glue.source_text(args.task, example) for example in examples])
     tokenizer.no_truncation()  # a label's word is never cut
-    words = [None if example.label is None else glue.target_text(args.task, example.label) for example in examples]
+    words = [
+        None if example.label is None else glue.target_text(args.task, example.label) for example in examples
+    ]
     ids = {word: tokenizer.encode(word).ids for word in set(words) - {None}}
     return [encoding.ids for encoding in sources], [ids.get(word) for word in words]
 
@@ -143,7 +171,11 @@ def in_use(args, model, tokenizer, sources, device, dtype):
         started = time.perf_counter()
         written(args, model, tokenizer, [source], device, dtype, batch_size=1)
         times.append(time.perf_counter() - started)
-    return {"batch_size": 1, "ms_a_label": 1000 * statistics.median(times), "peak_memory_bytes": peak_memory(device)}
+    return {
+        "batch_size": 1,
+        "ms_a_label": 1000 * statistics.median(times),
+        "peak_memory_bytes": peak_memory(device),
+    }
 
 
 def worth(scores):
@@ -187,14 +219,18 @@ def train(args, seed, folder, directory, tokenizer, splits, device, dtype):
                     logits = model(ids, mask, model.shifted(target))
                 if said is not None:
                     logits, target = logits[said], target[said]
-                loss = F.cross_entropy(logits.float().flatten(0, -2), target.flatten(), reduction="sum") / tokens
+                loss = (
+                    F.cross_entropy(logits.float().flatten(0, -2), target.flatten(), reduction="sum") / tokens
+                )
                 loss.backward()
                 mean_loss += loss.item()
             run.optimizer_step(mean_loss, tokens)
         scores = score(args, model, tokenizer, *held["validation"], device, dtype)
         run.end_epoch(scores, better=run.best is None or worth(scores) > worth(run.best))
         if scores["invalid"]:
-            print(f"  {scores['invalid']} of {len(splits['validation'])} outputs are no label, and count as wrong")
+            print(
+                f"  {scores['invalid']} of {len(splits['validation'])} outputs are no label, and count as wrong"
+            )
 
     training.load_adapter(folder / "adapter.pt", model, base, args.method)
     return run.finish(test=score(args, model, tokenizer, *held["test"], device, dtype))
@@ -227,7 +263,9 @@ def export(args, model, tokenizer, directory, examples, device):
             batch = slice(start, start + EVAL_BATCH)
             ids, mask = pad(sources[batch], fill, device)
             shifted = model.shifted(pad(targets[batch], fill, device)[0])
-            largest = max(largest, (model(ids, mask, shifted) - merged(ids, mask, shifted)).abs().max().item())
+            largest = max(
+                largest, (model(ids, mask, shifted) - merged(ids, mask, shifted)).abs().max().item()
+            )
     print(f"largest logit difference, merged − unmerged, on {len(sources):,} examples: {largest:.2e}")
     if not largest <= LARGEST_EXPORT_DIFFERENCE:
         raise UserError(f"--export: above {LARGEST_EXPORT_DIFFERENCE:g}; nothing was written")
@@ -253,7 +291,9 @@ def main():
     splits = glue.read_protocol(args.task, glue.load(args.task, args.data, args.train_file, args.dev_file))
     splits["train"] = subset(splits["train"], args.limit_train)
     if not args.adapter:
-        results = [train(args, seed, f, directory, tokenizer, splits, device, dtype) for seed, f in folders.items()]
+        results = [
+            train(args, seed, f, directory, tokenizer, splits, device, dtype) for seed, f in folders.items()
+        ]
         training.report(results, out, args.seeds, ("best", "last", "test"))
     if args.eval_only or args.export:
         seed, folder = next(iter(folders.items()))

@@ -57,9 +57,15 @@ def arguments():
         help="what is longer than --max-len is read in windows that overlap by this (default: ours, 128 or a third "
         "of --max-len)",
     )
-    parser.add_argument("--limit-dev", type=training.whole, metavar="N", help="score the first N questions of the dev file")
-    parser.add_argument("--predict", nargs=2, metavar=("QUESTION", "TEXT"), help="the answer in the text, by --adapter")
-    parser.add_argument("--submit", metavar="DIR", help="write the dev set's answers as the official script reads them")
+    parser.add_argument(
+        "--limit-dev", type=training.whole, metavar="N", help="score the first N questions of the dev file"
+    )
+    parser.add_argument(
+        "--predict", nargs=2, metavar=("QUESTION", "TEXT"), help="the answer in the text, by --adapter"
+    )
+    parser.add_argument(
+        "--submit", metavar="DIR", help="write the dev set's answers as the official script reads them"
+    )
     args = parser.parse_args()
     if args.predict and not all(map(str.strip, args.predict)):
         raise UserError("--predict: expected a question and a text, each in quotes")
@@ -70,7 +76,9 @@ def arguments():
         args.data = str(MINI / "squad")
         settings = settings | MINI_SETTINGS
         if not args.adapter:
-            print(f"mini: the bundled model and data, with settings of their own: {training.shown(MINI_SETTINGS)}")
+            print(
+                f"mini: the bundled model and data, with settings of their own: {training.shown(MINI_SETTINGS)}"
+            )
     training.fill_in(args, settings, R)
     return args
 
@@ -86,7 +94,9 @@ def answers_of(model, questions, windows, device, dtype):
     for batch in sorted_batches([len(window.ids) for window in windows], EVAL_BATCH):
         some = [windows[i] for i in batch]
         start, end, of_text = log_probabilities(model, some, device, dtype)
-        for window, *span, score in zip(some, *(t.tolist() for t in squad.best_spans(start, end, of_text)), strict=True):
+        for window, *span, score in zip(
+            some, *(t.tolist() for t in squad.best_spans(start, end, of_text)), strict=True
+        ):
             if score > best[window.question][1]:
                 best[window.question] = (squad.cut(questions[window.question].context, window, *span), score)
     return [(answer, math.exp(score)) for answer, score in best]
@@ -115,7 +125,9 @@ def train(args, seed, folder, directory, sets, device, dtype):
     if args.init_adapter:
         training.load_adapter(args.init_adapter, model, base, args.method, HEAD, with_head=False)
     questions, windows = sets["train"]
-    targets = torch.tensor([squad.target(window, questions[window.question].answers[0]) for window in windows])
+    targets = torch.tensor(
+        [squad.target(window, questions[window.question].answers[0]) for window in windows]
+    )
     lengths = [len(window.ids) for window in windows]
     steps = math.ceil(math.ceil(len(windows) / args.batch_size) / args.accumulate)
     padding = padding_share(lengths, shuffled_batches(lengths, args.batch_size, [seed, 0]))
@@ -159,7 +171,9 @@ def prepare(args, directory, seed, device):
 
 def loss_sum(start, end, target):
     """Cross entropy of the answer's start and end, their mean; summed, to be divided by the windows of the whole step."""
-    return (F.nll_loss(start, target[:, 0], reduction="sum") + F.nll_loss(end, target[:, 1], reduction="sum")) / 2
+    return (
+        F.nll_loss(start, target[:, 0], reduction="sum") + F.nll_loss(end, target[:, 1], reduction="sum")
+    ) / 2
 
 
 # ------------------------------------------------------------------------------------------------ a trained adapter
@@ -190,7 +204,9 @@ def export(args, model, directory, windows, device):
     largest = 0.0
     with torch.no_grad():
         for batch in sorted_batches([len(window.ids) for window in windows], EVAL_BATCH):
-            ids, mask, of_text = squad.batch_of([windows[i] for i in batch], model.config.pad_token_id, device)
+            ids, mask, of_text = squad.batch_of(
+                [windows[i] for i in batch], model.config.pad_token_id, device
+            )
             for ours, theirs in zip(model(ids, mask), merged(ids, mask), strict=True):
                 largest = max(largest, (ours - theirs)[of_text].abs().max().item())
     print(f"largest logit difference, merged − unmerged, on {len(windows):,} dev windows: {largest:.2e}")
@@ -220,7 +236,9 @@ def main():
         training.load_adapter(args.adapter, model, base, args.method, HEAD)
         return predict(args, model, tokenizer, device, dtype)
 
-    splits = squad.load(args.data, args.train_file, args.dev_file, ("dev",) if args.adapter else ("train", "dev"))
+    splits = squad.load(
+        args.data, args.train_file, args.dev_file, ("dev",) if args.adapter else ("train", "dev")
+    )
     if "train" in splits:
         splits["train"] = subset(splits["train"], args.limit_train)
     splits["dev"] = splits["dev"][: args.limit_dev]
@@ -230,7 +248,9 @@ def main():
     }
 
     if not args.adapter:
-        results = [train(args, seed, folder, directory, sets, device, dtype) for seed, folder in folders.items()]
+        results = [
+            train(args, seed, folder, directory, sets, device, dtype) for seed, folder in folders.items()
+        ]
         training.report(results, out, args.seeds, ("best", "last"))
     if args.eval_only or args.submit or args.export:
         seed = next(iter(folders))

@@ -30,7 +30,9 @@ from hut import apply_hut, copy_tensors, merge_hut
 from model import first_line, load_file, write_file
 from read.network import CELLS, apply_read
 
-FROZEN_SEED = 0  # of what a method holds that is random and not trained; one for all runs, as their adapters may meet
+FROZEN_SEED = (
+    0  # of what a method holds that is random and not trained; one for all runs, as their adapters may meet
+)
 UNMERGED = ("read", *baselines.UNMERGED)
 RUN_FILES = ("args.json", "metrics.jsonl", "result.json", "adapter.pt", "adapter-last.pt", "checkpoint.pt")
 
@@ -106,7 +108,9 @@ def _number(text, holds, expected):
 def add_arguments(parser, methods, defaults):
     """The arguments that all training scripts have. `defaults` says in words what those are that differ among them."""
     group = parser.add_argument_group("method")
-    group.add_argument("--method", choices=methods, help=f"how to fine-tune (default: {defaults.get('method', 'hut')})")
+    group.add_argument(
+        "--method", choices=methods, help=f"how to fine-tune (default: {defaults.get('method', 'hut')})"
+    )
     group.add_argument(
         "--r",
         type=int,
@@ -117,7 +121,9 @@ def add_arguments(parser, methods, defaults):
         "--targets",
         help="layers to adapt, for hut, lora, vera and fourierft: letters of qkvoud (default: qv, the paper's)",
     )
-    group.add_argument("--cell", choices=CELLS, help="READ's; untied: a GRU for each layer, no recurrency (default: gru)")
+    group.add_argument(
+        "--cell", choices=CELLS, help="READ's; untied: a GRU for each layer, no recurrency (default: gru)"
+    )
     group.add_argument(
         "--start", choices=("zero", "random"), help="READ's U at the start: zero, which is the frozen model, or the "
         "library's default (default: zero; the paper names none)",
@@ -126,18 +132,26 @@ def add_arguments(parser, methods, defaults):
     group.add_argument("--init-adapter", metavar="FILE", help="start from this adapter, without its head")
     group = parser.add_argument_group("model and data")
     group.add_argument("--model", help=f"hub name, directory, or mini (default: {defaults['model']})")
-    group.add_argument("--data", metavar="DIR", help="folder of the data set (default: fetched once into the cache)")
+    group.add_argument(
+        "--data", metavar="DIR", help="folder of the data set (default: fetched once into the cache)"
+    )
     group.add_argument("--train-file", metavar="F", help="instead of the training file in --data")
     group.add_argument("--dev-file", metavar="F", help="instead of the development file in --data")
-    group.add_argument("--limit-train", type=whole, metavar="N", help="use N training examples, the same for every seed")
+    group.add_argument(
+        "--limit-train", type=whole, metavar="N", help="use N training examples, the same for every seed"
+    )
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=whole, help=f"(default: {defaults['settings']})")
     group.add_argument("--batch-size", type=whole, help=f"examples a batch (default: {defaults['settings']})")
     group.add_argument("--accumulate", type=whole, default=1, help="batches an optimiser step (default: 1)")
     group.add_argument("--lr", type=positive, help=f"peak learning rate (default: {defaults['settings']})")
-    group.add_argument("--head-lr", type=positive, help="that of the head (default: --lr; the paper names one rate)")
     group.add_argument(
-        "--warmup", type=not_negative, help=f"below 1 a share of all steps, else steps (default: {defaults['warmup']})"
+        "--head-lr", type=positive, help="that of the head (default: --lr; the paper names one rate)"
+    )
+    group.add_argument(
+        "--warmup",
+        type=not_negative,
+        help=f"below 1 a share of all steps, else steps (default: {defaults['warmup']})",
     )
     group.add_argument(
         "--weight-decay",
@@ -145,16 +159,22 @@ def add_arguments(parser, methods, defaults):
         metavar="W",
         help=f"AdamW's; it pulls M_A, M_B and gamma to 0, not to the frozen model's 1 (default: {defaults['weight_decay']})",
     )
-    group.add_argument("--clip", type=positive, metavar="NORM", help="clip the gradient's norm (default: no clipping)")
     group.add_argument(
-        "--dropout", type=probability, metavar="P", help=f"everywhere; read: in the head (default: {defaults['dropout']})"
+        "--clip", type=positive, metavar="NORM", help="clip the gradient's norm (default: no clipping)"
+    )
+    group.add_argument(
+        "--dropout",
+        type=probability,
+        metavar="P",
+        help=f"everywhere; read: in the head (default: {defaults['dropout']})",
     )
     group.add_argument(
         "--max-len",
         type=whole,
         metavar="TOKENS",
         help=defaults.get(
-            "max_len", "truncate to this (default: 512, the paper's, or the model's position table if that is shorter)"
+            "max_len",
+            "truncate to this (default: 512, the paper's, or the model's position table if that is shorter)",
         ),
     )
     seeds = group.add_mutually_exclusive_group()
@@ -168,12 +188,16 @@ def add_arguments(parser, methods, defaults):
         "(default: bfloat16 on a GPU that has it, else float32)",
     )
     group = parser.add_argument_group("files")
-    group.add_argument("--out", metavar="DIR", help="run folder (default: runs/<task>-<method>-r<r>-seed<seed>)")
+    group.add_argument(
+        "--out", metavar="DIR", help="run folder (default: runs/<task>-<method>-r<r>-seed<seed>)"
+    )
     group.add_argument("--resume", action="store_true", help="go on with the run in --out where it stopped")
     group.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     group.add_argument("--adapter", metavar="FILE", help="a saved adapter, for --eval-only and --predict")
     group.add_argument(
-        "--eval-only", action="store_true", help="score --adapter (E2E: into --out, or eval/ beside it); no training"
+        "--eval-only",
+        action="store_true",
+        help="score --adapter (E2E: into --out, or eval/ beside it); no training",
     )
     group.add_argument("--export", metavar="DIR", help="write the merged model in HuggingFace's layout")
 
@@ -211,8 +235,8 @@ def fill_in(args, settings, sizes):
 def check_adapter(args, methods):
     """--adapter goes with what needs it, and with nothing else; what its file knows of the run is set in `args`.
 
-    That is its method and RECORDED. Another model, length or stride is the user's to choose (the fingerprint of the base
-    guards the first); contradicting the others is an error.
+    That is its method and RECORDED. Another model, length or stride is the user's to choose (the fingerprint
+    of the base guards the first); contradicting the others is an error.
     """
     if (args.eval_only or args.predict) and not args.adapter:
         raise UserError("--eval-only and --predict need --adapter FILE")
@@ -221,12 +245,16 @@ def check_adapter(args, methods):
     if not args.adapter:
         return
     if not (args.eval_only or args.predict):
-        raise UserError("--adapter is for --eval-only and --predict; to start training from one, use --init-adapter")
+        raise UserError(
+            "--adapter is for --eval-only and --predict; to start training from one, use --init-adapter"
+        )
     found = read_adapter(args.adapter)
     if found["task"] != args.task:
         raise UserError(f"{args.adapter}: trained on {found['task']}, not {args.task}")
     if found["method"] not in methods:
-        raise UserError(f"{args.adapter}: made with --method {found['method']}: this script has {' '.join(methods)}")
+        raise UserError(
+            f"{args.adapter}: made with --method {found['method']}: this script has {' '.join(methods)}"
+        )
     for key, value in {"method": found["method"], **found["config"]}.items():
         given = getattr(args, key, None)  # another script may not have it
         if given is None:
@@ -425,7 +453,8 @@ def check_out(folder, resume, overwrite):
 def open_run(folder, settings, resume, overwrite):
     """Makes the run folder and its args.json, with versions, device and revision; -> what checkpoint.pt holds, or None.
 
-    Raises UserError if the folder holds a run and neither flag is given, or one that was started with other settings.
+    Raises UserError if the folder holds a run and neither flag is given, or one that was started with other
+    settings.
     """
     present = check_out(folder, resume, overwrite)
     if resume and present:
@@ -485,8 +514,9 @@ def environment():
 class Run:
     """Where a training run stands, and the files that say so. The loop is the script's; this counts, saves, restores.
 
-    `epoch` and `position` (optimiser steps of this epoch) are what is done; `step` counts from the start. The optimiser
-    is AdamW, with a learning rate each for the adapter and the head (parameters whose names start with `head`).
+    `epoch` and `position` (optimiser steps of this epoch) are what is done; `step` counts from the start. The
+    optimiser is AdamW, with a learning rate each for the adapter and the head (parameters whose names start
+    with `head`).
     """
 
     STATE = ("epoch", "position", "step", "seen", "loss_sum", "seconds", "energy", "log", "best", "last")
@@ -497,7 +527,11 @@ class Run:
         self.args, self.seed, self.folder, self.device = args, seed, folder, device
         self.adapter, self.head = trainable(model, head)
         frozen = count(p for p in model.parameters() if not p.requires_grad)
-        self.parameters = {"adapter": count(self.adapter.values()), "head": count(self.head.values()), "frozen": frozen}
+        self.parameters = {
+            "adapter": count(self.adapter.values()),
+            "head": count(self.head.values()),
+            "frozen": frozen,
+        }
         config = {key: value for key, value in vars(args).items() if key in RECORDED}
         self.header = {"method": args.method, "config": config, "task": args.task, "base": base}
         self.total = args.epochs * steps
@@ -513,7 +547,10 @@ class Run:
         self.stopping = False
         settings = {key: value for key, value in vars(args).items() if key not in ASIDE} | {"seed": seed}
         saved = open_run(folder, settings, args.resume, args.overwrite)
-        self.meter, self.saved_at = meter or Meter(gpu_of(device)), time.time()  # one given has been running already
+        self.meter, self.saved_at = (
+            meter or Meter(gpu_of(device)),
+            time.time(),
+        )  # one given has been running already
         self.started = self.meter.started
         if saved:
             self._restore(saved)
@@ -524,7 +561,9 @@ class Run:
         """Prints what will be done, before the first step."""
         args, counts = self.args, self.parameters
         head = f" + {counts['head']:,} head" if self.head else ""
-        print(f"{args.method}: {counts['adapter']:,} adapter{head} parameters are trained, {counts['frozen']:,} are frozen")
+        print(
+            f"{args.method}: {counts['adapter']:,} adapter{head} parameters are trained, {counts['frozen']:,} are frozen"
+        )
         rates = f"lr {args.lr:g}" + (f" (head {args.head_lr:g})" if self.head else "")
         print(
             f"{args.epochs} epochs of {steps:,} steps of {args.batch_size * args.accumulate} examples; AdamW, {rates}, "
@@ -538,7 +577,9 @@ class Run:
         left, done = groups[self.position :], self.position
         self.seen_here = 0
         self.epoch_started = self.steps_until = time.time()
-        self.bar = tqdm(left, f"epoch {self.epoch + 1}", initial=done, total=len(groups), disable=None, leave=False)
+        self.bar = tqdm(
+            left, f"epoch {self.epoch + 1}", initial=done, total=len(groups), disable=None, leave=False
+        )
         return self.bar
 
     def optimizer_step(self, loss, weight):
@@ -575,8 +616,18 @@ class Run:
     def end_epoch(self, scores, better):
         """Logs the epoch and writes adapter-last.pt, metrics.jsonl, checkpoint.pt, and adapter.pt where it is better."""
         train_loss = self.loss_sum / self.seen
-        row = {"epoch": self.epoch + 1, "step": self.step, "train_loss": train_loss, **scores, "lr": self.lr()}
-        timing = {"seconds": self.elapsed(), "energy_kwh": self.spent(), f"{self.unit}_per_second": self.speed()}
+        row = {
+            "epoch": self.epoch + 1,
+            "step": self.step,
+            "train_loss": train_loss,
+            **scores,
+            "lr": self.lr(),
+        }
+        timing = {
+            "seconds": self.elapsed(),
+            "energy_kwh": self.spent(),
+            f"{self.unit}_per_second": self.speed(),
+        }
         self.log.append(row | {"timing": timing})
         self.epoch, self.position, self.seen, self.loss_sum = self.epoch + 1, 0, 0, 0.0
         self.last = {"epoch": self.epoch, **scores}
@@ -597,7 +648,13 @@ class Run:
     def finish(self, **more):
         """Writes result.json, with the entries of `more` added, and returns what it says."""
         args = self.args
-        result = {"task": args.task, "method": args.method, "r": args.r, "targets": args.targets, "seed": self.seed}
+        result = {
+            "task": args.task,
+            "method": args.method,
+            "r": args.r,
+            "targets": args.targets,
+            "seed": self.seed,
+        }
         result |= {"parameters": self.parameters, "best": self.best, "last": self.last, **more}
         self.meter.stop()
         timing = {key: self.log[-1]["timing"][key] for key in ("seconds", "energy_kwh")}
@@ -611,7 +668,10 @@ class Run:
         if not all(p.isfinite().all() for p in tensors.values()):
             raise self._not_finite()
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        state = {key: getattr(self, key) for key in self.STATE} | {"seconds": self.elapsed(), "energy": self.spent()}
+        state = {key: getattr(self, key) for key in self.STATE} | {
+            "seconds": self.elapsed(),
+            "energy": self.spent(),
+        }
         rng = {"cpu": torch.get_rng_state(), "cuda": cuda}
         optimizer = self.optimizer.state_dict()
         save(self.folder / "checkpoint.pt", {**state, "tensors": tensors, "optimizer": optimizer, "rng": rng})
@@ -661,7 +721,9 @@ class Run:
         self.bar.close()
         self.save()
         again = sys.argv if "--resume" in sys.argv else [*sys.argv, "--resume"]
-        print(f"\nstopped after step {self.step} of {self.total} and saved; go on with: python {shlex.join(again)}")
+        print(
+            f"\nstopped after step {self.step} of {self.total} and saved; go on with: python {shlex.join(again)}"
+        )
         sys.exit(130)
 
 
@@ -678,7 +740,10 @@ def peak_memory(device):
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if status.exists():  # Linux; its ru_maxrss would count the process that started this one
-        return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+        return (
+            int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
+            * 1024
+        )
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -712,12 +777,20 @@ def report(results, out, seeds, keys):
         return
     both = {key: mean_and_std(results, key) for key in keys}
     together = {name: results[0][name] for name in ("task", "method", "r", "targets", "parameters")}
-    together |= {"mean": {key: mean for key, (mean, _) in both.items()}, "std": {key: std for key, (_, std) in both.items()}}
+    together |= {
+        "mean": {key: mean for key, (mean, _) in both.items()},
+        "std": {key: std for key, (_, std) in both.items()},
+    }
     write_json(out / "result.json", {**together, "seeds": list(range(seeds)), "runs": results})
     for key, (mean, std) in both.items():
-        means = (f"{name} {value:.4f} ± {std[name] or 0:.4f}" for name, value in mean.items() if value is not None)
+        means = (
+            f"{name} {value:.4f} ± {std[name] or 0:.4f}" for name, value in mean.items() if value is not None
+        )
         print(f"{key} of {len(results)} seeds: {', '.join(means)}")
 
 
 def shown(scores):
-    return ", ".join(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in scores.items())
+    return ", ".join(
+        f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in scores.items()
+    )

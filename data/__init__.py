@@ -17,4 +17,6 @@ def read_text(path, hint):
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: not UTF-8: byte 0x{raw[error.start]:02x}; convert the file") from None
+        raise UserError(
+            f"{path}:{line}: not UTF-8: byte 0x{raw[error.start]:02x}; convert the file"
+        ) from None

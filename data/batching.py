@@ -14,8 +14,8 @@ def subset(examples, n):
 def shuffled_batches(lengths, batch_size, seed):
     """Index lists of an epoch's batches: every example once, in an order made from `seed`, neighbours of like length.
 
-    Shuffles, sorts each run of 50 batches by length, cuts it into batches, and shuffles these: nearly no padding, and
-    still another mixture each epoch. Only the last batch of all may be short.
+    Shuffles, sorts each run of 50 batches by length, cuts it into batches, and shuffles these: nearly no
+    padding, and still another mixture each epoch. Only the last batch of all may be short.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(lengths))
@@ -26,7 +26,9 @@ def shuffled_batches(lengths, batch_size, seed):
         run = run[np.argsort(lengths[run], kind="stable")]
         # a run that does not divide evenly leaves its shortest examples as the short batch
         first = len(run) % batch_size
-        batches += [run[:first]] * (first > 0) + [run[i : i + batch_size] for i in range(first, len(run), batch_size)]
+        batches += [run[:first]] * (first > 0) + [
+            run[i : i + batch_size] for i in range(first, len(run), batch_size)
+        ]
     return [batches[i].tolist() for i in rng.permutation(len(batches))]
 
 

@@ -25,8 +25,8 @@ def cache():
 def fetch(url, path, sha256):
     """Downloads `url` to `path` unless it is there already; under a temporary name until size and sha256 are right.
 
-    With sha256=None the digest is printed and not checked. Raises UserError if the address can't be reached, the file is
-    cut off, or its digest differs.
+    With sha256=None the digest is printed and not checked. Raises UserError if the address can't be reached,
+    the file is cut off, or its digest differs.
     """
     if path.exists():
         return
@@ -71,14 +71,22 @@ def unpack(archive, folder):
         try:
             with zipfile.ZipFile(archive) as content:
                 for name in content.namelist():
-                    if name.startswith(("/", "\\")) or ".." in Path(name.replace("\\", "/")).parts or ":" in name:
+                    if (
+                        name.startswith(("/", "\\"))
+                        or ".." in Path(name.replace("\\", "/")).parts
+                        or ":" in name
+                    ):
                         raise UserError(f"{archive}: '{name}' leads out of the folder; nothing was unpacked")
                 content.extractall(temporary)
         except (zipfile.BadZipFile, EOFError) as error:
             raise UserError(f"{archive}: not a whole zip file ({error}): delete it and try again") from None
         tops = [entry for entry in Path(temporary).iterdir() if entry.name != "__MACOSX"]
         if len(tops) != 1 or not tops[0].is_dir():
-            raise UserError(f"{archive}: expected one folder in it, found {sorted(entry.name for entry in tops)}")
+            raise UserError(
+                f"{archive}: expected one folder in it, found {sorted(entry.name for entry in tops)}"
+            )
         if folder.exists():
-            shutil.rmtree(folder)  # left by something that was interrupted: whoever calls has found it incomplete
+            shutil.rmtree(
+                folder
+            )  # left by something that was interrupted: whoever calls has found it incomplete
         os.replace(tops[0], folder)

@@ -34,7 +34,9 @@ def linearise(representation):
         raise ValueError(f"meaning representation '{representation}': expected slot[value], slot[value], …")
     unknown = [slot for slot, _ in slots if slot not in SLOTS]
     if unknown:
-        raise ValueError(f"meaning representation '{representation}': no slot '{unknown[0]}': expected {', '.join(SLOTS)}")
+        raise ValueError(
+            f"meaning representation '{representation}': no slot '{unknown[0]}': expected {', '.join(SLOTS)}"
+        )
     return " | ".join(f"{RENAMED.get(slot, slot)} : {tokenised(value)}" for slot, value in slots)
 
 
@@ -108,7 +110,8 @@ def grouped(examples):
 def is_tokenised(examples):
     """Whether the references are the tokenised ones of the linearised files ("city centre ."), by their full stops.
 
-    The same output scores BLEU .66 against raw references and .67 against tokenised ones, so every score says which.
+    The same output scores BLEU .66 against raw references and .67 against tokenised ones, so every score says
+    which.
     """
     apart = sum(example.reference.endswith(" .") for example in examples)
     return apart > len(examples) / 2

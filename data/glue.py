@@ -20,8 +20,9 @@ class Example(NamedTuple):
 class Task(NamedTuple):
     """Where a task's texts and labels stand in its files, and what its labels are called.
 
-    `columns` are names in the header, but for CoLA, whose files have none: there they are the columns of every row.
-    `labels` are the strings in the files, in the order of the classes; none: a score. `names` say what they mean.
+    `columns` are names in the header, but for CoLA, whose files have none: there they are the columns of
+    every row. `labels` are the strings in the files, in the order of the classes; none: a score. `names` say
+    what they mean.
     """
 
     folder: str
@@ -64,8 +65,8 @@ TASKS = {
 def read_split(task, path, labelled=True):
     """The examples of one file, checked row by row; -> (examples, number of rows skipped, which is 0 but for QQP).
 
-    Raises UserError, with file and line, for a file that is missing, empty or not UTF-8, a row with too few columns, an
-    unknown label, and a score that is no number from 0 to 5.
+    Raises UserError, with file and line, for a file that is missing, empty or not UTF-8, a row with too few
+    columns, an unknown label, and a score that is no number from 0 to 5.
     """
     spec = TASKS[task]
     examples, skipped = [], 0
@@ -129,21 +130,28 @@ def read_mrpc_raw(folder):
                 splits["test"].append(Example(first, second, None))
             else:
                 label = _label(TASKS["mrpc"], quality, f"{path}:{line}")
-                splits["dev" if (first_id, second_id) in ids else "train"].append(Example(first, second, label))
+                splits["dev" if (first_id, second_id) in ids else "train"].append(
+                    Example(first, second, label)
+                )
     return splits
 
 
 def load(task, data=None, train_file=None, dev_file=None, splits=("train", "dev")):
     """{file's name: its examples} for "train", "dev" and "test" in `splits`; MNLI has two dev and two test files.
 
-    `data` is the folder that holds CoLA/, SST-2/ …; without it the official files are fetched once into the cache.
-    `train_file` and `dev_file` stand in for single files of it; one dev file is then all there is of dev.
+    `data` is the folder that holds CoLA/, SST-2/ …; without it the official files are fetched once into the
+    cache. `train_file` and `dev_file` stand in for single files of it; one dev file is then all there is of
+    dev.
     """
     spec = TASKS[task]
     given = {"train": train_file, spec.dev[0]: dev_file}
     files = {"train": ("train",), "dev": spec.dev[: 1 if dev_file else None], "test": spec.test}
     names = [name for split in splits for name in files[split]]
-    folder = None if all(given.get(name) for name in names) else (Path(data) if data else download(task)) / spec.folder
+    folder = (
+        None
+        if all(given.get(name) for name in names)
+        else (Path(data) if data else download(task)) / spec.folder
+    )
     found, raw = {}, {}
     if folder and (folder / "msr_paraphrase_train.txt").exists() and not (folder / "train.tsv").exists():
         raw = read_mrpc_raw(folder)  # MRPC as it is downloaded
@@ -181,7 +189,9 @@ def download(task, folder=None, glue=GLUE, senteval=SENTEVAL):
     """Fetches a task's official files into `folder` (the cache), unless they are there; returns `folder`."""
     folder = folder or cache() / "glue"
     target = folder / TASKS[task].folder
-    if task == "mrpc":  # not on GLUE's own server as a whole: Microsoft's files, and GLUE's choice of dev rows
+    if (
+        task == "mrpc"
+    ):  # not on GLUE's own server as a whole: Microsoft's files, and GLUE's choice of dev rows
         for place, name in ((senteval, "msr_paraphrase_train.txt"), (senteval, "msr_paraphrase_test.txt"),
                             (glue, "mrpc_dev_ids.tsv")):  # fmt: skip
             fetch(place + name, target / name, SHA256[name])
@@ -194,8 +204,8 @@ def download(task, folder=None, glue=GLUE, senteval=SENTEVAL):
 
 # ------------------------------------------------------------------------------------------------ text to text
 
-# As T5 reads and writes the tasks (Raffel et al., 2020, appendix D): what its texts are called, in the order of Example's,
-# and the label words, in the order of the classes.
+# As T5 reads and writes the tasks (Raffel et al., 2020, appendix D): what its texts are called, in the order
+# of Example's, and the label words, in the order of the classes.
 TEXT_TO_TEXT = {
     "cola": (("sentence",), ("unacceptable", "acceptable")),
     "sst2": (("sentence",), ("negative", "positive")),
@@ -232,16 +242,18 @@ def label_of(task, text, label):
 def read_protocol(task, splits):
     """The READ paper's {"train", "validation", "test"} of a task's train and dev files, whose test labels are not public.
 
-    Below 10,000 training rows dev is cut in two halves; else 1,000 training rows are held out, and dev is the test set.
-    MNLI validates on the mismatched dev set and tests on the matched one. The halves and the rows held out are drawn
-    once, whatever the run's seed.
+    Below 10,000 training rows dev is cut in two halves; else 1,000 training rows are held out, and dev is the
+    test set. MNLI validates on the mismatched dev set and tests on the matched one. The halves and the rows
+    held out are drawn once, whatever the run's seed.
     """
     train = splits["train"]
     if task == "mnli" and "dev_mismatched" in splits:
         return {"train": train, "validation": splits["dev_mismatched"], "test": splits["dev_matched"]}
     dev = splits[TASKS[task].dev[0]]
     if len(dev) < 2:
-        raise UserError(f"{task}: {len(dev)} dev rows: expected 2 or more, one for validation and one for test")
+        raise UserError(
+            f"{task}: {len(dev)} dev rows: expected 2 or more, one for validation and one for test"
+        )
     cut = dev if len(train) < 10_000 else train
     order = np.random.default_rng(0).permutation(len(cut)).tolist()
     held = len(dev) // 2 if cut is dev else 1000

@@ -16,8 +16,9 @@ MINI = Path(__file__).parent / "mini"
 def checkpoint(name_or_directory):
     """The directory of a checkpoint; a hub name (`roberta-large`, `gpt2-medium`) is fetched by huggingface_hub.
 
-    So the user's cache, mirror (HF_ENDPOINT), token and offline setting (HF_HUB_OFFLINE) are honoured. Raises UserError
-    if there is neither such a directory nor such a name, the hub can't be reached, or it has no PyTorch weights.
+    So the user's cache, mirror (HF_ENDPOINT), token and offline setting (HF_HUB_OFFLINE) are honoured. Raises
+    UserError if there is neither such a directory nor such a name, the hub can't be reached, or it has no
+    PyTorch weights.
     """
     if Path(name_or_directory).is_dir():
         return Path(name_or_directory)
@@ -38,7 +39,9 @@ def checkpoint(name_or_directory):
     except EntryNotFoundError:
         weights = file == "pytorch_model.bin"
         problem = "only weights in another format (safetensors is not read here)" if weights else f"no {file}"
-        raise UserError(f"--model {name_or_directory}: this repository has {problem}: choose another checkpoint") from None
+        raise UserError(
+            f"--model {name_or_directory}: this repository has {problem}: choose another checkpoint"
+        ) from None
     except OSError as error:
         raise UserError(f"--model {name_or_directory}: {str(error).splitlines()[0]}") from None
     return Path(path).parent
@@ -54,7 +57,9 @@ def load_tokenizer(directory, vocab_size):
     except Exception as error:  # the library raises this very class
         raise UserError(f"{path}: not a tokenizer ({error})") from None
     if tokenizer.get_vocab_size() > vocab_size:
-        raise UserError(f"{path}: {tokenizer.get_vocab_size()} tokens: the model's embedding has {vocab_size}")
+        raise UserError(
+            f"{path}: {tokenizer.get_vocab_size()} tokens: the model's embedding has {vocab_size}"
+        )
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -63,7 +68,8 @@ def load_tokenizer(directory, vocab_size):
 def copy_tokenizer(source, target):
     """Puts a checkpoint's tokenizer.json beside exported weights, and says that it is all there is of the tokenizer.
 
-    Without the second file transformers guesses a class from the model's type, and may build another tokenizer.
+    Without the second file transformers guesses a class from the model's type, and may build another
+    tokenizer.
     """
     shutil.copyfile(source / "tokenizer.json", target / "tokenizer.json")
     tokenizer = Tokenizer.from_file(str(target / "tokenizer.json"))

@@ -24,8 +24,8 @@ class Question(NamedTuple):
 class Window(NamedTuple):
     """A question and as much of its text as fits: token ids, and which of them are of the text.
 
-    `first` is the place of the first token of the text in `ids`, and `offsets` (n, 2) holds, for each of the n tokens
-    of the text from there on, the characters of the text that it stands for.
+    `first` is the place of the first token of the text in `ids`, and `offsets` (n, 2) holds, for each of the
+    n tokens of the text from there on, the characters of the text that it stands for.
     """
 
     question: int
@@ -59,7 +59,9 @@ def read(path):
             for q, entry in enumerate(_list(paragraph, "qas", f"{where}, paragraph {p}"), 1):
                 question = _question(entry, context, f"{where}, paragraph {p}, question {q}")
                 if question.id in seen:
-                    raise UserError(f"{where}, paragraph {p}, question {q}: id '{question.id}' occurs twice in the file")
+                    raise UserError(
+                        f"{where}, paragraph {p}, question {q}: id '{question.id}' occurs twice in the file"
+                    )
                 seen.add(question.id)
                 questions.append(question)
     if not questions:
@@ -73,10 +75,14 @@ def _question(entry, context, where):
     for answer in _list(entry, "answers", where):
         words, start = _string(answer, "text", where), answer.get("answer_start")
         if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-            raise UserError(f"{where}: answer_start is {start!r}: expected a character's number in the context")
+            raise UserError(
+                f"{where}: answer_start is {start!r}: expected a character's number in the context"
+            )
         if context[start : start + len(words)] != words:
             found = context[start : start + len(words)]
-            raise UserError(f"{where}: answer '{words}' is not at character {start} of the context, '{found}' is")
+            raise UserError(
+                f"{where}: answer '{words}' is not at character {start} of the context, '{found}' is"
+            )
         answers.append((start, words))
     if not answers:
         raise UserError(f"{where}: no answer: expected one or more, as in v1.1 (v2.0 has questions without)")
@@ -97,7 +103,9 @@ def _string(entry, key, where):
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where}: '{key}' holds half a character, at {error.start}: expected UTF-8") from None
+        raise UserError(
+            f"{where}: '{key}' holds half a character, at {error.start}: expected UTF-8"
+        ) from None
     return value
 
 
@@ -136,8 +144,8 @@ def download(folder=None, release=RELEASE, names=None):
 def encode(tokenizer, questions, max_len, doc_stride):
     """The windows of all questions, in their order: <s> question </s></s> text </s>, at most `max_len` tokens each.
 
-    A text that does not fit is read in several windows, each of which repeats `doc_stride` tokens of the one before.
-    Raises UserError for a question so long that a window could not go on.
+    A text that does not fit is read in several windows, each of which repeats `doc_stride` tokens of the one
+    before. Raises UserError for a question so long that a window could not go on.
     """
     texts = [question.text.strip() for question in questions]  # one official question has thousands of spaces
     added = tokenizer.num_special_tokens_to_add(is_pair=True)
@@ -161,7 +169,9 @@ def encode(tokenizer, questions, max_len, doc_stride):
                 of_text = [place for place, sequence in enumerate(part.sequence_ids) if sequence == 1]
                 if of_text:  # none: a text of characters that the tokenizer drops
                     first, last = of_text[0], of_text[-1]
-                    windows.append(Window(i, part.ids, first, np.array(part.offsets[first : last + 1], np.int32)))
+                    windows.append(
+                        Window(i, part.ids, first, np.array(part.offsets[first : last + 1], np.int32))
+                    )
     return windows
 
 
@@ -210,8 +220,8 @@ def batch_of(windows, pad_token, device):
 def log_probabilities(logits, of_text):
     """(B, L) logits of a start or an end -> log-probabilities: of the text's tokens, and of <s> for "not in this window".
 
-    Question, other special tokens and padding are masked out: -inf. As each window has the choice to say that it does
-    not hold the answer, the probabilities of a question's windows can be compared.
+    Question, other special tokens and padding are masked out: -inf. As each window has the choice to say that
+    it does not hold the answer, the probabilities of a question's windows can be compared.
     """
     allowed = of_text.clone()
     allowed[:, 0] = True
@@ -221,10 +231,14 @@ def log_probabilities(logits, of_text):
 def best_spans(start, end, of_text):
     """The likeliest span of up to MAX_ANSWER tokens of each window: first (B,), last (B,), its log-probability (B,).
 
-    start, end: (B, L) log-probabilities; of_text: (B, L). All pairs are compared, not only those of n best ends.
+    start, end: (B, L) log-probabilities; of_text: (B, L). All pairs are compared, not only those of n best
+    ends.
     """
     length = start.shape[1]
-    scores = start.masked_fill(~of_text, -torch.inf)[:, :, None] + end.masked_fill(~of_text, -torch.inf)[:, None, :]
+    scores = (
+        start.masked_fill(~of_text, -torch.inf)[:, :, None]
+        + end.masked_fill(~of_text, -torch.inf)[:, None, :]
+    )
     in_order = torch.ones(length, length, dtype=torch.bool, device=start.device).triu().tril(MAX_ANSWER - 1)
     best, place = scores.masked_fill(~in_order, -torch.inf).flatten(1).max(1)
     return place // length, place % length, best

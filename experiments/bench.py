@@ -6,10 +6,11 @@
     python -m experiments.bench generate                          decoding, beside transformers.generate
     python -m experiments.bench t5                                READ and its rivals on T5: a step, its energy, a label
 
-All variants train the same random weights on the same batch in one process, in turn, round after round, so that a
-machine whose speed drifts slows them all; a figure is the median over the rounds. Compare figures of one run only.
-Memory is that of a process of its own, which takes the same steps: its peak while training, and what of it came after
-the imports, which is weights, gradients, AdamW's moments and activations, as a GPU's allocator counts them.
+All variants train the same random weights on the same batch in one process, in turn, round after round, so
+that a machine whose speed drifts slows them all; a figure is the median over the rounds. Compare figures of
+one run only. Memory is that of a process of its own, which takes the same steps: its peak while training, and
+what of it came after the imports, which is weights, gradients, AdamW's moments and activations, as a GPU's
+allocator counts them.
 """
 
 import argparse
@@ -74,7 +75,9 @@ def put_in(model, make, r):
 
 def baseline(method):
     """Puts a method of baselines.py in, at the size that the tables have; LoRA at HUT's r."""
-    return lambda model, r: baselines.apply(model, method, r if method == "lora" else baselines.ROBERTA_R.get(method))
+    return lambda model, r: baselines.apply(
+        model, method, r if method == "lora" else baselines.ROBERTA_R.get(method)
+    )
 
 
 VARIANTS = {
@@ -110,7 +113,9 @@ def peft_lora(model, r):
         theirs = auto.from_pretrained(directory)
     targets = ["query", "value"] if roberta else ["c_attn"]
     task = "SEQ_CLS" if roberta else "CAUSAL_LM"
-    settings = LoraConfig(task_type=task, r=r, lora_alpha=2 * r, target_modules=targets, fan_in_fan_out=not roberta)
+    settings = LoraConfig(
+        task_type=task, r=r, lora_alpha=2 * r, target_modules=targets, fan_in_fan_out=not roberta
+    )
     return get_peft_model(theirs, settings).to(next(model.parameters()).device)
 
 
@@ -134,7 +139,11 @@ class Step:
         self.model.train()
         torch.manual_seed(1)  # the same batch, whatever the variant has drawn
         self.ids = torch.randint(3, sizes.vocab_size, (args.batch_size, args.length), device=device)
-        self.target = torch.randint(0, 2, (args.batch_size,), device=device) if self.roberta else self.ids[:, 1:].flatten()
+        self.target = (
+            torch.randint(0, 2, (args.batch_size,), device=device)
+            if self.roberta
+            else self.ids[:, 1:].flatten()
+        )
         self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-5)
 
     def __call__(self):
@@ -168,7 +177,9 @@ def step_table(args, sizes, device, dtype):
         f"median of {args.rounds} rounds\n"
     )
     steps = {name: Step(args, name, sizes, device, dtype) for name in names}
-    found = in_turn({name: lambda step=step: step.seconds(args.steps) for name, step in steps.items()}, args.rounds)
+    found = in_turn(
+        {name: lambda step=step: step.seconds(args.steps) for name, step in steps.items()}, args.rounds
+    )
     del steps
     print("| | ms a step | ratio to (a) | ratio to (b) | peak memory, MiB | after the imports |")
     print("|---|---:|---:|---:|---:|---:|")
@@ -188,7 +199,9 @@ def methods_table(args, sizes, device, dtype):
         f"{machine(device)}; median of {args.rounds} rounds. In use: ratio to the untouched model\n"
     )
     steps = {name: Step(args, name, sizes, device, dtype) for name in METHODS}
-    training = in_turn({name: lambda step=step: step.seconds(args.steps) for name, step in steps.items()}, args.rounds)
+    training = in_turn(
+        {name: lambda step=step: step.seconds(args.steps) for name, step in steps.items()}, args.rounds
+    )
     header = [
         "",
         "ms a step",
@@ -210,7 +223,14 @@ def methods_table(args, sizes, device, dtype):
         }
         use = in_turn(timers, args.rounds)
         file = io.BytesIO()
-        torch.save({n: p.data for n, p in step.model.named_parameters() if p.requires_grad and "classifier" not in n}, file)
+        torch.save(
+            {
+                n: p.data
+                for n, p in step.model.named_parameters()
+                if p.requires_grad and "classifier" not in n
+            },
+            file,
+        )
         rows.append([
             name, f"{1000 * statistics.median(training[name]):.1f}", f"{ratio(training, name, 'full'):.3f}",
             *memory("--memory-of", name).split(" | "), f"{ratio(use, 'adapted', 'base'):.3f}",
@@ -239,7 +259,11 @@ class ColaSteps:
         shape = [len(self.examples), len(self.model.roberta.blocks), self.model.config.hidden_size]
         batches, started = sorted_batches([len(t) for t in self.examples], 16), time.perf_counter()
         with autocast(self.device, self.dtype):
-            write_states(path, {"shape": shape}, ((batch, self.model.states(*self._padded(batch))) for batch in batches))
+            write_states(
+                path,
+                {"shape": shape},
+                ((batch, self.model.states(*self._padded(batch))) for batch in batches),
+            )
         self.keeping = time.perf_counter() - started
         return read_states(path, {"shape": shape})
 
@@ -299,7 +323,9 @@ def cola_tables(args, device, dtype):
         f"\nAn epoch of CoLA ({len(examples):,} examples, batch 16), r = {args.r}, {machine(device)}; each of {args.rounds}"
     )
     print("rounds times a twentieth of the batches, and is multiplied by 20\n")
-    print("| method | seconds an epoch | ratio to LoRA | peak memory, MiB | after the imports |\n|---|---:|---:|---:|---:|")
+    print(
+        "| method | seconds an epoch | ratio to LoRA | peak memory, MiB | after the imports |\n|---|---:|---:|---:|---:|"
+    )
     for name, title in COLA.items():
         seconds, to_lora = statistics.median(found[name]), ratio(found, name, "lora")
         print(f"| {title} | {seconds:.1f} | {to_lora:.3f} | {memory('--cola-memory-of', name)} |")
@@ -315,16 +341,24 @@ def cola_tables(args, device, dtype):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("glue", "methods", "e2e", "generate", "t5"))
-    parser.add_argument("--layers", type=int, help="on each side, for t5 (default: 4; on a GPU the paper's model's)")
+    parser.add_argument(
+        "--layers", type=int, help="on each side, for t5 (default: 4; on a GPU the paper's model's)"
+    )
     parser.add_argument("--width", type=int, help="(default: 768, for t5 256; on a GPU the paper's model's)")
     parser.add_argument("--r", type=int, help="(default: the paper's, 8, for e2e 4; t5: each its own)")
-    parser.add_argument("--batch-size", type=int, help="(default: 16, for e2e 4; t5 on a GPU: the READ paper's 96)")
+    parser.add_argument(
+        "--batch-size", type=int, help="(default: 16, for e2e 4; t5 on a GPU: the READ paper's 96)"
+    )
     parser.add_argument("--length", type=int, help="tokens a row (default: 32, for e2e 64; t5 on a GPU: 128)")
     parser.add_argument("--rounds", type=int, default=9, help="(default: 9)")
     parser.add_argument("--steps", type=int, default=3, help="steps of each variant a round (default: 3)")
-    parser.add_argument("--cola", metavar="DIR", help="GLUE folder: adds the table of an epoch of CoLA, with --model")
+    parser.add_argument(
+        "--cola", metavar="DIR", help="GLUE folder: adds the table of an epoch of CoLA, with --model"
+    )
     parser.add_argument("--model", metavar="DIR", help="the checkpoint of that table")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--cola-memory-of", help=argparse.SUPPRESS)
@@ -342,17 +376,27 @@ def main():
         t5_table(args, device, dtype)
         return
     glue_step = args.what != "e2e"
-    for name, value in zip(("r", "batch_size", "length"), (8, 16, 32) if glue_step else (4, 4, 64), strict=True):
+    for name, value in zip(
+        ("r", "batch_size", "length"), (8, 16, 32) if glue_step else (4, 4, 64), strict=True
+    ):
         setattr(args, name, getattr(args, name) or value)
     paper = (24, 1024) if device.type == "cuda" else (4, 768)
     args.layers, args.width = args.layers or paper[0], args.width or paper[1]
     if glue_step:
-        shape = {"num_hidden_layers": args.layers, "hidden_size": args.width, "intermediate_size": 4 * args.width}
+        shape = {
+            "num_hidden_layers": args.layers,
+            "hidden_size": args.width,
+            "intermediate_size": 4 * args.width,
+        }
         sizes = dataclasses.replace(ROBERTA_LARGE, num_attention_heads=args.width // 64, **shape)
     else:
-        sizes = dataclasses.replace(GPT2_MEDIUM, n_layer=args.layers, n_embd=args.width, n_head=args.width // 64)
+        sizes = dataclasses.replace(
+            GPT2_MEDIUM, n_layer=args.layers, n_embd=args.width, n_head=args.width // 64
+        )
     if args.memory_of:
-        return print_memory(device, lambda: Step(args, args.memory_of, sizes, device, dtype), lambda step: step.seconds(3))
+        return print_memory(
+            device, lambda: Step(args, args.memory_of, sizes, device, dtype), lambda step: step.seconds(3)
+        )
     if args.cola_memory_of:
         examples, batches = cola_examples(args)
         with tempfile.TemporaryDirectory() as folder:

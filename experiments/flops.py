@@ -1,8 +1,8 @@
 """What the paper's Table 2 counts, and what it does not: python -m experiments.flops [--tokens 128] [--batch-size 1]
 
-The paper's figures for HUT and LoRA are those of building the adapted weight, once, whatever the number of tokens.
-Beside them: the same functions without building it, per token; and all matrix products of a whole training step.
-A multiplication and an addition count as two.
+The paper's figures for HUT and LoRA are those of building the adapted weight, once, whatever the number of
+tokens. Beside them: the same functions without building it, per token; and all matrix products of a whole
+training step. A multiplication and an addition count as two.
 """
 
 import argparse
@@ -24,8 +24,8 @@ ADAPTERS = {"houlsby": 2, "pfeiffer": 1}  # a block
 def building(method, d, k, r):
     """Operations that build the adapted weight (d, k), as the paper counts them (Table 2).
 
-    LoRA (2r + 1)dk: the product A B and its sum with W_0. HUT 4dk + rd + rk, where eq. 10 needs 3dk + rd + rk: the
-    outer product of the two means, and scaling by W_0 and by gamma.
+    LoRA (2r + 1)dk: the product A B and its sum with W_0. HUT 4dk + rd + rk, where eq. 10 needs 3dk + rd +
+    rk: the outer product of the two means, and scaling by W_0 and by gamma.
     """
     return BUILDING[method](d, k, r)
 
@@ -49,8 +49,8 @@ def adapters(method, d, r, layers, tokens):
 def training_step(method, r, config, batch_size, length, device="meta"):
     """FLOPs of the matrix products and attention of a step, forward and backward, as torch counts them.
 
-    Elementwise work (norms, GELU, HUT's scalings, FourierFT's transform) it does not see. On the `meta` device
-    nothing is computed, and no memory is taken.
+    Elementwise work (norms, GELU, HUT's scalings, FourierFT's transform) it does not see. On the `meta`
+    device nothing is computed, and no memory is taken.
     """
     with torch.device(device):
         model = RobertaClassifier(config)
@@ -72,7 +72,10 @@ def table_2(tokens=128):
     for (method, r), printed in PAPER_GFLOPS.items():
         row = {"method": method, "r": r, "paper": 1e9 * printed, "building": None, "tokens": None}
         if method in BUILDING:
-            row["building"], row["tokens"] = 2 * layers * building(method, d, d, r), break_even(method, d, d, r)
+            row["building"], row["tokens"] = (
+                2 * layers * building(method, d, d, r),
+                break_even(method, d, d, r),
+            )
             row["unbuilt"] = 2 * layers * tokens * per_token(method, d, d, r)
         else:
             row["unbuilt"] = adapters(method, d, r, layers, tokens)
@@ -100,7 +103,9 @@ def step_table(batch_size=1, tokens=128):
     found = []
     for method in ("full", "hut", *(m for m in baselines.METHODS if m != "full")):
         r = 8 if method == "hut" else baselines.ROBERTA_R.get(method)
-        found.append({"method": method, "r": r, "step": training_step(method, r, ROBERTA_LARGE, batch_size, tokens)})
+        found.append(
+            {"method": method, "r": r, "step": training_step(method, r, ROBERTA_LARGE, batch_size, tokens)}
+        )
     lines = [[row["method"] + (f" r{row['r']}" if row["r"] else ""), f"{row['step'] / 1e9:.2f}",
               f"{row['step'] / found[0]['step']:.1%}"] for row in found]  # fmt: skip
     note = (
@@ -113,7 +118,9 @@ def step_table(batch_size=1, tokens=128):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=whole, default=128, help="of an example (default: 128)")
-    parser.add_argument("--batch-size", type=whole, default=1, help="examples of the training step (default: 1)")
+    parser.add_argument(
+        "--batch-size", type=whole, default=1, help="examples of the training step (default: 1)"
+    )
     args = parser.parse_args()
     print(f"{table_2(args.tokens)[1]}\n\n{step_table(args.batch_size, args.tokens)[1]}")
 

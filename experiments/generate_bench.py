@@ -29,7 +29,9 @@ class WithoutCache(GPT2Decoder):
         return self.model(self.texts.flatten(0, 1), where=self._last()).unflatten(0, (B, K))
 
     def step(self, tokens, parents):
-        self.texts = torch.cat([torch.take_along_dim(self.texts, parents[..., None], 1), tokens[..., None]], 2)
+        self.texts = torch.cat(
+            [torch.take_along_dim(self.texts, parents[..., None], 1), tokens[..., None]], 2
+        )
         return self.start()
 
     def keep(self, rows):
@@ -51,7 +53,12 @@ def generate_without_cache(model, prompts, end_token):
 
 def generate_with_transformers(reference, prompts, end_token):
     prompts = torch.tensor(prompts, device=reference.device)
-    options = {"num_beams": BEAMS, "max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": end_token}
+    options = {
+        "num_beams": BEAMS,
+        "max_new_tokens": NEW_TOKENS,
+        "do_sample": False,
+        "pad_token_id": end_token,
+    }
     mask = torch.ones_like(prompts)
     found = reference.generate(prompts, attention_mask=mask, eos_token_id=end_token, **options, **SETTINGS)
     texts = [[*text, end_token] for text in found[:, prompts.shape[1] :].tolist()]
@@ -68,17 +75,24 @@ def rival(model):
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(directory)
-        reference = transformers.AutoModelForCausalLM.from_pretrained(directory).to(model.word.weight.device).eval()
-    return f"transformers {transformers.__version__}", lambda *inputs: generate_with_transformers(reference, *inputs)
+        reference = (
+            transformers.AutoModelForCausalLM.from_pretrained(directory).to(model.word.weight.device).eval()
+        )
+    return f"transformers {transformers.__version__}", lambda *inputs: generate_with_transformers(
+        reference, *inputs
+    )
 
 
 def generate_table(rounds, device, seed=0):
     """Prints the table; returns the ratio of the medians, theirs to ours. Rounds are interleaved, after a warm-up.
 
-    The weights are random and ten times their usual size, so that the beams differ and are reordered as in use.
+    The weights are random and ten times their usual size, so that the beams differ and are reordered as in
+    use.
     """
     torch.manual_seed(seed)
-    config = GPT2Config(n_embd=WIDTH, n_layer=LAYERS, n_head=WIDTH // 64, n_positions=128, initializer_range=0.2)
+    config = GPT2Config(
+        n_embd=WIDTH, n_layer=LAYERS, n_head=WIDTH // 64, n_positions=128, initializer_range=0.2
+    )
     model = GPT2(config).to(device).eval()
     prompts = torch.randint(config.vocab_size, (PROMPTS, PROMPT_TOKENS)).tolist()
     end = config.eos_token_id
@@ -96,7 +110,9 @@ def generate_table(rounds, device, seed=0):
             seconds[key].append(time.perf_counter() - start)
     median = {key: statistics.median(times[1:]) for key, times in seconds.items()}
     equal = sum(a == b for a, b in zip(found["model.py"], found[name], strict=True))
-    where = f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    where = (
+        f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    )
     print(
         f"GPT-2 {LAYERS} × {WIDTH}, vocabulary {config.vocab_size}; {PROMPTS} prompts × {PROMPT_TOKENS} tokens, "
         f"{NEW_TOKENS} new, {BEAMS} beams; {device}, {where}, torch {torch.__version__}; median of {rounds} rounds"

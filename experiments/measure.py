@@ -45,7 +45,11 @@ def ratio(found, name, base):
 
 
 def machine(device):
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     return f"{name}, torch {torch.__version__}"
 
 

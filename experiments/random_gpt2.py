@@ -17,7 +17,9 @@ from training import run_as_script
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--data", help="folder of E2E files (default: fetched once into the cache)")
     parser.add_argument("--layers", type=int, default=4)
@@ -42,7 +44,9 @@ def main():
     model = GPT2(config)
     model.save_pretrained(args.directory)
     tokenizer.save(str(args.directory / "tokenizer.json"))
-    print(f"{args.directory}: {sum(p.numel() for p in model.parameters()):,} random parameters, {config.vocab_size} tokens")
+    print(
+        f"{args.directory}: {sum(p.numel() for p in model.parameters()):,} random parameters, {config.vocab_size} tokens"
+    )
 
 
 if __name__ == "__main__":

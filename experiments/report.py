@@ -51,7 +51,9 @@ def parse(text, where, *keys):
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}, line {error.lineno}: not JSON: {error.msg}; mend it or take it away") from None
+        raise UserError(
+            f"{where}, line {error.lineno}: not JSON: {error.msg}; mend it or take it away"
+        ) from None
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
         raise UserError(f"{where}: not a file of this program: it has no '{missing[0]}'; take it away")
@@ -69,22 +71,35 @@ def read_run(folder, root):
         lines = enumerate(read_text(metrics, "expected a file of this program").splitlines(), 1)
         rows = [parse(line, f"{metrics}:{i}", "epoch", "train_loss") for i, line in lines]
     result = read(folder / "result.json") if (folder / "result.json").exists() else None
-    settings = args.pop("args") or {key: (result or {}).get(key) for key in ("task", "method", "r", "targets", "seed")}
+    settings = args.pop("args") or {
+        key: (result or {}).get(key) for key in ("task", "method", "r", "targets", "seed")
+    }
     return Run(folder.relative_to(root).as_posix(), settings, args, rows, result)
 
 
 def find(root):
     """([(folder, table.json's content)], [Run]) under `root`. Raises UserError if there is nothing, or it is damaged."""
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder: expected one that experiments/sweep.py or a training script wrote into")
+        raise UserError(
+            f"{root}: no such folder: expected one that experiments/sweep.py or a training script wrote into"
+        )
     order = [*TITLES]
-    tables = [(path.parent, read(path, "table", "cells", "markdown")) for path in sorted(root.rglob("table.json"))]
-    tables.sort(key=lambda found: order.index(found[1]["table"]) if found[1]["table"] in TITLES else len(order))
+    tables = [
+        (path.parent, read(path, "table", "cells", "markdown")) for path in sorted(root.rglob("table.json"))
+    ]
+    tables.sort(
+        key=lambda found: order.index(found[1]["table"]) if found[1]["table"] in TITLES else len(order)
+    )
     names = ("args.json", "metrics.jsonl", "result.json")
-    runs = [read_run(folder, root) for folder in sorted({path.parent for name in names for path in root.rglob(name)})]
+    runs = [
+        read_run(folder, root)
+        for folder in sorted({path.parent for name in names for path in root.rglob(name)})
+    ]
     runs = [run for run in runs if "runs" not in (run.result or {})]  # the result.json above those of --seeds
     if not tables and not runs:
-        raise UserError(f"{root}: no table.json, args.json, metrics.jsonl or result.json in it: expected a folder of runs")
+        raise UserError(
+            f"{root}: no table.json, args.json, metrics.jsonl or result.json in it: expected a folder of runs"
+        )
     return tables, runs
 
 
@@ -130,7 +145,8 @@ def grid(x_ticks, x, y_ticks, y, box):
     """Axis numbers below and to the left of `box` (left, top, right, bottom), with a faint line at each of y's."""
     left, _, right, bottom = box
     parts = [
-        line([(left, y(v)), (right, y(v))], "rule") + text(left - 5, y(v) + 4, f"{v:g}", "mute", "end") for v in y_ticks
+        line([(left, y(v)), (right, y(v))], "rule") + text(left - 5, y(v) + 4, f"{v:g}", "mute", "end")
+        for v in y_ticks
     ]
     return [*parts, *(text(x(v), bottom + 14, f"{v:g}", "mute", "middle") for v in x_ticks)]
 
@@ -158,7 +174,9 @@ def place(points, labels, box):
         w, h = FONT[0] * len(label) / 2, FONT[1] / 2
         angles = [math.pi * k / 8 for k in (0, 8, 12, 4, 15, 1, 9, 7, 14, 2, 10, 6, 13, 3, 11, 5)]
         middles = [
-            (x + (reach + w) * math.cos(a), y + (reach + h) * math.sin(a)) for reach in range(7, 400, 6) for a in angles
+            (x + (reach + w) * math.cos(a), y + (reach + h) * math.sin(a))
+            for reach in range(7, 400, 6)
+            for a in angles
         ]
         boxes = [(mx - w, my - h, mx + w, my + h) for mx, my in middles]
         inside = [b for b in boxes if box[0] <= b[0] and box[1] <= b[1] and b[2] <= box[2] and b[3] <= box[3]]
@@ -171,13 +189,19 @@ def place(points, labels, box):
 
 
 def figure(drawings, caption):
-    return f'<figure><div class="drawings">{"".join(drawings)}</div><figcaption>{caption}</figcaption></figure>'
+    return (
+        f'<figure><div class="drawings">{"".join(drawings)}</div><figcaption>{caption}</figcaption></figure>'
+    )
 
 
 def named(entry):
     """hut, 8, qv -> "hut r8 qv", as the tables have it."""
     return " ".join(
-        [entry["method"], *([f"r{entry['r']}"] if entry.get("r") else []), *filter(None, [entry.get("targets")])]
+        [
+            entry["method"],
+            *([f"r{entry['r']}"] if entry.get("r") else []),
+            *filter(None, [entry.get("targets")]),
+        ]
     )
 
 
@@ -220,7 +244,9 @@ def learning_curves(groups):
         rows = [row for runs in named_runs.values() for run in runs for row in run.epochs]
         if not rows:
             continue
-        score = next(key for key in rows[0] if key not in ("epoch", "step", "train_loss"))  # the scripts' main one
+        score = next(
+            key for key in rows[0] if key not in ("epoch", "step", "train_loss")
+        )  # the scripts' main one
         factor, digits = (1, 3) if score == "loss" else (100, 1)
         curves = {name: found for name, runs in named_runs.items() if (found := curve(runs, score, factor))}
         if not curves:
@@ -267,7 +293,9 @@ def analytic(method, r, config, tokens):
 def scatter(task, cells, counts, what):
     """Score against GFLOPs: a labelled point a cell, with a bar of one standard deviation to both sides."""
     score, box = GLUE_SCORES[task][0], (40, 28, 452, 262)
-    points = [(counts[named(c)] / 1e9, 100 * c["mean"][score], 100 * (c["std"][score] or 0), c) for c in cells]
+    points = [
+        (counts[named(c)] / 1e9, 100 * c["mean"][score], 100 * (c["std"][score] or 0), c) for c in cells
+    ]
     x_limits = limits([x for x, *_ in points])
     y_limits = limits([v for _, mean, std, _ in points for v in (mean - std, mean + std)])
     x, y = scale(*x_limits, box[0] + 12, box[2] - 40), scale(*y_limits, box[3], box[1])
@@ -279,7 +307,10 @@ def scatter(task, cells, counts, what):
     for (px, py), (left, top, right, bottom), (_, mean, std, _), name in labels:
         kind = kind_of(name)
         near = (min(max(px, left), right), min(max(py, top), bottom))
-        parts += [line([(px, y(mean - std)), (px, y(mean + std))], f"bar {kind}"), line([(px, py), near], "leader")]
+        parts += [
+            line([(px, y(mean - std)), (px, y(mean + std))], f"bar {kind}"),
+            line([(px, py), near], "leader"),
+        ]
     for (px, py), (left, _, _, bottom), _, name in labels:
         parts += [dot(px, py, kind_of(name)), text(left + 1, bottom - 3, name, f"label {kind_of(name)}")]
     return svg(460, 282, f"{task}: score against {what}", parts)
@@ -311,7 +342,9 @@ def figure_3(content):
         cells = [c for c in scored if counts[named(c)] is not None]
         tasks = dict.fromkeys(c["task"] for c in cells)
         drawings = [scatter(task, [c for c in cells if c["task"] == task], counts, what) for task in tasks]
-        counted = f" Counted on {escape(model)} by experiments/flops.py; bars: ± one standard deviation over seeds."
+        counted = (
+            f" Counted on {escape(model)} by experiments/flops.py; bars: ± one standard deviation over seeds."
+        )
         figures += [figure(drawings, f"<b>Figure 3. {caption}{counted}")] if drawings else []
     return figures
 
@@ -353,12 +386,18 @@ def r_finding(content):
         drawings.append(strips(task, groups, {"r": "at seed 0", "seeds": f"at {fixed_r}"}))
         over_r, over_seeds = groups["r"]["range"], groups["seeds"]["range"]
         if over_r is not None and over_seeds is not None:
-            more, n_r, n_seeds = "no more" if over_r <= over_seeds else "more", *(len(groups[k]["scores"]) for k in groups)
+            more, n_r, n_seeds = (
+                "no more" if over_r <= over_seeds else "more",
+                *(len(groups[k]["scores"]) for k in groups),
+            )
             said.append(
                 f"On {escape(task)}, r moves the score by {100 * over_r:.1f} ({n_r} values of r), the seed "
                 f"by {100 * over_seeds:.1f} ({n_seeds} seeds): r moves it {more} than the seed does."
             )
-    caption = "<b>The same axis for both: a dot a run, the bar from the lowest to the highest.</b> " + " ".join(said)
+    caption = (
+        "<b>The same axis for both: a dot a run, the bar from the lowest to the highest.</b> "
+        + " ".join(said)
+    )
     return [figure(drawings, caption)] if drawings else []
 
 
@@ -376,11 +415,11 @@ def html_table(header, rows, left=1):
         std = f"<span class=std>{escape(f'± {std}' if std else '')}</span>" if with_std[i] else ""
         return f'<td class="n{" bad" if value == "failed" else ""}">{escape(value)}{std}</td>'
 
-    head = "".join(f'<th class="{"" if i < left else "n"}">{escape(name)}</th>' for i, name in enumerate(header))
-    body = "".join(f"<tr>{''.join(cell(i, value) for i, value in enumerate(row))}</tr>" for row in rows)
-    return (
-        f'<div class="scroll"><table class="words{left}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    head = "".join(
+        f'<th class="{"" if i < left else "n"}">{escape(name)}</th>' for i, name in enumerate(header)
     )
+    body = "".join(f"<tr>{''.join(cell(i, value) for i, value in enumerate(row))}</tr>" for row in rows)
+    return f'<div class="scroll"><table class="words{left}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def from_markdown(text):
@@ -388,7 +427,9 @@ def from_markdown(text):
     tables, paragraphs = [], []
     for block in text.split("\n\n"):
         if block.startswith("|"):
-            header, _, *rows = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in block.splitlines()]
+            header, _, *rows = [
+                [cell.strip() for cell in row.strip("|").split(" | ")] for row in block.splitlines()
+            ]
             tables.append(html_table(header, rows))
         else:
             marked = re.sub("`(.+?)`", r"<code>\1</code>", escape(block))
@@ -397,7 +438,11 @@ def from_markdown(text):
 
 
 def details(summary, content, is_open=False):
-    return f"<details{' open' if is_open else ''}><summary>{escape(summary)}</summary>{content}</details>" if content else ""
+    return (
+        f"<details{' open' if is_open else ''}><summary>{escape(summary)}</summary>{content}</details>"
+        if content
+        else ""
+    )
 
 
 def settings(runs, environment):
@@ -435,7 +480,9 @@ def table_section(number, folder, content, runs, root):
     here = {run.name: run for run in runs if (root / run.name).is_relative_to(folder)}
     groups, failed = {}, 0
     for cell in content["cells"] if content["table"] != "table2" else []:
-        folders = [(folder / one["folder"]).relative_to(root).as_posix() for one in cell["runs"] if "folder" in one]
+        folders = [
+            (folder / one["folder"]).relative_to(root).as_posix() for one in cell["runs"] if "folder" in one
+        ]
         groups.setdefault(cell["task"], {})[named(cell)] = [here[name] for name in folders if name in here]
         failed += max(sum("failed" in one for one in cell["runs"]), "failed" in cell)
     unfinished = [f"{run.name}: {progress(run)}" for run in here.values() if run.result is None]
@@ -449,7 +496,13 @@ def table_section(number, folder, content, runs, root):
 
     tables, paragraphs = from_markdown(content["markdown"])
     first = content["table"] in ("table1", "table3")
-    drawn = figure_3(content) if content["table"] == "table1" else r_finding(content) if "spread" in content else []
+    drawn = (
+        figure_3(content)
+        if content["table"] == "table1"
+        else r_finding(content)
+        if "spread" in content
+        else []
+    )
     told = sum(p.startswith(("<p>Failed", "<p>Predicts a single class")) for p in paragraphs)
     used = [run for named_runs in groups.values() for group in named_runs.values() for run in group]
     return section(
@@ -485,9 +538,27 @@ def runs_section(number, runs):
         ends.append(over_runs(done, "test", "BLEU"))
         label = f"{task} {scores[0]}" if scores else task
         rows.append(
-            [places, name, label, state, f"{counts[0]:,}" if counts else "–", f"{first.args.get('lr') or '–'}", *ends]
+            [
+                places,
+                name,
+                label,
+                state,
+                f"{counts[0]:,}" if counts else "–",
+                f"{first.args.get('lr') or '–'}",
+                *ends,
+            ]
         )
-    header = ["folder", "method", "score", "state", "parameters", "lr", "best epoch", "last epoch", "test BLEU"]
+    header = [
+        "folder",
+        "method",
+        "score",
+        "state",
+        "parameters",
+        "lr",
+        "best epoch",
+        "last epoch",
+        "test BLEU",
+    ]
     state = f"{len(unfinished)} of {len(runs)} incomplete" if unfinished else ""
     return section(
         number,
@@ -508,7 +579,9 @@ def over_runs(runs, part, score):
     if not values or None in values:
         return "–"
     show = "{:.3f}".format if score == "loss" else lambda value: f"{100 * value:.1f}"
-    return show(statistics.fmean(values)) + (f" ± {show(statistics.stdev(values))}" if len(values) > 1 else "")
+    return show(statistics.fmean(values)) + (
+        f" ± {show(statistics.stdev(values))}" if len(values) > 1 else ""
+    )
 
 
 STYLE = """
@@ -552,14 +625,18 @@ summary { cursor: pointer; font-weight: 600; padding: .2rem 0 }
 def page(root):
     """The report on what is under `root`, as HTML."""
     tables, runs = find(root)
-    apart_from = [run for run in runs if not any((root / run.name).is_relative_to(folder) for folder, _ in tables)]
+    apart_from = [
+        run for run in runs if not any((root / run.name).is_relative_to(folder) for folder, _ in tables)
+    ]
     sections = [table_section(i, *table, runs, root) for i, table in enumerate(tables)]
     titles = [(title_of(content), folder.relative_to(root)) for folder, content in tables]
     if apart_from:
         sections.append(runs_section(len(tables), apart_from))
         titles.append(("Other runs", ""))
     links = "".join(f'<a href="#s{i}">{escape(title)}</a>' for i, (title, _) in enumerate(titles))
-    incomplete = sum(run.result is None for run in runs) + sum(not content.get("complete", True) for _, content in tables)
+    incomplete = sum(run.result is None for run in runs) + sum(
+        not content.get("complete", True) for _, content in tables
+    )
     warning = f', <span class="bad">{incomplete} incomplete</span>' if incomplete else ", none incomplete"
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -576,8 +653,12 @@ def page(root):
 
 def main():
     parser = Parser(prog="python -m experiments.report", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", metavar="RUNS", type=Path, help="a folder of tables and runs, at any depth, as runs/")
-    parser.add_argument("-o", "--out", metavar="FILE", type=Path, default="report.html", help="(default: report.html)")
+    parser.add_argument(
+        "runs", metavar="RUNS", type=Path, help="a folder of tables and runs, at any depth, as runs/"
+    )
+    parser.add_argument(
+        "-o", "--out", metavar="FILE", type=Path, default="report.html", help="(default: report.html)"
+    )
     args = parser.parse_args()
     content = page(args.runs)
     try:

@@ -1,9 +1,10 @@
 """The paper's tables, run: python -m experiments.sweep table1|table2|table3|table4|table5|rank|read [--model … --data …]
 
-`read` is the READ paper's Table 1: READ and what it is compared with, on T5. Every number comes from runs of train_glue.py,
-train_e2e.py or train_read.py, each a process with a folder of its own under --out. Given again, the command skips what is
-finished, goes on with what was interrupted, and tries again what has failed.
-What stands after -- goes to the training script: python -m experiments.sweep table3 --model DIR -- --warmup 0.06
+`read` is the READ paper's Table 1: READ and what it is compared with, on T5. Every number comes from runs of
+train_glue.py, train_e2e.py or train_read.py, each a process with a folder of its own under --out. Given
+again, the command skips what is finished, goes on with what was interrupted, and tries again what has failed.
+What stands after -- goes to the training script: python -m experiments.sweep table3 --model DIR -- --warmup
+0.06
 """
 
 import argparse
@@ -32,7 +33,8 @@ from training import Parser, clock, environment, positive, run_as_script, whole,
 
 ROOT = Path(__file__).parent.parent
 
-# Three rates a method, a fifth of the middle one and four or five times it, so that no method has the finer search.
+# Three rates a method, a fifth of the middle one and four or five times it, so that no method has the finer
+# search.
 LRS = {
     "hut": (1e-3, 5e-3, 2e-2),  # the paper's Table 6 has 1e-3 for CoLA, 5e-3 for MRPC and STS-B
     "read": (2e-4, 1e-3, 5e-3),
@@ -48,14 +50,20 @@ LRS = {
     "prompt": (4e-3, 2e-2, 1e-1),
     "lst": (2e-4, 1e-3, 5e-3),
     "vera": (2e-3, 1e-2, 5e-2),
-    "fourierft": (1e-2, 5e-2, 2e-1),  # its authors: 0.04 to 0.08 on RoBERTa-large, and a rate of its own for the head
+    "fourierft": (
+        1e-2,
+        5e-2,
+        2e-1,
+    ),  # its authors: 0.04 to 0.08 on RoBERTa-large, and a rate of its own for the head
 }
 MINI_FACTOR = 5  # the bundled models are small, and take larger rates
 HEAD_LR = {"fourierft": 5e-3}  # its authors: 0.001 to 0.011; every other method's head has the method's rate
 
 TASKS = {"table1": ("sst2", "mrpc", "cola", "qnli", "rte", "stsb"), "rank": ("cola",)}
 TASKS |= {"table3": ("e2e",), "table4": ("cola", "mrpc"), "table5": ("cola", "mrpc")}
-TASKS |= {"read": ("cola", "mnli", "mrpc", "qnli", "qqp", "sst2", "stsb")}  # the READ paper's: GLUE without RTE and WNLI
+TASKS |= {
+    "read": ("cola", "mnli", "mrpc", "qnli", "qqp", "sst2", "stsb")
+}  # the READ paper's: GLUE without RTE and WNLI
 SEEDS = {"table1": 5, "table3": 3, "table4": 5, "table5": 5, "rank": 5, "read": 3}
 METHODS = {  # with their sizes; without one, the training script's default
     "table1": ["full", "head", "bitfit", "houlsby:64", "houlsby:8", "pfeiffer:64", "pfeiffer:16", "lin", "top2", "prefix",
@@ -64,9 +72,16 @@ METHODS = {  # with their sizes; without one, the training script's default
                "lora", "vera", "fourierft", "hut"],
     "read": ["full", "bitfit", "lora", "houlsby", "prompt", "lst", "hut", "read"],
 }  # fmt: skip
-KNOWN = {"table1": ("hut", "read", "head", *baselines.METHODS), "table3": ("hut", "read", "frozen", *baselines.METHODS)}
+KNOWN = {
+    "table1": ("hut", "read", "head", *baselines.METHODS),
+    "table3": ("hut", "read", "frozen", *baselines.METHODS),
+}
 KNOWN |= {"read": ("hut", "read", "lst", *baselines.T5_METHODS)}
-TARGETS = {"table4": ["q", "k", "v", "o", "qk", "qv", "qkv", "qkvo"], "table5": ["v", "qv", "qkvo"], "rank": ["qv"]}
+TARGETS = {
+    "table4": ["q", "k", "v", "o", "qk", "qv", "qkv", "qkvo"],
+    "table5": ["v", "qv", "qkvo"],
+    "rank": ["qv"],
+}
 RANKS = (1, 2, 4, 8, 64)
 TABLE_4_R = {1: 16, 2: 8, 3: 4, 4: 2}  # by the number of targets
 E2E_SCORES = ("BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr")
@@ -101,15 +116,29 @@ class Failed(Exception):
 def arguments():
     own, _, rest = "\0".join(sys.argv[1:]).partition("\0--\0")
     more = "What stands after -- goes to the training script as it is: … table3 --model DIR -- --warmup 0.06"
-    parser = Parser(prog="python -m experiments.sweep", description="The paper's tables, from runs.", epilog=more)
+    parser = Parser(
+        prog="python -m experiments.sweep", description="The paper's tables, from runs.", epilog=more
+    )
     parser.add_argument("table", choices=("table1", "table2", "table3", "table4", "table5", "rank", "read"))
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="(default: the paper's; with mini: cola)")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD[:R]", help="of table1, table3 and read (default: all)")
-    parser.add_argument("--targets", nargs="+", metavar="LETTERS", help="of table4, table5 (qv v qkvo) and rank (one)")
-    parser.add_argument("--ranks", nargs="+", type=whole, metavar="R", help="of table5 and rank (default: 1 2 4 8 64)")
-    parser.add_argument("--seeds", type=whole, metavar="N", help="seeds 0 … N−1 (default: 5; table3 and read 3)")
-    parser.add_argument("--lrs", nargs="+", metavar="[METHOD=]LR,LR…", help="rates to try (default: three a method)")
-    parser.add_argument("--paper", action="store_true", help="fixed rates and the best epoch on dev, as in the paper")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="METHOD[:R]", help="of table1, table3 and read (default: all)"
+    )
+    parser.add_argument(
+        "--targets", nargs="+", metavar="LETTERS", help="of table4, table5 (qv v qkvo) and rank (one)"
+    )
+    parser.add_argument(
+        "--ranks", nargs="+", type=whole, metavar="R", help="of table5 and rank (default: 1 2 4 8 64)"
+    )
+    parser.add_argument(
+        "--seeds", type=whole, metavar="N", help="seeds 0 … N−1 (default: 5; table3 and read 3)"
+    )
+    parser.add_argument(
+        "--lrs", nargs="+", metavar="[METHOD=]LR,LR…", help="rates to try (default: three a method)"
+    )
+    parser.add_argument(
+        "--paper", action="store_true", help="fixed rates and the best epoch on dev, as in the paper"
+    )
     for name in ("model", "data", "epochs", "batch-size", "limit-train", "max-len", "device", "dtype"):
         number = whole if name in ("epochs", "batch-size", "limit-train", "max-len") else None
         parser.add_argument(f"--{name}", type=number, help="as in the training script")
@@ -132,7 +161,9 @@ def arguments():
     if args.paper and table == "read":
         raise UserError("--paper: the READ paper searches its rates, as is done without it")
     if args.paper and mini:
-        raise UserError("--paper: the bundled model and data have settings of their own: give --model and --data")
+        raise UserError(
+            "--paper: the bundled model and data have settings of their own: give --model and --data"
+        )
     if args.paper and args.lrs:
         raise UserError("--paper: its rates are fixed: leave --lrs out")
     if table == "rank" and len(args.targets or ["qv"]) > 1:
@@ -159,7 +190,9 @@ def rows_of(args):
     rows, sizes = [], {"hut": 4 if table == "table3" else 8, "read": WIDTH} | known_r
     for text in args.methods or METHODS[table]:
         method, _, size = text.partition(":")
-        if method not in KNOWN[table] or (size and (method not in sizes or not size.isdigit() or size == "0")):
+        if method not in KNOWN[table] or (
+            size and (method not in sizes or not size.isdigit() or size == "0")
+        ):
             raise UserError(f"--methods {text}: expected METHOD or METHOD:R, of {' '.join(KNOWN[table])}")
         r = int(size) if size else sizes.get(method)
         letters = "qv" if method in ("hut", *baselines.TARGETED) else None
@@ -200,8 +233,8 @@ def learning_rates(args):
 def hold_out(args, task):
     """Writes two files of the training examples, what to try rates on and what to score them on; -> their paths and sizes.
 
-    A tenth is held out, or 200 examples if that is more, but never above a quarter; always the same ones, and all
-    examples of one text (E2E: one meaning representation) on the same side.
+    A tenth is held out, or 200 examples if that is more, but never above a quarter; always the same ones, and
+    all examples of one text (E2E: one meaning representation) on the same side.
     """
     mini = args.model == "mini" and not args.data
     if task == "e2e":
@@ -222,7 +255,10 @@ def hold_out(args, task):
         raise UserError(f"{task}: {len(examples)} training examples with one text: none can be held out")
     folder = args.out / task
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}-of-{len(examples)}{'.txt' if task == 'e2e' else '.tsv'}" for name in ("part", "held-out")]
+    paths = [
+        folder / f"{name}-of-{len(examples)}{'.txt' if task == 'e2e' else '.tsv'}"
+        for name in ("part", "held-out")
+    ]
     for path, part in zip(paths, parts, strict=True):
         write_text(path, "".join(f"{line}\n" for line in lines_of(task, part)))
     return *paths, *map(len, parts)
@@ -237,7 +273,10 @@ def lines_of(task, examples):
     if spec.columns:  # CoLA's, without header
         return [f"-\t{label}\t\t{e.first}" for e, label in zip(examples, labels, strict=True)]
     texts = [e[: len(spec.texts)] for e in examples]
-    return ["\t".join([*spec.texts, spec.label]), *("\t".join([*t, y]) for t, y in zip(texts, labels, strict=True))]
+    return [
+        "\t".join([*spec.texts, spec.label]),
+        *("\t".join([*t, y]) for t, y in zip(texts, labels, strict=True)),
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ runs
@@ -248,8 +287,15 @@ class Runs:
 
     def __init__(self, args):
         self.args, self.done, self.seconds, self.known = args, 0, [], {}
-        self.script = ROOT / {"table3": "train_e2e.py", "read": "train_read.py"}.get(args.table, "train_glue.py")
-        tries = {(task, searched_as(args, row)) for task in args.tasks for row in args.rows if row.method != "frozen"}
+        self.script = ROOT / {"table3": "train_e2e.py", "read": "train_read.py"}.get(
+            args.table, "train_glue.py"
+        )
+        tries = {
+            (task, searched_as(args, row))
+            for task in args.tasks
+            for row in args.rows
+            if row.method != "frozen"
+        }
         kept = args.table == "read"  # the chosen try's run
         self.total = sum(n - kept for _, row in tries if (n := len(args.lrs[row.method])) > 1)
         self.total += len(args.tasks) * sum(len(row.seeds) for row in args.rows)
@@ -280,21 +326,28 @@ class Runs:
 def run(script, folder, arguments):
     """Runs `script` into `folder`, unless it has; -> what result.json says. Raises Failed, with the last line of its errors.
 
-    Raises UserError if the folder's run was of other arguments. Ctrl-C is passed on, so that the run saves and ends.
+    Raises UserError if the folder's run was of other arguments. Ctrl-C is passed on, so that the run saves
+    and ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
     recorded, result = folder / "command.json", folder / "result.json"
     before = json.loads(recorded.read_text(encoding="utf-8")) if recorded.exists() else arguments
-    if before != arguments and (folder / "args.json").exists():  # which a run that failed before it began does not have
+    if (
+        before != arguments and (folder / "args.json").exists()
+    ):  # which a run that failed before it began does not have
         i = next((i for i, (a, b) in enumerate(zip(before, arguments, strict=False)) if a != b), len(before))
         change = " ".join(before[max(i - 1, 0) : i + 1])
-        raise UserError(f"{folder} was run with {change}, not as now: give the same arguments, or another --out")
+        raise UserError(
+            f"{folder} was run with {change}, not as now: give the same arguments, or another --out"
+        )
     if not result.exists():
         write_json(recorded, arguments)
         command = [sys.executable, str(script), *arguments, "--out", str(folder), "--resume"]
         with (
             (folder / "log.txt").open("a", encoding="utf-8") as log,
-            subprocess.Popen(command, stdout=log, stderr=subprocess.PIPE, text=True, start_new_session=True) as process,
+            subprocess.Popen(
+                command, stdout=log, stderr=subprocess.PIPE, text=True, start_new_session=True
+            ) as process,
         ):
             try:
                 _, errors = process.communicate()
@@ -310,7 +363,9 @@ def run(script, folder, arguments):
 
 def searched_as(args, row):
     """The row whose search chooses `row`'s rate. Where rows differ in r alone they share one: r is no other function."""
-    return row._replace(r=anchor(args.ranks or RANKS) if args.table in ("table5", "rank") else row.r, seeds=(0,))
+    return row._replace(
+        r=anchor(args.ranks or RANKS) if args.table in ("table5", "rank") else row.r, seeds=(0,)
+    )
 
 
 def common(args, names):
@@ -324,13 +379,22 @@ SEARCH = ("model", "data", "epochs", "batch-size", "max-len", "device", "dtype")
 def final_run(args, task, row, lr, seed):
     """(folder, arguments, what it is in words) of a run that is scored."""
     name, more = f"lr{lr:g}" if lr else "default-lr", ["--task", task] if task != "e2e" else []
-    settings = [*row.arguments(), *common(args, (*SEARCH, "limit-train")), *rate(task, row, lr), *more, "--seed", seed]
+    settings = [
+        *row.arguments(),
+        *common(args, (*SEARCH, "limit-train")),
+        *rate(task, row, lr),
+        *more,
+        "--seed",
+        seed,
+    ]
     return args.out / task / str(row) / f"{name}-seed{seed}", settings, f"{task} {row} {name} seed {seed}"
 
 
 def trial(args, task, row, lr, parts):
     """The same of a run that a rate is tried with."""
-    more = ["--task", task] if task != "e2e" else ["--beam-size", 1, "--max-new-tokens", 1]  # the test set is not decoded
+    more = (
+        ["--task", task] if task != "e2e" else ["--beam-size", 1, "--max-new-tokens", 1]
+    )  # the test set is not decoded
     more += ["--seed", 0, "--train-file", parts[0], "--dev-file", parts[1]]
     settings = [*row.arguments(), *common(args, SEARCH), *rate(task, row, lr), *more]
     return args.out / task / str(row) / f"try-lr{lr:g}", settings, f"{task} {row} lr {lr:g}, held-out part"
@@ -339,8 +403,9 @@ def trial(args, task, row, lr, parts):
 def choose(args, runs, task, row, parts):
     """(rate, tries): the rate that is best on the held-out part after the last epoch, at seed 0.
 
-    On a tie, as between runs that predict a single class, the one with the lower training loss. In `read` it is the best
-    epoch on validation, which is apart from test: the run is seed 0's of those that are scored, too.
+    On a tie, as between runs that predict a single class, the one with the lower training loss. In `read` it
+    is the best epoch on validation, which is apart from test: the run is seed 0's of those that are scored,
+    too.
     """
     rates = args.lrs.get(row.method, (None,))
     if len(rates) == 1:
@@ -348,7 +413,9 @@ def choose(args, runs, task, row, parts):
     row, tries = searched_as(args, row), []
     for lr in rates:
         final = args.table == "read"
-        folder, settings, what = final_run(args, task, row, lr, 0) if final else trial(args, task, row, lr, parts)
+        folder, settings, what = (
+            final_run(args, task, row, lr, 0) if final else trial(args, task, row, lr, parts)
+        )
         try:
             scores = runs(folder, settings, what)["best" if final else "last"]
             score = -scores["loss"] if task == "e2e" else scores[scores_of(args, task)[0]]
@@ -375,11 +442,22 @@ def rate(task, row, lr):
 
 def cell(args, runs, task, row, parts):
     """Chooses the rate and runs every seed; -> {"task", "method", …, "lr", "tries", "runs", "mean", "std"} or "failed"."""
-    entry = {"task": task, **row._asdict(), "lr": None, "tries": [], "parameters": None, "runs": [], "mean": {}, "std": {}}
+    entry = {
+        "task": task,
+        **row._asdict(),
+        "lr": None,
+        "tries": [],
+        "parameters": None,
+        "runs": [],
+        "mean": {},
+        "std": {},
+    }
     entry["lr"], entry["tries"] = choose(args, runs, task, row, parts)
     if entry["tries"] and entry["lr"] is None:
         runs.leave_out(len(row.seeds) - (args.table == "read"))
-        return entry | {"failed": f"no rate worked: {entry['tries'][0].get('failed', 'its score is not defined')}"}
+        return entry | {
+            "failed": f"no rate worked: {entry['tries'][0].get('failed', 'its score is not defined')}"
+        }
     lr = entry["lr"]
     for seed in row.seeds:
         folder, settings, what = final_run(args, task, row, lr, seed)
@@ -410,22 +488,32 @@ def cell(args, runs, task, row, parts):
 def cost(folder, result):
     """What a run took: peak memory in bytes, seconds and kWh until the end of its best epoch; None where not measured."""
     timing = epochs(folder)[result["best"]["epoch"] - 1]["timing"]
-    return {"memory": result["timing"]["peak_memory_bytes"], "seconds": timing["seconds"], **timing["energy_kwh"]}
+    return {
+        "memory": result["timing"]["peak_memory_bytes"],
+        "seconds": timing["seconds"],
+        **timing["energy_kwh"],
+    }
 
 
 def in_use(args, script, task, folder):
     """What a label costs with the adapter of the run in `folder`, one source at a time: {"label_ms", "label_memory"}.
 
-    Measured once, by a process that does nothing else before. None where that fails, which is said: the run is there.
+    Measured once, by a process that does nothing else before. None where that fails, which is said: the run
+    is there.
     """
     path = folder / "in-use.json"
     if not path.exists():
         given = [str(a) for a in common(args, ("model", "data", "max-len", "device", "dtype"))]
         adapter = ["--task", task, "--adapter", str(folder / "adapter.pt"), "--eval-only"]
-        done = subprocess.run([sys.executable, str(script), *given, *adapter], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, str(script), *given, *adapter], capture_output=True, text=True, check=False
+        )
         found = [json.loads(line) for line in done.stdout.splitlines() if "ms_a_label" in line]
         if not found:
-            print(f"{folder}: not measured in use: {(done.stderr.splitlines() or ['no output'])[-1]}", flush=True)
+            print(
+                f"{folder}: not measured in use: {(done.stderr.splitlines() or ['no output'])[-1]}",
+                flush=True,
+            )
             return {"label_ms": None, "label_memory": None}
         write_json(path, found[0])
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -449,7 +537,9 @@ def shown(entry, score):
         return "–"
     std, finished = entry["std"][score], sum("scores" in one for one in entry["runs"])
     part = f" ({finished} of {len(entry['runs'])})" if finished < len(entry["runs"]) else ""
-    return number(score, entry["mean"][score]) + (f" ± {number(score, std)}" if std is not None else "") + part
+    return (
+        number(score, entry["mean"][score]) + (f" ± {number(score, std)}" if std is not None else "") + part
+    )
 
 
 def how(args, parts):
@@ -457,7 +547,9 @@ def how(args, parts):
     if args.table == "read" and any(len(rates) > 1 for rates in args.lrs.values()):
         rates = f"Each rate is the best of {len(next(iter(args.lrs.values())))} on validation, at seed 0"
     elif args.paper:
-        rates = "--paper: fixed rates: HUT's are the paper's, the others' are ours, as the paper only quotes them"
+        rates = (
+            "--paper: fixed rates: HUT's are the paper's, the others' are ours, as the paper only quotes them"
+        )
     elif parts:
         sizes = ", ".join(f"{task}: {held:,} of {rest + held:,}" for task, (*_, rest, held) in parts.items())
         tries = len(next(iter(args.lrs.values())))
@@ -465,7 +557,11 @@ def how(args, parts):
         rates += "epoch; then all of the training set is trained on"
     else:
         rates = "One rate a method, not chosen"
-    end = "the best epoch on dev, the set that it is scored on" if args.paper else "dev is scored at the last epoch"
+    end = (
+        "the best epoch on dev, the set that it is scored on"
+        if args.paper
+        else "dev is scored at the last epoch"
+    )
     if args.table == "table3":
         end = "dev loss chooses the epoch, and the test set is scored with that"
     if args.table == "read":
@@ -477,10 +573,17 @@ def how(args, parts):
 def table(args, cells, parts):
     """The Markdown of the cells that there are."""
     scores = [(t, s) for t in args.tasks for s in (scores_of(args, t)[:1] if t != "e2e" else E2E_SCORES)]
-    numbers, parameters = {key[1:]: text for key, text in PAPER_SCORES.items() if key[0] == args.table}, PAPER_PARAMETERS
+    numbers, parameters = (
+        {key[1:]: text for key, text in PAPER_SCORES.items() if key[0] == args.table},
+        PAPER_PARAMETERS,
+    )
     with_paper = {t for t in args.tasks if any((*row[:3], t) in numbers for row in args.rows)}
     header = ["method", "parameters", *(["paper's"] if args.table in parameters else [])]
-    header += [h for t, s in scores for h in (f"{t} {s}" if t != "e2e" else s, *(["paper"] if t in with_paper else []))]
+    header += [
+        h
+        for t, s in scores
+        for h in (f"{t} {s}" if t != "e2e" else s, *(["paper"] if t in with_paper else []))
+    ]
     header += OVER_TASKS if args.table == "read" else []
     rows = []
     for row in args.rows:
@@ -529,20 +632,39 @@ def notes(args, cells, with_paper):
     if args.table != "rank" and not set(args.tasks) <= with_paper:
         without = ", ".join(t for t in args.tasks if t not in with_paper)
         found.append(f"No column for the paper on {without}: its scores of these rows were not at hand.")
-    rates = [f"{task} {row} {entry['lr']:g}{'*' * at_the_end(entry)}" for (task, row), entry in cells.items() if entry["lr"]]
+    rates = [
+        f"{task} {row} {entry['lr']:g}{'*' * at_the_end(entry)}"
+        for (task, row), entry in cells.items()
+        if entry["lr"]
+    ]
     found += [f"Rates (*: at the end of the list of those tried): {'; '.join(rates)}."] if rates else []
-    for key, title in (("single_class", "Predicts a single class"), ("invalid", "Outputs that are no label, and wrong")):
+    for key, title in (
+        ("single_class", "Predicts a single class"),
+        ("invalid", "Outputs that are no label, and wrong"),
+    ):
         those = []
         for (task, row), entry in cells.items():
-            values = {one["seed"]: value for one in entry["runs"] if (value := one.get("scores", {}).get(key))}
-            seeds = ", ".join(f"{seed}" if value is True else f"{seed}: {value:,}" for seed, value in values.items())
+            values = {
+                one["seed"]: value for one in entry["runs"] if (value := one.get("scores", {}).get(key))
+            }
+            seeds = ", ".join(
+                f"{seed}" if value is True else f"{seed}: {value:,}" for seed, value in values.items()
+            )
             those += [f"{task} {row} (seed {seeds})"] if values else []
         found += [f"{title}: {'; '.join(those)}."] if those else []
     for (task, row), entry in cells.items():
         where = f"{task}, {row}"
         found += [f"Failed: {where}: {entry['failed']}"] if "failed" in entry else []
-        found += [f"Failed: {where}, seed {one['seed']}: {one['failed']}" for one in entry["runs"] if "failed" in one]
-        found += [f"Failed: {where}, try of lr {one['lr']:g}: {one['failed']}" for one in entry["tries"] if "failed" in one]
+        found += [
+            f"Failed: {where}, seed {one['seed']}: {one['failed']}"
+            for one in entry["runs"]
+            if "failed" in one
+        ]
+        found += [
+            f"Failed: {where}, try of lr {one['lr']:g}: {one['failed']}"
+            for one in entry["tries"]
+            if "failed" in one
+        ]
     return found
 
 
@@ -564,7 +686,9 @@ def spread(args, cells):
                 groups["r"][r] = value
             if r == anchor(args.ranks or RANKS):
                 groups["seeds"][one["seed"]] = value
-        found[task] = {name: {"scores": values, "std": None, "range": None} for name, values in groups.items()}
+        found[task] = {
+            name: {"scores": values, "std": None, "range": None} for name, values in groups.items()
+        }
         for group in found[task].values():
             if len(values := group["scores"].values()) > 1:
                 group |= {"std": statistics.stdev(values), "range": max(values) - min(values)}
@@ -576,8 +700,13 @@ def spread_table(args, found):
     for task, groups in found.items():
         score = GLUE_SCORES[task][0]
         for name, fixed in (("r", "seed 0"), ("seeds", f"r = {anchor(args.ranks or RANKS)}")):
-            values = ", ".join(f"{key}: {number(score, value)}" for key, value in groups[name]["scores"].items())
-            widths = [number(score, groups[name][key]) if groups[name][key] is not None else "–" for key in ("std", "range")]
+            values = ", ".join(
+                f"{key}: {number(score, value)}" for key, value in groups[name]["scores"].items()
+            )
+            widths = [
+                number(score, groups[name][key]) if groups[name][key] is not None else "–"
+                for key in ("std", "range")
+            ]
             rows.append([f"{task} over {name}, {fixed}", values, *widths])
     return markdown(["spread of the score", "scores", "std", "max − min"], rows)
 
@@ -600,7 +729,9 @@ def alone_in(folder):
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise UserError(f"{folder}: another sweep is at work there: wait for its end, or give another --out") from None
+        raise UserError(
+            f"{folder}: another sweep is at work there: wait for its end, or give another --out"
+        ) from None
     return lock
 
 

@@ -2,7 +2,8 @@
 
     python -m experiments.bench t5
 
-A label is decoded greedily, for one source at a time. LoRA and BitFit are as in training: merged, they are the plain model.
+A label is decoded greedily, for one source at a time. LoRA and BitFit are as in training: merged, they are
+the plain model.
 """
 
 import statistics
@@ -32,8 +33,15 @@ COLUMNS = ["", "ms a step", "of full", "peak memory, MiB", "after the imports", 
 
 def t5(args):
     """T5-base, made smaller where `args` says so."""
-    shape = {"d_model": args.width, "d_ff": 4 * args.width, "num_heads": args.width // 64, "num_layers": args.layers}
-    return T5(replace(T5_BASE, eos_token_id=-1, **shape))  # an end that is never written: all labels are of one length
+    shape = {
+        "d_model": args.width,
+        "d_ff": 4 * args.width,
+        "num_heads": args.width // 64,
+        "num_layers": args.layers,
+    }
+    return T5(
+        replace(T5_BASE, eos_token_id=-1, **shape)
+    )  # an end that is never written: all labels are of one length
 
 
 def adapt(model, name):
@@ -101,7 +109,9 @@ def t5_table(args, device, dtype):
         f"{machine(device)}; median of {args.rounds} rounds\n"
     )
     steps = {name: T5Step(args, name, device, dtype) for name in METHODS}
-    training = in_turn({name: lambda step=step: step.seconds(args.steps) for name, step in steps.items()}, args.rounds)
+    training = in_turn(
+        {name: lambda step=step: step.seconds(args.steps) for name, step in steps.items()}, args.rounds
+    )
     use = {name: lambda step=step: seconds(step.label, args.steps, device) for name, step in steps.items()}
     use, rows = in_turn(use, args.rounds), []
     for name in METHODS:

@@ -91,17 +91,24 @@ def load(path, model_name, device):
     if task not in (*glue.TASKS, "squad"):
         raise UserError(f"{path}: trained on {task}: expected an adapter of SQuAD or of a GLUE task")
     if found["method"] == "read":
-        raise UserError(f"{path}: READ runs the backbone without gradients: there is none with respect to the words")
+        raise UserError(
+            f"{path}: READ runs the backbone without gradients: there is none with respect to the words"
+        )
     base_name = model_name or config["model"]
     directory = checkpoint(MINI / "roberta" if base_name == "mini" else base_name)
     with mendable():
         if task == "squad":
             model, head = RobertaSpan.from_pretrained(directory), "qa_outputs"
         else:
-            model, head = RobertaClassifier.from_pretrained(directory, num_labels=glue.TASKS[task].num_labels), "classifier"
+            model, head = (
+                RobertaClassifier.from_pretrained(directory, num_labels=glue.TASKS[task].num_labels),
+                "classifier",
+            )
     base = training.fingerprint(model, head)
     model.to(device)
-    model = training.put_in(model, argparse.Namespace(method=found["method"], **config), model.get_submodule(head))
+    model = training.put_in(
+        model, argparse.Namespace(method=found["method"], **config), model.get_submodule(head)
+    )
     training.load_adapter(path, model, base, found["method"], head)
     tokenizer = load_tokenizer(directory, model.config.vocab_size)
     size = f" r={config['r']}" if config["r"] else ""
@@ -112,7 +119,9 @@ def load(path, model_name, device):
 def read_squad(subject, question, context):
     """The Reading of a question: its likeliest answer, in the window of the text that holds it."""
     model, texts = subject.model, (question.strip(), context)
-    windows = squad.encode(subject.tokenizer, [squad.Question("--question", *texts)], subject.max_len, subject.doc_stride)
+    windows = squad.encode(
+        subject.tokenizer, [squad.Question("--question", *texts)], subject.max_len, subject.doc_stride
+    )
     if not windows:
         raise UserError("--context: no text that the tokenizer knows")
     device = next(model.parameters()).device
@@ -133,10 +142,15 @@ def read_squad(subject, question, context):
 
     subject.tokenizer.no_truncation()
     whole = subject.tokenizer.encode(*texts)  # its question stands where every window's does
-    places = [(0, *offsets) if text == 0 else None for offsets, text in zip(whole.offsets, whole.sequence_ids, strict=True)]
+    places = [
+        (0, *offsets) if text == 0 else None
+        for offsets, text in zip(whole.offsets, whole.sequence_ids, strict=True)
+    ]
     places = places[: window.first] + [(1, *offsets) for offsets in window.offsets.tolist()]
     places = [place and trimmed(texts, *place) for place in [*places, *[None] * (ids.shape[1] - len(places))]]
-    span = trimmed(texts, 1, *(int(window.offsets[i - window.first, side]) for i, side in ((first, 0), (last, 1))))
+    span = trimmed(
+        texts, 1, *(int(window.offsets[i - window.first, side]) for i, side in ((first, 0), (last, 1)))
+    )
     answer = squad.cut(context, window, first, last)
     return Reading(texts, ids, places, answer, list(range(first, last + 1)), span, outcome)
 
@@ -211,14 +225,18 @@ def attention_of(model, ids):
     inner = getattr(outer, "attention", outer)  # in a Prefix is the model's own
 
     def keep(name):
-        return getattr(inner, name).register_forward_hook(lambda module, inputs, output: found.update({name: output[0]}))
+        return getattr(inner, name).register_forward_hook(
+            lambda module, inputs, output: found.update({name: output[0]})
+        )
 
     hooks = [keep("q"), keep("k")]
     model.roberta(ids)
     for hook in hooks:
         hook.remove()
     keys = found["k"] if inner is outer else torch.cat([outer.keys, found["k"]])
-    q, k = (t.unflatten(-1, (inner.n_head, -1)).transpose(0, 1) for t in (found["q"], keys))  # (n_head, L, d / n_head)
+    q, k = (
+        t.unflatten(-1, (inner.n_head, -1)).transpose(0, 1) for t in (found["q"], keys)
+    )  # (n_head, L, d / n_head)
     return (q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])).softmax(-1)[:, :, -ids.shape[1] :]
 
 
@@ -241,7 +259,9 @@ def relations(model, reading, words):
     """{measure: how strongly the answer is related to each word}, as MEASURES say; a word is the sum of its tokens."""
     attention = attention_of(model, reading.ids).mean(0)[reading.looking].mean(0)
     each = {"attention": attention, "gradient": gradient_times_input(model, reading)}
-    return {name: [sum(tokens[i].item() for i in word.tokens) for word in words] for name, tokens in each.items()}
+    return {
+        name: [sum(tokens[i].item() for i in word.tokens) for word in words] for name, tokens in each.items()
+    }
 
 
 # ------------------------------------------------------------------------------------------------ faithfulness
@@ -278,7 +298,9 @@ def falls(subject, reading, rng):
     def at_random(counts):
         """The mean fall when as many words of each text are masked as `counts` says: {text: number}."""
         of_text = {text: [i for i in outside if words[i].text == text] for text in counts}
-        draws = ([i for text, n in counts.items() for i in rng.sample(of_text[text], n)] for _ in range(DRAWS))
+        draws = (
+            [i for text, n in counts.items() for i in rng.sample(of_text[text], n)] for _ in range(DRAWS)
+        )
         return before - statistics.fmean(map(probability, draws))
 
     before, fall = probability([]), {}
@@ -335,9 +357,13 @@ def page(title, shown, right):
     if right:
         parts.append(f"<p>Right: <b>{html.escape(' / '.join(right))}</b></p>")
     if any(reading.span for _, reading, _, _ in shown):
-        parts.append('<p class="soft">Each model\'s own answer is <span class="answer">underlined</span>.</p>')
+        parts.append(
+            '<p class="soft">Each model\'s own answer is <span class="answer">underlined</span>.</p>'
+        )
     if any(unread(reading, words) for _, reading, words, _ in shown):
-        parts.append('<p class="soft">Grey text was not read: it lies outside what the model takes at a time.</p>')
+        parts.append(
+            '<p class="soft">Grey text was not read: it lies outside what the model takes at a time.</p>'
+        )
     for name, (heading, explanation) in MEASURES.items():
         top = scale(shown, name)
         parts.append(f"<h2>{html.escape(heading)}</h2><p>{html.escape(explanation)}</p>")
@@ -346,10 +372,15 @@ def page(title, shown, right):
             parts.append(f"<h3>{html.escape(subject.name)}</h3>")
             parts.append(f'<p class="soft">{html.escape(conclusion(reading, right))}</p>')
             parts += [
-                f'<p class="strip">{strip(reading, words, related[name], top, t)}</p>' for t in range(len(reading.texts))
+                f'<p class="strip">{strip(reading, words, related[name], top, t)}</p>'
+                for t in range(len(reading.texts))
             ]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-    return f'<!doctype html>\n<html lang="en">\n{head}\n<style>{STYLE}</style>\n' + "\n".join(parts) + "\n</html>\n"
+    return (
+        f'<!doctype html>\n<html lang="en">\n{head}\n<style>{STYLE}</style>\n'
+        + "\n".join(parts)
+        + "\n</html>\n"
+    )
 
 
 def pieces(reading, words, values, text):
@@ -393,7 +424,9 @@ def scale(shown, name):
 def conclusion(reading, right):
     with torch.no_grad():
         probability = reading.outcome(reading.ids)[1]
-    said = f"answer: {reading.answer or '(none)'}" + ("" if probability is None else f" (probability {probability:.3f})")
+    said = f"answer: {reading.answer or '(none)'}" + (
+        "" if probability is None else f" (probability {probability:.3f})"
+    )
     if right and reading.span:
         said += ", right" if squad_scores([reading.answer], [right])["exact_match"] else ", wrong"
     return said
@@ -405,13 +438,19 @@ def show(shown, right):
         top = scale(shown, name)
         print(f"\n{heading}; deepest red: {top:.3g}")
         for subject, reading, words, related in shown:
-            print(f"{subject.name}: {conclusion(reading, right)}" + "; not all was read" * unread(reading, words))
+            print(
+                f"{subject.name}: {conclusion(reading, right)}"
+                + "; not all was read" * unread(reading, words)
+            )
             if sys.stdout.isatty():
                 for text in range(len(reading.texts)):
                     print("  " + coloured(reading, words, related[name], top, text))
             order = sorted(range(len(words)), key=lambda i: -related[name][i])[:8]
             spelt = (reading.texts[words[i].text][words[i].start : words[i].end] for i in order)
-            print("  " + ", ".join(f"{word} {related[name][i]:.3f}" for word, i in zip(spelt, order, strict=True)))
+            print(
+                "  "
+                + ", ".join(f"{word} {related[name][i]:.3f}" for word, i in zip(spelt, order, strict=True))
+            )
 
 
 def coloured(reading, words, values, top, text):
@@ -429,14 +468,22 @@ def coloured(reading, words, values, top, text):
 
 def arguments():
     parser = training.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--adapter", action="append", required=True, metavar="FILE", help="an adapter.pt, or two of a task")
-    parser.add_argument("--model", help="the checkpoint the adapters were trained on (default: as they name it)")
+    parser.add_argument(
+        "--adapter", action="append", required=True, metavar="FILE", help="an adapter.pt, or two of a task"
+    )
+    parser.add_argument(
+        "--model", help="the checkpoint the adapters were trained on (default: as they name it)"
+    )
     parser.add_argument("--question", metavar="TEXT", help="of a SQuAD adapter, with --context")
     parser.add_argument("--context", metavar="TEXT", help="where the answer is looked for")
     parser.add_argument("--text", nargs="+", metavar="TEXT", help="of a GLUE adapter: a sentence or a pair")
     parser.add_argument("--id", help="a dev example: SQuAD's id, GLUE's number in the file, from 1")
-    parser.add_argument("--faithfulness", type=training.whole, metavar="N", help="measure it on the first N dev examples")
-    parser.add_argument("--data", metavar="DIR", help="folder of the data set (default: fetched once into the cache)")
+    parser.add_argument(
+        "--faithfulness", type=training.whole, metavar="N", help="measure it on the first N dev examples"
+    )
+    parser.add_argument(
+        "--data", metavar="DIR", help="folder of the data set (default: fetched once into the cache)"
+    )
     parser.add_argument("--dev-file", metavar="F", help="instead of the development file in --data")
     parser.add_argument("--html", metavar="FILE", help="write the page; it needs no other file")
     parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
@@ -460,12 +507,17 @@ def arguments():
 def dev_examples(args, task, mini):
     """[(id, texts, right answers)] of the development set."""
     if task == "squad":
-        questions = squad.load(args.data or (MINI / "squad" if mini else None), dev_file=args.dev_file, splits=("dev",))[
-            "dev"
+        questions = squad.load(
+            args.data or (MINI / "squad" if mini else None), dev_file=args.dev_file, splits=("dev",)
+        )["dev"]
+        return [
+            (q.id, (q.text, q.context), list(dict.fromkeys(words for _, words in q.answers)))
+            for q in questions
         ]
-        return [(q.id, (q.text, q.context), list(dict.fromkeys(words for _, words in q.answers))) for q in questions]
     spec = glue.TASKS[task]
-    examples = next(iter(glue.load(task, args.data or (MINI if mini else None), None, args.dev_file, ("dev",)).values()))
+    examples = next(
+        iter(glue.load(task, args.data or (MINI if mini else None), None, args.dev_file, ("dev",)).values())
+    )
     return [
         (str(i), tuple(text for text in (e.first, e.second) if text is not None),
          [spec.label_names[e.label] if spec.labels else f"{e.label:g} of 5"])

@@ -38,7 +38,8 @@ def write_states(path, about, parts):
 def read_states(path, about):
     """The states that were written with the same `about`: a float32 tensor whose rows are read when they are used.
 
-    Raises ValueError if the file was written with another `about`, and for one that is no such file, or not whole.
+    Raises ValueError if the file was written with another `about`, and for one that is no such file, or not
+    whole.
     """
     try:
         with path.open("rb") as file:
@@ -55,6 +56,8 @@ def read_states(path, about):
             raise ValueError(f"{path}: stale: {was}: delete it, or name another folder")
     size = HEADER + 4 * math.prod(about["shape"])
     if path.stat().st_size != size:
-        raise ValueError(f"{path}: {path.stat().st_size:,} bytes: expected {size:,}: delete it, or name another folder")
+        raise ValueError(
+            f"{path}: {path.stat().st_size:,} bytes: expected {size:,}: delete it, or name another folder"
+        )
     content = torch.from_file(str(path), size=size, dtype=torch.uint8)
     return content[HEADER:].view(torch.float32).view(about["shape"])

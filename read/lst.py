@@ -1,15 +1,16 @@
 """Ladder Side-Tuning (Sung, Cho & Bansal, 2022), which READ is compared with, for a T5.
 
-Beside the frozen T5 runs one an eighth as wide. Each of its blocks reads a mixture of what the block below it said and of
-what the backbone's block at its height says, projected down:
+Beside the frozen T5 runs one an eighth as wide. Each of its blocks reads a mixture of what the block below it
+said and of what the backbone's block at its height says, projected down:
 
     s_0  = down_0 x                                       x: the embedded tokens
     s_i  = block_i(g_i s_{i-1} + (1 - g_i) down_i phi_i)  g_i = sigmoid(alpha_i / T), T = 0.1, alpha_i learned, from 0
     out  = g norm(phi_N) + (1 - g) (up norm(s_N))         what the output layer reads
 
-As in READ nothing enters the backbone on the way back; but this is a whole small T5, which attends too: to its own tokens,
-and on the decoder's side to its own encoder's output. Its blocks start as parts of the backbone's (`prune`), its
-projections at the library's default: this does NOT start at the frozen model. T5-base: 5,097,241 parameters.
+As in READ nothing enters the backbone on the way back; but this is a whole small T5, which attends too: to
+its own tokens, and on the decoder's side to its own encoder's output. Its blocks start as parts of the
+backbone's (`prune`), its projections at the library's default: this does NOT start at the frozen model.
+T5-base: 5,097,241 parameters.
 """
 
 from dataclasses import replace
@@ -51,7 +52,8 @@ class Ladder(nn.Module):
 @torch.no_grad()
 def prune(backbone, side, memory=None):
     """Copies into `side`, block by block, the rows and columns of the backbone's weights that weigh most, by their
-    absolute sums: of the stream the same in all blocks; of every head, and of the feed-forward layer, each block its own.
+    absolute sums: of the stream the same in all blocks; of every head, and of the feed-forward layer, each
+    block its own.
 
     memory  the places of the encoder's stream, which a decoder's cross.k and cross.v read
     -> the places of the stream, (d / 8,)
@@ -109,7 +111,9 @@ class LSTT5(T5):
         with torch.no_grad():
             source, x = super().encode(input_ids, attention_mask), self.word(input_ids)
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        return source._replace(extra=self.encoder_ladder(x, source.states, (positions, positions), mask=source.mask))
+        return source._replace(
+            extra=self.encoder_ladder(x, source.states, (positions, positions), mask=source.mask)
+        )
 
     def _decode(self, source, tokens, places, past=None, crossed=None):
         N = len(self.decoder.blocks)

@@ -1,15 +1,15 @@
 """READ: recurrent adaptation beside a frozen backbone (Nguyen, Wang, Li & Wu), for RoBERTa, GPT-2 and T5.
 
-The backbone is run as it is, without autograd, and a recurrent network runs over the outputs of its layers, not over
-the tokens: its steps are phi_1 … phi_N, the output of block 1 … N at one position. Its last state h_N, projected up,
-corrects the last of them:
+The backbone is run as it is, without autograd, and a recurrent network runs over the outputs of its layers,
+not over the tokens: its steps are phi_1 … phi_N, the output of block 1 … N at one position. Its last state
+h_N, projected up, corrects the last of them:
 
     h_i    = RNN(phi_i, h_{i-1}),  h_0 = 0,  i = 1 … N        (Algorithm 1, with the reductions of appendix B.1)
     phi_N' = phi_N + U h_N                                    (what the head reads, or GPT-2's last norm)
 
 No block is differentiated: the backward pass goes through the head (and norm), U and the N steps of the RNN.
-No position sees another one in the RNN. So a classifier, which reads the first token, needs it at that one alone (an
-answer's span needs all); and GPT-2 stays causal, and runs it on the new token alone when decoding.
+No position sees another one in the RNN. So a classifier, which reads the first token, needs it at that one
+alone (an answer's span needs all); and GPT-2 stays causal, and runs it on the new token alone when decoding.
 
 Parameters, at width h beside a backbone of width d, N layers (`tests/test_read.py`):
 
@@ -27,10 +27,10 @@ A T5 has a recurrent network on each side, joined by the frozen cross-attention:
     logits = lm_head(final norm(phi^D_N + |phi^D_N| (U h^D_N + b)))      |x|: the root mean square of x (d numbers)
 
 |phi^D_N| is ours, the paper's sum has no such factor (`scaled=False`): it undoes the division of the RNNs' inputs by
-their size, so that the correction is in proportion to the stream, however large that has grown. What the frozen decoder
-reads of the encoder is not corrected. No token of the target sees a later one: sigma_j is that of the token itself. So
-READ decodes step by step, with the backbone's cache and E. Parameters: two RNNs, Psi and U (h d each) and b (d);
-T5-base, GRU, h = 256: 1,969,920, 0.80 % of 247.58M.
+their size, so that the correction is in proportion to the stream, however large that has grown. What the
+frozen decoder reads of the encoder is not corrected. No token of the target sees a later one: sigma_j is that
+of the token itself. So READ decodes step by step, with the backbone's cache and E. Parameters: two RNNs, Psi
+and U (h d each) and b (d); T5-base, GRU, h = 256: 1,969,920, 0.80 % of 247.58M.
 """
 
 import torch
@@ -48,9 +48,10 @@ WIDTH = 256
 class LayerRNN(nn.Module):
     """The last state of an RNN whose steps are the layers, projected up: U h_N. states (…, N, d) -> (…, d).
 
-    The paper names no start. U starts at zero here, where the corrected model is the frozen one bit for bit and the
-    first step moves U alone; with `zero_start=False` at the library's default. Each phi_i is divided by its root mean
-    square first, with nothing learned: residual streams grow with depth, and would saturate the gates.
+    The paper names no start. U starts at zero here, where the corrected model is the frozen one bit for bit
+    and the first step moves U alone; with `zero_start=False` at the library's default. Each phi_i is divided
+    by its root mean square first, with nothing learned: residual streams grow with depth, and would saturate
+    the gates.
     """
 
     def __init__(self, d, width=WIDTH, cell="gru", zero_start=True, device=None):
@@ -94,7 +95,9 @@ class ReadClassifier(RobertaClassifier):
     @torch.no_grad()
     def states(self, input_ids, attention_mask=None):
         """The first token's phi_1 … phi_N: (B, N, d), without a graph."""
-        first = [x[:, 0].clone() for x in self.roberta.outputs(input_ids, attention_mask)]  # a view would keep all of x
+        first = [
+            x[:, 0].clone() for x in self.roberta.outputs(input_ids, attention_mask)
+        ]  # a view would keep all of x
         return torch.stack(first, 1)
 
     def from_states(self, states):
@@ -118,7 +121,12 @@ class ReadSpan(RobertaSpan):
 
     def __init__(self, model, network):
         nn.Module.__init__(self)  # RobertaSpan's would make new weights
-        self.config, self.roberta, self.qa_outputs, self.network = model.config, model.roberta, model.qa_outputs, network
+        self.config, self.roberta, self.qa_outputs, self.network = (
+            model.config,
+            model.roberta,
+            model.qa_outputs,
+            network,
+        )
 
     def forward(self, input_ids, attention_mask=None):
         with torch.no_grad():
@@ -166,8 +174,9 @@ class ReadGPT2(GPT2):
 class TwoSidedRNN(nn.Module):
     """RNN_E and Psi (`encoder`), RNN_D and U (`decoder`), and b (`shift`), which the paper's count has.
 
-    The states come as lists, an output a block. Both RNNs read states of unit root mean square (see LayerRNN); phi^D_j
-    has it before sigma_j E is added too, which would be lost beside a residual stream of hundreds.
+    The states come as lists, an output a block. Both RNNs read states of unit root mean square (see
+    LayerRNN); phi^D_j has it before sigma_j E is added too, which would be lost beside a residual stream of
+    hundreds.
     """
 
     def __init__(self, d, width=WIDTH, cell="gru", zero_start=True, device=None):
@@ -182,20 +191,25 @@ class TwoSidedRNN(nn.Module):
 
     def decode(self, E, states, cross):
         """E, phi^D_1 … phi^D_N (B, n, d), cross-attention weights (B, n_head, n, m) of each -> U h^D_N + b (B, n, d)."""
-        joined = [F.rms_norm(x, x.shape[-1:], eps=1e-6) + w.mean(1) @ E for x, w in zip(states, cross, strict=True)]
+        joined = [
+            F.rms_norm(x, x.shape[-1:], eps=1e-6) + w.mean(1) @ E for x, w in zip(states, cross, strict=True)
+        ]
         return self.decoder(torch.stack(joined, -2)) + self.shift
 
 
 class UntiedTwoSided(nn.Module):
     """The paper's ablation without recurrency (Table 2): networks of its own for each pair of blocks, their sum.
 
-    Each takes one step, from h = 0, and so E is one for each. Raises ValueError where the sides differ in depth.
+    Each takes one step, from h = 0, and so E is one for each. Raises ValueError where the sides differ in
+    depth.
     """
 
     def __init__(self, encoder_blocks, decoder_blocks, *options):
         super().__init__()
         if encoder_blocks != decoder_blocks:
-            raise ValueError(f"{encoder_blocks} blocks and {decoder_blocks} in the decoder: cell untied pairs them")
+            raise ValueError(
+                f"{encoder_blocks} blocks and {decoder_blocks} in the decoder: cell untied pairs them"
+            )
         self.layers = nn.ModuleList(TwoSidedRNN(*options) for _ in range(encoder_blocks))
 
     def encode(self, states):
@@ -216,7 +230,12 @@ class ReadT5(T5):
     def __init__(self, model, network, scaled=True):
         nn.Module.__init__(self)  # T5's would make new weights
         self.config, self.prompt, self.scaled = model.config, None, scaled
-        self.word, self.encoder, self.decoder, self.network = model.word, model.encoder, model.decoder, network
+        self.word, self.encoder, self.decoder, self.network = (
+            model.word,
+            model.encoder,
+            model.decoder,
+            network,
+        )
 
     def encode(self, input_ids, attention_mask=None):
         with torch.no_grad():
@@ -265,7 +284,9 @@ def apply_read(model, width=WIDTH, cell="gru", zero_start=True, scaled=True):
     if type(model) in KINDS.values():
         raise ValueError("the model is already adapted: apply_read takes a model once")
     if type(model) not in KINDS:
-        raise ValueError(f"a {type(model).__name__}: expected one of {', '.join(kind.__name__ for kind in KINDS)}")
+        raise ValueError(
+            f"a {type(model).__name__}: expected one of {', '.join(kind.__name__ for kind in KINDS)}"
+        )
     blocks = getattr(model, "roberta", model).blocks
     last = blocks[-1].d  # gives the states their width and device
     sizes = (last.out_features, width, "gru" if cell == "untied" else cell, zero_start, last.weight.device)

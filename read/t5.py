@@ -1,10 +1,11 @@
 """T5 v1.0 in one file: configuration, relative positions, attention, block, the model on both sides, decoding.
 
-An encoder-decoder (Raffel et al., 2020) without biases. Blocks read normalised copies of what they add to (pre-norm), by
-the root mean square alone; attention scores are not scaled, and get a learned bias by the distance between two tokens,
-the same in all blocks of a side; the feed-forward layer is a ReLU; the output layer is the word embeddings, scaled.
-As in model.py, the linear layers of a block are `q k v o u d`, and a block of the decoder has a second attention, `cross`.
-Shapes: B batch, m tokens of the source, n of the target, L either, d width, V vocabulary.
+An encoder-decoder (Raffel et al., 2020) without biases. Blocks read normalised copies of what they add to
+(pre-norm), by the root mean square alone; attention scores are not scaled, and get a learned bias by the
+distance between two tokens, the same in all blocks of a side; the feed-forward layer is a ReLU; the output
+layer is the word embeddings, scaled. As in model.py, the linear layers of a block are `q k v o u d`, and a
+block of the decoder has a second attention, `cross`. Shapes: B batch, m tokens of the source, n of the
+target, L either, d width, V vocabulary.
 """
 
 import math
@@ -44,16 +45,17 @@ T5_BASE = T5Config()
 T5_LARGE = T5Config(d_model=1024, d_ff=4096, num_layers=24, num_heads=16)
 T5_3B = T5Config(d_model=1024, d_ff=16384, num_layers=24, num_heads=32, d_kv=128)
 
-# Of a score that is not to count. Finite, so that where nothing may be seen attention is no not-a-number; beside any
-# score that counts its exponential is exactly zero.
+# Of a score that is not to count. Finite, so that where nothing may be seen attention is no not-a-number;
+# beside any score that counts its exponential is exactly zero.
 MASKED = -1e9
 
 
 def buckets(distance, bidirectional, number, farthest):
     """Which bias belongs to each distance (…) int64, key's position − query's: bucket numbers (…), from 0 to `number` − 1.
 
-    Half of the buckets hold one distance each, the others grow with its logarithm up to `farthest`; beyond it all share
-    the last. A bidirectional side has half of all for keys behind the query; a decoder sees none of these.
+    Half of the buckets hold one distance each, the others grow with its logarithm up to `farthest`; beyond it
+    all share the last. A bidirectional side has half of all for keys behind the query; a decoder sees none of
+    these.
     """
     behind = torch.zeros_like(distance)
     if bidirectional:
@@ -82,7 +84,9 @@ class T5Attention(nn.Module):
         self.o = nn.Linear(inner, d, bias=False)
 
     def heads(self, t):
-        return t.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, L, n_head d_kv) -> (B, n_head, L, d_kv)
+        return t.unflatten(-1, (self.n_head, -1)).transpose(
+            1, 2
+        )  # (B, L, n_head d_kv) -> (B, n_head, L, d_kv)
 
     def keys_values(self, x):
         return self.heads(self.k(x)), self.heads(self.v(x))
@@ -98,7 +102,8 @@ class T5Attention(nn.Module):
 
 class T5CrossAttention(T5Attention):
     """The decoder's attention to the encoder's output: x (B, n, d), keys and values of all m tokens of that, mask
-    (B, 1, 1, m) float or None -> (B, n, d), and the weights (B, n_head, n, m), which READ needs: so they are written out.
+    (B, 1, 1, m) float or None -> (B, n, d), and the weights (B, n_head, n, m), which READ needs: so they are
+    written out.
     """
 
     def forward(self, x, keys_values, mask):
@@ -112,8 +117,8 @@ class T5CrossAttention(T5Attention):
 class T5Block(nn.Module):
     """Self-attention, in the decoder cross-attention, then feed-forward: x (B, L, d) -> (B, L, d), cross weights or None.
 
-    A block of the decoder takes the encoder's output `memory` (B, m, d), or the keys and values that its cross-attention
-    has made of it before, `crossed`.
+    A block of the decoder takes the encoder's output `memory` (B, m, d), or the keys and values that its
+    cross-attention has made of it before, `crossed`.
     """
 
     def __init__(self, config, is_decoder):
@@ -146,7 +151,11 @@ class T5Side(nn.Module):
 
     def __init__(self, config, is_decoder):
         super().__init__()
-        self.scheme = (not is_decoder, config.relative_attention_num_buckets, config.relative_attention_max_distance)
+        self.scheme = (
+            not is_decoder,
+            config.relative_attention_num_buckets,
+            config.relative_attention_max_distance,
+        )
         self.position = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
         self.dropout, self.last_dropout = nn.Dropout(config.dropout_rate), nn.Dropout(config.dropout_rate)
         layers = config.num_decoder_layers if is_decoder and config.num_decoder_layers else config.num_layers
@@ -224,7 +233,10 @@ class T5(Pretrained):
     }
     # the published files hold this one bias of cross-attention, which nothing reads
     DROPPED = ("decoder.block.{}.layer.1.EncDecAttention.relative_attention_bias",)
-    TIED = {f"{name}.weight": "shared.weight" for name in ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")}
+    TIED = {
+        f"{name}.weight": "shared.weight"
+        for name in ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
+    }
 
     def __init__(self, config):
         super().__init__()
@@ -243,15 +255,25 @@ class T5(Pretrained):
         """Normal, by T5's own rule: the queries take the factor 1 / sqrt(d_kv) that the scores are not scaled by."""
         config = self.config
         d, inner = config.d_model, config.num_heads * config.d_kv
-        spread = {"word": 1.0, "position": d**-0.5, "q": (d * config.d_kv) ** -0.5, "k": d**-0.5, "v": d**-0.5}
+        spread = {
+            "word": 1.0,
+            "position": d**-0.5,
+            "q": (d * config.d_kv) ** -0.5,
+            "k": d**-0.5,
+            "v": d**-0.5,
+        }
         spread |= {"o": inner**-0.5, "u": d**-0.5, "d": config.d_ff**-0.5}
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=config.initializer_factor * spread[name.rpartition(".")[2]])
+                nn.init.normal_(
+                    module.weight, std=config.initializer_factor * spread[name.rpartition(".")[2]]
+                )
 
     def forward(self, input_ids, attention_mask=None, decoder_input_ids=None, return_states=False):
         if decoder_input_ids is None:
-            raise ValueError("decoder_input_ids is missing: expected the target, one place behind (see shifted)")
+            raise ValueError(
+                "decoder_input_ids is missing: expected the target, one place behind (see shifted)"
+            )
         source = self.encode(input_ids, attention_mask)
         positions = torch.arange(decoder_input_ids.shape[1], device=decoder_input_ids.device)
         places = positions, positions, positions <= positions[:, None]
@@ -302,7 +324,9 @@ class T5(Pretrained):
         """labels (B, n) -> decoder_input_ids (B, n), that predict them: the start token, and all labels but the last."""
         return F.pad(labels[:, :-1], (1, 0), value=self.config.decoder_start_token_id)
 
-    def generate(self, sources, max_new_tokens, beam_size=1, length_penalty=1.0, no_repeat_ngram_size=0, batch_size=64):
+    def generate(
+        self, sources, max_new_tokens, beam_size=1, length_penalty=1.0, no_repeat_ngram_size=0, batch_size=64
+    ):
         """The most probable output for each source, as beam search finds it; beam_size = 1 is greedy.
 
         sources               lists of token ids, of any lengths; `batch_size` of them, alike in length, run at a time
@@ -322,14 +346,22 @@ class T5(Pretrained):
                 history = torch.full((len(chosen), 1), config.decoder_start_token_id, device=device)
                 decoder = T5Decoder(self, [sources[i] for i in chosen], beam_size, max_new_tokens)
                 search = (decoder, history, max_new_tokens, config.eos_token_id, no_repeat_ngram_size)
-                found = greedy_search(*search) if beam_size == 1 else beam_search(*search, beam_size, length_penalty)
+                found = (
+                    greedy_search(*search)
+                    if beam_size == 1
+                    else beam_search(*search, beam_size, length_penalty)
+                )
                 for i, output in zip(chosen, found, strict=True):
                     outputs[i] = output
         self.train(training)
         return outputs
 
     def _check_generate(self, sources, max_new_tokens, beam_size, batch_size):
-        for name, value in (("max_new_tokens", max_new_tokens), ("beam_size", beam_size), ("batch_size", batch_size)):
+        for name, value in (
+            ("max_new_tokens", max_new_tokens),
+            ("beam_size", beam_size),
+            ("batch_size", batch_size),
+        ):
             if value < 1:
                 raise ValueError(f"{name} is {value}: expected 1 or more")
         for i, source in enumerate(sources):
@@ -337,14 +369,17 @@ class T5(Pretrained):
                 raise ValueError(f"source {i} is empty: expected one token at least")
             wrong = [token for token in source if not 0 <= token < self.config.vocab_size]
             if wrong:
-                raise ValueError(f"source {i} holds token {wrong[0]}: the vocabulary has {self.config.vocab_size}")
+                raise ValueError(
+                    f"source {i} holds token {wrong[0]}: the vocabulary has {self.config.vocab_size}"
+                )
 
 
 class T5Decoder:
     """A T5 as model.py's searches ask for it, see GPT2Decoder there, for B sources with K beams each.
 
-    The sources are encoded once, and so are the keys and values that cross-attention makes of them. The cache has
-    the start token's column, and then K for each step; `positions` (S,) says which step each column is of.
+    The sources are encoded once, and so are the keys and values that cross-attention makes of them. The cache
+    has the start token's column, and then K for each step; `positions` (S,) says which step each column is
+    of.
     """
 
     def __init__(self, model, sources, beam_size, max_new_tokens):

@@ -14,7 +14,23 @@ from training import run_as_script
 
 torch.set_num_threads(1)  # the models of these tests are too small for two, which would wait for each other
 
-WORDS = ["the", "a", "dog", "cat", "girl", "boy", "sees", "sleeps", "runs", "hears", ".", "red", "small", "old", "and"]
+WORDS = [
+    "the",
+    "a",
+    "dog",
+    "cat",
+    "girl",
+    "boy",
+    "sees",
+    "sleeps",
+    "runs",
+    "hears",
+    ".",
+    "red",
+    "small",
+    "old",
+    "and",
+]
 LABELS = ["acceptable", "unacceptable"]  # CoLA's, as T5 writes them
 
 

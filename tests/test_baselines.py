@@ -103,12 +103,17 @@ def test_fourierft_and_prefix_do_not_start_there(method, kind):
 
 def test_initial_values():
     """Would catch: two factors that start at zero, where nothing learns; another spread than the papers'. Width 256."""
-    wide = RobertaConfig(vocab_size=50, hidden_size=256, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    wide = RobertaConfig(
+        vocab_size=50, hidden_size=256, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
 
     def values(method):
         torch.manual_seed(0)
         body = baselines.apply(RobertaClassifier(wide), method, 64).roberta
-        return {name.rpartition("blocks.0.")[2]: t.detach() for name, t in [*body.named_parameters(), *body.named_buffers()]}
+        return {
+            name.rpartition("blocks.0.")[2]: t.detach()
+            for name, t in [*body.named_parameters(), *body.named_buffers()]
+        }
 
     def uniform(t, bound):
         return t.abs().max() <= bound and t.std() == pytest.approx(bound / 3**0.5, rel=0.03)
@@ -116,7 +121,9 @@ def test_initial_values():
     lora = values("lora")
     assert uniform(lora["attention.q.A"], 1 / 16) and not lora["attention.q.B"].any()
     vera = values("vera")
-    assert uniform(vera["attention.q.A"], (6 / 256) ** 0.5) and uniform(vera["attention.q.B"], (6 / 64) ** 0.5)
+    assert uniform(vera["attention.q.A"], (6 / 256) ** 0.5) and uniform(
+        vera["attention.q.B"], (6 / 64) ** 0.5
+    )
     assert (vera["attention.q.lambda_d"] == 0.1).all() and not vera["attention.q.lambda_b"].any()
     c = values("fourierft")["attention.v.c"]
     assert c.mean().abs() < 0.3 and c.std() == pytest.approx(1, rel=0.2)
@@ -128,7 +135,9 @@ def test_initial_values():
             assert not found[f"{place}adapter.{layer}.bias"].any()
     assert (found["norm.weight"] == 1).all() and not found["norm.bias"].any()
     prefix = values("prefix")
-    assert all(prefix[f"attention.{name}"].std() == pytest.approx(0.02, rel=0.03) for name in ("keys", "values"))
+    assert all(
+        prefix[f"attention.{name}"].std() == pytest.approx(0.02, rel=0.03) for name in ("keys", "values")
+    )
 
 
 # ------------------------------------------------------------------------------------------------ formulas
@@ -173,7 +182,9 @@ def test_adapters_are_the_papers_formulas():
         post, pre = post.roberta.blocks[0], pre.blocks[0]
         b = getattr(post, "block", post)  # RoBERTa's block
         h = b.attention(x, None)
-        y = b.attention_norm(x + h + (run(b.attention_dropout.adapter, h, F.gelu) if method == "houlsby" else 0))
+        y = b.attention_norm(
+            x + h + (run(b.attention_dropout.adapter, h, F.gelu) if method == "houlsby" else 0)
+        )
         h = b.d(F.gelu(b.u(y)))
         if method == "houlsby":
             expected = b.ffn_norm(y + h + run(b.ffn_dropout.adapter, h, F.gelu))
@@ -201,7 +212,11 @@ def test_prefix_is_attention_to_m_more_columns():
     """Would catch: a prefix that some positions do not see, that takes part in the causal mask, or mixes up heads."""
     attention = randomise(adapted("decoder", "prefix")).blocks[0].attention
     x, inner = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(1)), attention.attention
-    q, k, v = inner.q(x)[0], torch.cat([attention.keys, inner.k(x)[0]]), torch.cat([attention.values, inner.v(x)[0]])
+    q, k, v = (
+        inner.q(x)[0],
+        torch.cat([attention.keys, inner.k(x)[0]]),
+        torch.cat([attention.values, inner.v(x)[0]]),
+    )
     out = torch.zeros(5, 16)
     for t in range(5):
         for head in (slice(0, 8), slice(8, 16)):
@@ -221,11 +236,17 @@ def test_gradients_reach_what_is_trained_and_nothing_else(method, kind):
     model = randomise(adapted(kind, method))
     body = getattr(model, "roberta", model)
     trained = {name for name, p in body.named_parameters() if p.requires_grad}
-    assert trained == {name for name, _ in body.named_parameters() if re.fullmatch(TRAINED[method], name)} != set()
+    assert (
+        trained
+        == {name for name, _ in body.named_parameters() if re.fullmatch(TRAINED[method], name)}
+        != set()
+    )
     assert not any(p.requires_grad for name, p in model.named_parameters() if name.startswith("classifier."))
     model(IDS).square().sum().backward()
     reached = {name for name, p in body.named_parameters() if p.grad is not None and p.grad.any()}
-    shift = {name for name in trained if name.endswith(".k.bias")}  # adds the same to all of a row's scores: no effect
+    shift = {
+        name for name in trained if name.endswith(".k.bias")
+    }  # adds the same to all of a row's scores: no effect
     assert reached | shift == trained
 
 
@@ -296,7 +317,9 @@ def test_only_what_is_trained_is_saved_and_it_is_enough(method, kind, tmp_path):
     training.load_adapter(path, other, "same", method)
     assert torch.equal(other(IDS), model(IDS))
     if method not in ("full", "top2"):
-        assert sum(t.numel() for t in adapter.values()) < 0.5 * sum(p.numel() for p in plain(kind).parameters())
+        assert sum(t.numel() for t in adapter.values()) < 0.5 * sum(
+            p.numel() for p in plain(kind).parameters()
+        )
 
 
 def test_layers_share_what_is_random():
@@ -306,7 +329,9 @@ def test_layers_share_what_is_random():
         for seed, torch_seed in ((0, 0), (0, 1), (1, 0)):
             torch.manual_seed(torch_seed)
             layers = baselines.apply(plain("decoder"), method, 4, "qv", seed).blocks
-            tensors = [getattr(layers[i].attention.get_submodule(t), n) for n in names for i in (0, 2) for t in "qv"]
+            tensors = [
+                getattr(layers[i].attention.get_submodule(t), n) for n in names for i in (0, 2) for t in "qv"
+            ]
             assert all(t is tensors[0] for t in tensors[:4])
             drawn.append(tensors[0])
         assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
@@ -342,7 +367,9 @@ def test_generates_what_rereading_gives(method):
     """Would catch: a prefix that comes twice, is hidden by the mask or stored in the cache; an adapter that is left out."""
     model = randomise(adapted("decoder", method)).requires_grad_(False)
     prompts = [[3, 4, 5, 6, 7, 8], [9, 10], [11, 12, 13]]
-    for prompt, greedy in zip(prompts, model.generate(prompts, 8, beam_size=1, no_repeat_ngram_size=0), strict=True):
+    for prompt, greedy in zip(
+        prompts, model.generate(prompts, 8, beam_size=1, no_repeat_ngram_size=0), strict=True
+    ):
         text = list(prompt)
         for token in greedy:
             assert token == model(torch.tensor([text]))[0, -1].argmax()
@@ -351,7 +378,9 @@ def test_generates_what_rereading_gives(method):
     wanted = [beam_search(Rereading(model, p), torch.tensor([p]), 8, 50256, 2, 3, 0.9)[0] for p in prompts]
     assert model.generate(prompts, 8, beam_size=3, no_repeat_ngram_size=2) == wanted
     if method not in ("frozen", *UNMERGED):
-        assert training.merged(model, method).generate(prompts, 8, beam_size=3, no_repeat_ngram_size=2) == wanted
+        assert (
+            training.merged(model, method).generate(prompts, 8, beam_size=3, no_repeat_ngram_size=2) == wanted
+        )
 
 
 @every_method

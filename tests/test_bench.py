@@ -10,7 +10,9 @@ from experiments.bench import COLA, METHODS, VARIANTS, ColaSteps, Step, methods_
 from model import GPT2Config, RobertaConfig
 
 SIZES = {
-    "glue": RobertaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24),
+    "glue": RobertaConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+    ),
     "e2e": GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2),
 }
 TRAINED = {"betas": 2 * 16, "hut": 2 * (3 * 32 + 32), "literal": 2 * (3 * 32 + 32), "lora": 2 * 3 * 32}
@@ -27,14 +29,18 @@ def test_variants_start_as_the_same_function_and_take_a_step(what, name):
     torch.testing.assert_close(step.model.eval()(step.ids), base.model.eval()(base.ids), rtol=0, atol=1e-5)
     assert step.seconds(1) > 0
     if name != "full":
-        trained = sum(p.numel() for n, p in step.model.named_parameters() if p.requires_grad and "classifier" not in n)
+        trained = sum(
+            p.numel() for n, p in step.model.named_parameters() if p.requires_grad and "classifier" not in n
+        )
         assert trained == TRAINED[name]
 
 
 def test_methods_table_has_a_row_for_every_method(capsys, monkeypatch):
     """Would catch: a method that is left out, timed under another's name, or called merged where it does not merge."""
     monkeypatch.setattr("experiments.bench.memory", lambda _, name: f"memory of {name} | 0")
-    sizes = RobertaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+    sizes = RobertaConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+    )
     args = Namespace(what="methods", r=3, batch_size=2, length=8, layers=2, width=32, rounds=1, steps=1)
     methods_table(args, sizes, torch.device("cpu"), torch.float32)
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "memory of" in line]
@@ -65,8 +71,21 @@ def test_every_method_takes_steps_on_cola(name, tiny_model, tmp_path):
 
 # ------------------------------------------------------------------------------------------------ T5
 
-T5_SIZES = {"layers": 1, "width": 64, "batch_size": 2, "length": 5, "rounds": 1, "steps": 1, "memory_of": None}
-T5_TRAINED = {"bitfit": 7 * 64, "lora": 3 * 2 * 2 * 64 * 32, "houlsby": 2 * (2 * 64 * 64 + 2 * 64), "prompt": 20 * 64}
+T5_SIZES = {
+    "layers": 1,
+    "width": 64,
+    "batch_size": 2,
+    "length": 5,
+    "rounds": 1,
+    "steps": 1,
+    "memory_of": None,
+}
+T5_TRAINED = {
+    "bitfit": 7 * 64,
+    "lora": 3 * 2 * 2 * 64 * 32,
+    "houlsby": 2 * (2 * 64 * 64 + 2 * 64),
+    "prompt": 20 * 64,
+}
 T5_TRAINED["read"] = 2 * (3 * 256 * (64 + 256) + 6 * 256 + 256 * 64) + 64
 
 
@@ -108,5 +127,8 @@ def test_energy_of_a_step(monkeypatch):
     monkeypatch.setattr(t5_bench, "Meter", Meter)
     monkeypatch.setattr(t5_bench.time, "monotonic", lambda: 0.0)
     steps, step = [], Namespace(device=None, seconds=lambda n: steps.append(n))
-    assert t5_bench.joules(step, 0.5) == {"utilisation": None, "power": pytest.approx(0.001 * 3.6e6 * 0.5 / 9)}
+    assert t5_bench.joules(step, 0.5) == {
+        "utilisation": None,
+        "power": pytest.approx(0.001 * 3.6e6 * 0.5 / 9),
+    }
     assert steps == [4, 20]

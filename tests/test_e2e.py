@@ -54,7 +54,10 @@ def test_official_and_linearised_files(tmp_path):
         newline="",
     )
     examples = e2e.load(tmp_path, splits=("dev",))["dev"]
-    assert e2e.grouped(examples) == {"name : A | area : riverside": ['One, "two".', "Four."], "name : B": ["Three."]}
+    assert e2e.grouped(examples) == {
+        "name : A | area : riverside": ['One, "two".', "Four."],
+        "name : B": ["Three."],
+    }
     assert not e2e.is_tokenised(examples)
     (tmp_path / "valid.txt").write_text("name : A||One , two . \nname : B||Three . \n")
     (tmp_path / "devset.csv").unlink()
@@ -66,7 +69,11 @@ def test_official_and_linearised_files(tmp_path):
     ("name", "content", "message"),
     [
         ("x.csv", b"mr,ref\nname[A],One\nname A,Two\n", r"x\.csv:3: meaning representation 'name A'"),
-        ("x.csv", b'mr,ref\nname[A],"One\nmore"\nname[B]\n', r"x\.csv:4: expected a meaning representation and a reference"),
+        (
+            "x.csv",
+            b'mr,ref\nname[A],"One\nmore"\nname[B]\n',
+            r"x\.csv:4: expected a meaning representation and a reference",
+        ),
         ("x.csv", b"a,b\n1,2\n", r"x\.csv:1: columns .*expected mr, ref"),
         ("x.csv", b'mr,ref\nname[A],"One\n', r"x\.csv:2: unexpected end of data"),
         ("x.csv", b"mr,ref\nname[A],caf\xe9\n", r"x\.csv:2: not UTF-8"),
@@ -90,7 +97,9 @@ def test_download_once_and_checked(server, tmp_path, monkeypatch):
     for name in e2e.SHA256:
         monkeypatch.setitem(e2e.SHA256, name, hashlib.sha256(content).hexdigest())
     e2e.download(tmp_path / "e2e", address)
-    assert [len(part) for part in e2e.load(e2e.download(tmp_path / "e2e", "http://127.0.0.1:9/")).values()] == [1, 1, 1]
+    assert [
+        len(part) for part in e2e.load(e2e.download(tmp_path / "e2e", "http://127.0.0.1:9/")).values()
+    ] == [1, 1, 1]
     monkeypatch.setitem(e2e.SHA256, "devset.csv", "0" * 64)
     with pytest.raises(UserError, match=r"devset\.csv has sha256 .*expected 000"):
         e2e.download(tmp_path / "other", address)
@@ -104,7 +113,21 @@ def tiny_gpt2(tmp_path_factory):
     """tests/reference/gpt2 with a tokenizer.json of whole words; token 7 is <|endoftext|>."""
     directory = tmp_path_factory.mktemp("tiny") / "gpt2"
     shutil.copytree(Path(__file__).parent / "reference" / "gpt2", directory)
-    words = ["name", ":", "|", "area", "Type", "pub", "riverside", "<|endoftext|>", "A", "B", "C", "is", *WORDS]
+    words = [
+        "name",
+        ":",
+        "|",
+        "area",
+        "Type",
+        "pub",
+        "riverside",
+        "<|endoftext|>",
+        "A",
+        "B",
+        "C",
+        "is",
+        *WORDS,
+    ]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="old"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.WordPiece()
@@ -118,7 +141,11 @@ def command(tiny_gpt2, tmp_path):
     """A small run: 2 epochs of 3 steps over 12 rows."""
     folder = tmp_path / "e2e"
     folder.mkdir()
-    rows = [f'"name[{n}], area[riverside]",{n} is a {w} pub .\n' for n in "ABC" for w in ("small", "old", "red", "the")]
+    rows = [
+        f'"name[{n}], area[riverside]",{n} is a {w} pub .\n'
+        for n in "ABC"
+        for w in ("small", "old", "red", "the")
+    ]
     for name in e2e.OFFICIAL.values():
         (folder / name).write_text("mr,ref\n" + "".join(rows))
     return ["--model", str(tiny_gpt2), "--data", str(folder), "--out", str(tmp_path / "out"), "--epochs", "2",
@@ -157,7 +184,9 @@ def test_label_smoothing_is_loras():
     logits, target = torch.randn(6, 9, generator=torch.Generator().manual_seed(0)), torch.arange(6)
     logp = logits.log_softmax(-1)
     expected = (0.9 * -logp[torch.arange(6), target] + 0.1 * -logp.mean(-1)).sum()
-    torch.testing.assert_close(F.cross_entropy(logits, target, reduction="sum", label_smoothing=0.1), expected)
+    torch.testing.assert_close(
+        F.cross_entropy(logits, target, reduction="sum", label_smoothing=0.1), expected
+    )
 
 
 def test_tokens_of_an_example(tiny_gpt2):
@@ -178,11 +207,16 @@ def test_a_run_and_what_it_leaves(run_e2e, command, tmp_path, capsys):
     rows, result, _ = without_timing(out)
     assert [row["step"] for row in rows] == [3, 6] and {"loss", "perplexity"} <= set(rows[0])
     assert result["best"]["loss"] == min(row["loss"] for row in rows)
-    assert result["parameters"]["adapter"] == 2 * 2 * (2 * 2 * 24 + 2 * 24) and result["parameters"]["head"] == 0
+    assert (
+        result["parameters"]["adapter"] == 2 * 2 * (2 * 2 * 24 + 2 * 24) and result["parameters"]["head"] == 0
+    )
     outputs = (out / "outputs.txt").read_text().splitlines()
     references = metrics.read_references(out / "references.txt")
     assert len(outputs) == len(references) == 3 and [len(refs) for refs in references] == [4, 4, 4]
-    assert result["test"]["BLEU"] == metrics.bleu(outputs, references) and result["test"]["references"] == "tokenised"
+    assert (
+        result["test"]["BLEU"] == metrics.bleu(outputs, references)
+        and result["test"]["references"] == "tokenised"
+    )
     printed = capsys.readouterr().out
     assert "12 training examples" in printed and "test 3 representations" in printed
     assert "no 4-gram twice in the completion; tokenised references" in printed and "METEOR" in printed
@@ -212,7 +246,9 @@ def test_life_of_a_baseline(run_e2e, command, tmp_path, capsys, method):
         run_e2e(*basics, "--method", "frozen", "--out", tmp_path / "again")
         assert (tmp_path / "again" / "outputs.txt").read_text() == outputs
     else:
-        line = fails(capsys, run_e2e, *command, "--method", method, "--overwrite", "--export", tmp_path / "merged")
+        line = fails(
+            capsys, run_e2e, *command, "--method", method, "--overwrite", "--export", tmp_path / "merged"
+        )
         assert f"--method {method} does not merge" in line and (tmp_path / "out" / "outputs.txt").exists()
 
 
@@ -266,7 +302,16 @@ def test_seeds_eval_only_predict_export(run_e2e, command, tmp_path, capsys):
     run_e2e(*basics, "--predict", "name[A], area[riverside]")
     said = capsys.readouterr().out
     assert said == (out / "seed0" / "outputs.txt").read_text().splitlines(keepends=True)[0]
-    run_e2e("--model", tmp_path / "merged", *command[2:4], *command[-4:], "--method", "frozen", "--out", tmp_path / "again")
+    run_e2e(
+        "--model",
+        tmp_path / "merged",
+        *command[2:4],
+        *command[-4:],
+        "--method",
+        "frozen",
+        "--out",
+        tmp_path / "again",
+    )
     assert (tmp_path / "again" / "outputs.txt").read_text() == (out / "seed0" / "outputs.txt").read_text()
 
 

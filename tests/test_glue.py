@@ -14,8 +14,16 @@ from data.hub import checkpoint, load_tokenizer
 
 ROWS = {  # one row of each task in its official layout: the header, the row, what it should be read as
     "sst2": ("sentence\tlabel", 'it is " good \t1', ('it is " good ', None, 1)),
-    "mrpc": ("\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String", '1\t7\t8\tOne "a\tTwo', ('One "a', "Two", 1)),
-    "qqp": ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "0\t1\t2\tWhy?\tWho?\t0", ("Why?", "Who?", 0)),
+    "mrpc": (
+        "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String",
+        '1\t7\t8\tOne "a\tTwo',
+        ('One "a', "Two", 1),
+    ),
+    "qqp": (
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate",
+        "0\t1\t2\tWhy?\tWho?\t0",
+        ("Why?", "Who?", 0),
+    ),
     "stsb": (
         "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore",
         "0\tg\tf\ty\t0\tn\tn\tOne\tTwo\t3.800",
@@ -38,7 +46,9 @@ def test_official_layouts(tmp_path, task):
     """Would catch: a wrong column, a swapped pair or label, a BOM or a quotation mark that is more than text."""
     header, row, expected = ROWS[task]
     path = tmp_path / "dev.tsv"
-    path.write_text(f"{header}\n{row}\r\n{row}", encoding="utf-8")  # a line end of Windows, and none at the end
+    path.write_text(
+        f"{header}\n{row}\r\n{row}", encoding="utf-8"
+    )  # a line end of Windows, and none at the end
     assert glue.read_split(task, path) == ([expected, expected], 0)
 
 
@@ -65,7 +75,11 @@ def test_cola_has_no_header_but_its_test_file_has(tmp_path):
             (ROWS["stsb"][0] + "\n0\tg\tf\ty\t0\tn\tn\tOne\tTwo\tgood").encode(),
             r"f\.tsv:2: score 'good': expected a number",
         ),
-        ("stsb", (ROWS["stsb"][0] + "\n0\tg\tf\ty\t0\tn\tn\tOne\tTwo\tnan").encode(), r"f\.tsv:2: score 'nan'"),
+        (
+            "stsb",
+            (ROWS["stsb"][0] + "\n0\tg\tf\ty\t0\tn\tn\tOne\tTwo\tnan").encode(),
+            r"f\.tsv:2: score 'nan'",
+        ),
         (
             "rte",
             b"index\tsentence1\tsentence2\tlabel\n0\tOne\tTwo\tneutral\n",
@@ -99,7 +113,9 @@ def test_mrpc_from_microsofts_files(tmp_path):
     folder = tmp_path / "MRPC"
     folder.mkdir()
     header = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
-    (folder / "msr_paraphrase_train.txt").write_text(header + "1\t10\t20\tA\tB\n0\t20\t10\tC\tD\n", encoding="utf-8")
+    (folder / "msr_paraphrase_train.txt").write_text(
+        header + "1\t10\t20\tA\tB\n0\t20\t10\tC\tD\n", encoding="utf-8"
+    )
     (folder / "msr_paraphrase_test.txt").write_text(header + "1\t5\t6\tE\tF\n", encoding="utf-8")
     (folder / "mrpc_dev_ids.tsv").write_text("20\t10\n")
     assert glue.load("mrpc", tmp_path) == {"train": [("A", "B", 1)], "dev": [("C", "D", 0)]}

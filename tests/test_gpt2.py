@@ -9,7 +9,17 @@ import torch
 from torch.nn import functional as F
 
 from hut import apply_hut, merge_hut
-from model import GPT2, GPT2_LARGE, GPT2_MEDIUM, GPT2_SMALL, GPT2_XL, GPT2Config, ban_repeats, beam_search, read_config
+from model import (
+    GPT2,
+    GPT2_LARGE,
+    GPT2_MEDIUM,
+    GPT2_SMALL,
+    GPT2_XL,
+    GPT2Config,
+    ban_repeats,
+    beam_search,
+    read_config,
+)
 
 REFERENCE = Path(__file__).parent / "reference" / "gpt2"
 EXPECTED = torch.load(REFERENCE / "expected.pt", weights_only=True)
@@ -47,7 +57,9 @@ def test_logits_states_and_loss_are_transformers(model):
     logits, states = model(IDS, return_states=True)
     close(logits, EXPECTED["logits"])
     close(torch.stack(states[:-1]), EXPECTED["hidden_states"][1:-1])
-    close(model.norm(states[-1]), EXPECTED["hidden_states"][-1])  # transformers' last state is after the last norm
+    close(
+        model.norm(states[-1]), EXPECTED["hidden_states"][-1]
+    )  # transformers' last state is after the last norm
     close(F.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()), EXPECTED["loss"])
 
 
@@ -72,7 +84,12 @@ def test_dropout_is_in_four_places_and_only_in_training(model):
     assert torch.equal(model(IDS), model(IDS))
     model.train()
     block = "blocks.1"
-    for place in ("dropout", f"{block}.attention.dropout", f"{block}.attention_dropout", f"{block}.ffn_dropout"):
+    for place in (
+        "dropout",
+        f"{block}.attention.dropout",
+        f"{block}.attention_dropout",
+        f"{block}.ffn_dropout",
+    ):
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
@@ -109,7 +126,9 @@ def slow_beam_search(model, prompt, new_tokens, beam_size, length_penalty, ngram
         for score, text in beams:
             logp = model(torch.tensor([prompt + text]))[0, -1].log_softmax(-1).tolist()
             seen = prompt + text if scope == "prompt" else text
-            seen_ngrams = {tuple(seen[i : i + ngram]) for i in range(len(seen) - ngram + 1)} if ngram else set()
+            seen_ngrams = (
+                {tuple(seen[i : i + ngram]) for i in range(len(seen) - ngram + 1)} if ngram else set()
+            )
             for token, value in enumerate(logp):
                 if tuple([*seen, token][-ngram:]) not in seen_ngrams or len(seen) < ngram - 1:
                     candidates.append((score + value, [*text, token]))
@@ -154,7 +173,10 @@ def test_ngram_ban_on_prompts_of_unequal_length():
 
 def test_scope_of_the_ngram_ban(model):
     """Would catch: the two scopes being one."""
-    found = {scope: model.generate([[13, 24, 13, 52]], 12, 4, 1.0, 1, -1, scope)[0] for scope in ("prompt", "completion")}
+    found = {
+        scope: model.generate([[13, 24, 13, 52]], 12, 4, 1.0, 1, -1, scope)[0]
+        for scope in ("prompt", "completion")
+    }
     assert not {13, 24, 52} & set(found["prompt"]) and len(set(found["prompt"])) == 12
     assert {13, 24, 52} & set(found["completion"]) and len(set(found["completion"])) == 12
 
@@ -163,7 +185,9 @@ def test_search_knows_a_model_by_three_functions():
     """Would catch: a search that reaches into GPT-2. The best text of this decoder is known: 1 1 2, then the end, 0."""
 
     class Table:
-        likes = torch.tensor([[9.0, 0, 0, 0], [0, 9, 8, 0], [9, 0, 0, 0], [0, 9, 0, 0]])  # of each token, the next
+        likes = torch.tensor(
+            [[9.0, 0, 0, 0], [0, 9, 8, 0], [9, 0, 0, 0], [0, 9, 0, 0]]
+        )  # of each token, the next
 
         def start(self):
             return self.likes[torch.tensor([[3], [3]])]
@@ -231,7 +255,9 @@ def test_save_and_load(model, tmp_path):
     model.save_pretrained(tmp_path)
     saved = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
     theirs = {
-        f"transformer.{key}": tensor for key, tensor in STATE.items() if not key.endswith((".attn.bias", ".masked_bias"))
+        f"transformer.{key}": tensor
+        for key, tensor in STATE.items()
+        if not key.endswith((".attn.bias", ".masked_bias"))
     }
     assert saved.keys() == theirs.keys()
     assert all(torch.equal(saved[key], theirs[key]) for key in theirs)
@@ -247,9 +273,18 @@ FUSED, UP = "h.0.attn.c_attn.weight", "h.1.mlp.c_fc.weight"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({FUSED: None}, r"'(transformer\.)?h\.0\.attn\.c_attn\.weight' is missing: expected shape \(24, 72\)"),
-        ({FUSED: torch.ones(72, 24)}, r"'{}h\.0\.attn\.c_attn\.weight' has shape \(72, 24\): expected \(24, 72\)"),
-        ({"h.0.attn.c_attn.bias": torch.ones(71)}, r"'{}h\.0\.attn\.c_attn\.bias' has shape \(71,\): expected \(72,\)"),
+        (
+            {FUSED: None},
+            r"'(transformer\.)?h\.0\.attn\.c_attn\.weight' is missing: expected shape \(24, 72\)",
+        ),
+        (
+            {FUSED: torch.ones(72, 24)},
+            r"'{}h\.0\.attn\.c_attn\.weight' has shape \(72, 24\): expected \(24, 72\)",
+        ),
+        (
+            {"h.0.attn.c_attn.bias": torch.ones(71)},
+            r"'{}h\.0\.attn\.c_attn\.bias' has shape \(71,\): expected \(72,\)",
+        ),
         ({UP: torch.ones(40, 24)}, r"'{}h\.1\.mlp\.c_fc\.weight' has shape \(40, 24\): expected \(24, 40\)"),
         ({"h.2.ln_1.bias": torch.ones(24)}, r"'{}h\.2\.ln_1\.bias' of shape \(24,\) is not expected"),
         ({"h.0.attn.c_attn.q.weight": torch.ones(24, 24)}, r"c_attn\.q\.weight' of shape .* is not expected"),

@@ -25,8 +25,14 @@ def randomise(model, seed=0):
 
 def digest(model):
     """Of the base model's tensors: the names and bytes that are not an adapter's."""
-    state = {n: t for n, t in model.state_dict().items() if n.rpartition(".")[2] not in ("M_A", "M_B", "gamma", "beta")}
-    return hashlib.sha256(b"".join(n.encode() + t.numpy().tobytes() for n, t in sorted(state.items()))).hexdigest()
+    state = {
+        n: t
+        for n, t in model.state_dict().items()
+        if n.rpartition(".")[2] not in ("M_A", "M_B", "gamma", "beta")
+    }
+    return hashlib.sha256(
+        b"".join(n.encode() + t.numpy().tobytes() for n, t in sorted(state.items()))
+    ).hexdigest()
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -85,7 +91,9 @@ def test_merged_equals_unmerged(dtype):
     torch.testing.assert_close(linear(x), layer(x), rtol=tolerance, atol=tolerance)
     scale = layer.gamma * layer.M_B.mean(0)
     exact = scale[:, None].double() * layer.M_A.mean(1).double() * layer.weight.double()
-    torch.testing.assert_close(linear.weight, exact.to(dtype), rtol=1e-6 if dtype != torch.bfloat16 else 2**-8, atol=1e-7)
+    torch.testing.assert_close(
+        linear.weight, exact.to(dtype), rtol=1e-6 if dtype != torch.bfloat16 else 2**-8, atol=1e-7
+    )
 
 
 def test_training_and_merging_leave_the_base_bit_for_bit():
@@ -94,7 +102,9 @@ def test_training_and_merging_leave_the_base_bit_for_bit():
     model = RobertaClassifier(TINY)
     before = digest(model)
     apply_hut(model, r=2, targets="qv")
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1
+    )
     for _ in range(3):
         F.cross_entropy(model(IDS), torch.tensor([0, 1])).backward()
         optimizer.step()

@@ -60,7 +60,10 @@ def test_the_columns_that_weigh_most_are_taken():
     """
     torch.manual_seed(0)
     model = T5(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2))
-    for side, heavy, light in ((model.encoder, [1, 2, 4, 7], [0, 3, 5, 6]), (model.decoder, [0, 3, 4, 5], [1, 2, 6, 7])):
+    for side, heavy, light in (
+        (model.encoder, [1, 2, 4, 7], [0, 3, 5, 6]),
+        (model.decoder, [0, 3, 4, 5], [1, 2, 6, 7]),
+    ):
         for block in side.blocks:
             for linear in (block.attention.q, block.attention.k, block.attention.v, block.u):
                 linear.weight[:, heavy] += 9

@@ -38,8 +38,21 @@ def test_a_diverged_model_scores_nan_not_a_number_of_its_own():
 
 def test_glue_scores_names_each_tasks_scores_in_order():
     """The first score selects the best epoch: accuracy on MRPC and QQP, Pearson on STS-B."""
-    assert sorted(metrics.GLUE_SCORES) == ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"]
-    assert metrics.glue_scores("mrpc", [1, 1, 0, 0], [1, 0, 0, 0]) == {"accuracy": 0.75, "f1": pytest.approx(2 / 3)}
+    assert sorted(metrics.GLUE_SCORES) == [
+        "cola",
+        "mnli",
+        "mrpc",
+        "qnli",
+        "qqp",
+        "rte",
+        "sst2",
+        "stsb",
+        "wnli",
+    ]
+    assert metrics.glue_scores("mrpc", [1, 1, 0, 0], [1, 0, 0, 0]) == {
+        "accuracy": 0.75,
+        "f1": pytest.approx(2 / 3),
+    }
     assert list(metrics.glue_scores("stsb", [1, 2, 3], [1, 2, 4])) == ["pearson", "spearman"]
     assert metrics.glue_scores("mnli", [0, 1, 2, 2], [0, 1, 2, 1]) == {"accuracy": 0.75}
 
@@ -62,7 +75,9 @@ def test_bad_glue_input_is_refused():
 @pytest.mark.parametrize("case", SQUAD["cases"], ids=lambda case: case["name"])
 def test_squad_scores_equal_the_official_scripts(case):
     """Catches normalisation in another order, v2.0's rule for empty answers, F1 of the first reference."""
-    assert metrics.squad_scores([case["answer"]], [case["references"]]) == pytest.approx(case["scores"], abs=1e-10)
+    assert metrics.squad_scores([case["answer"]], [case["references"]]) == pytest.approx(
+        case["scores"], abs=1e-10
+    )
 
 
 def test_squad_scores_of_a_set():
@@ -112,7 +127,9 @@ def test_nothing_else_is_called_meteor(monkeypatch):
     scores = metrics.e2e_scores(["A pub."], [["A pub."]])
     assert scores["METEOR"] is None
     assert list(scores) == ["BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr"]
-    assert "METEOR: not run (needs java and pip install pycocoevalcap)" in metrics.e2e_report(scores).split("\n")
+    assert "METEOR: not run (needs java and pip install pycocoevalcap)" in metrics.e2e_report(scores).split(
+        "\n"
+    )
     assert "-p" in metrics.e2e_report(scores).split("\n")[1]
 
 
@@ -128,7 +145,9 @@ def test_e2e_scores_of_what_cannot_be_scored_are_errors():
 
 
 def score_files(*arguments):
-    return subprocess.run([sys.executable, ROOT / "metrics.py", *arguments], capture_output=True, encoding="utf-8")
+    return subprocess.run(
+        [sys.executable, ROOT / "metrics.py", *arguments], capture_output=True, encoding="utf-8"
+    )
 
 
 def test_files_are_read_as_the_official_script_reads_them(tmp_path):
@@ -143,7 +162,9 @@ def test_files_are_read_as_the_official_script_reads_them(tmp_path):
 def test_the_command_scores_two_files(tmp_path):
     references, outputs = tmp_path / "references.txt", tmp_path / "outputs.txt"
     corpus = E2E["corpora"][0]
-    references.write_text("\n\n".join("\n".join(refs) for refs in corpus["references"]) + "\n", encoding="utf-8")
+    references.write_text(
+        "\n\n".join("\n".join(refs) for refs in corpus["references"]) + "\n", encoding="utf-8"
+    )
     outputs.write_text("\n".join(corpus["outputs"]) + "\n", encoding="utf-8")
     done = score_files(references, outputs)
     assert (done.returncode, done.stderr) == (0, "")

@@ -45,7 +45,10 @@ def test_cola_has_the_official_layout_and_is_balanced(split, count):
     rows = cola_rows(split)
     assert len(rows) == count
     assert {len(row) for row in rows} == {4}
-    assert Counter((label, star) for _, label, star, _ in rows) == {("1", ""): count // 2, ("0", "*"): count // 2}
+    assert Counter((label, star) for _, label, star, _ in rows) == {
+        ("1", ""): count // 2,
+        ("0", "*"): count // 2,
+    }
     per_phenomenon = Counter((source, label) for source, label, _, _ in rows)
     assert len(per_phenomenon) == 2 * len(grammar.PHENOMENA)
     assert set(per_phenomenon.values()) == {count // 2 // len(grammar.PHENOMENA)}
@@ -69,7 +72,9 @@ def test_unacceptable_sentences_are_minimal_changes_of_acceptable_ones():
 
     for split, pairs in make.cola_pairs().items():
         column = 1 if split == "test" else 3
-        assert {row[column] for row in cola_rows(split)} - {"sentence"} == {s for pair in pairs for s in pair[1:]}
+        assert {row[column] for row in cola_rows(split)} - {"sentence"} == {
+            s for pair in pairs for s in pair[1:]
+        }
         for _, good, bad in pairs:
             (good, end), (bad, bad_end) = words(good), words(bad)
             good, bad = good.split(), bad.split()
@@ -114,7 +119,9 @@ def test_the_encoder_has_a_real_checkpoints_layout_and_loads():
     assert tokenizer.decode(tokenizer.encode("Olive ate a £20 café.").ids) == "Olive ate a £20 café."
     model = RobertaClassifier.from_pretrained(directory)
     assert model.config.vocab_size == tokenizer.get_vocab_size()
-    assert torch.load(directory / "pytorch_model.bin", weights_only=True)["lm_head.bias"].dtype == torch.float16
+    assert (
+        torch.load(directory / "pytorch_model.bin", weights_only=True)["lm_head.bias"].dtype == torch.float16
+    )
 
 
 @torch.no_grad()
@@ -135,7 +142,9 @@ def test_the_encoder_knows_the_grammar():
 # --- E2E -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "count"), [("trainset.csv", 500), ("devset.csv", 60), ("testset_w_refs.csv", 60)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("trainset.csv", 500), ("devset.csv", 60), ("testset_w_refs.csv", 60)]
+)
 def test_e2e_has_the_official_layout(name, count):
     header, *rows = e2e_rows(name)
     assert header == ["mr", "ref"]
@@ -163,7 +172,10 @@ def test_e2e_files_are_what_the_script_makes():
 def test_a_representation_is_written_in_both_forms():
     facts = {"name": "The Mill", "eatType": "pub", "priceRange": "£20-25", "familyFriendly": "yes"}
     assert domains.bracketed(facts) == "name[The Mill], eatType[pub], priceRange[£20-25], familyFriendly[yes]"
-    assert domains.linearised(facts) == "name : The Mill | Type : pub | price : £ 20 - 25 | family friendly : yes"
+    assert (
+        domains.linearised(facts)
+        == "name : The Mill | Type : pub | price : £ 20 - 25 | family friendly : yes"
+    )
     assert domains.linearised(facts) == e2e.linearise(domains.bracketed(facts))
 
 
@@ -190,7 +202,9 @@ def test_coined_words_are_said_as_they_stand():
         for value in {facts.get("trade"), facts.get("goods")} - known - {None}:
             coined += 1
             assert value in domains.describe(rng, domains.SHOP, facts)
-        assert {facts.get(slot) for slot in ("prices", "open", "service")} <= known | {None}  # said in other words
+        assert {facts.get(slot) for slot in ("prices", "open", "service")} <= known | {
+            None
+        }  # said in other words
     assert coined > 100
 
 
@@ -251,7 +265,9 @@ def test_the_encoder_decoder_has_a_real_checkpoints_layout_and_loads():
     assert [len(tokenizer.encode(label).ids) for label in ("acceptable", "unacceptable")] == [2, 2]
     model = T5.from_pretrained(directory)
     assert model.config.vocab_size == tokenizer.get_vocab_size()
-    assert torch.load(directory / "pytorch_model.bin", weights_only=True)["shared.weight"].dtype == torch.float16
+    assert (
+        torch.load(directory / "pytorch_model.bin", weights_only=True)["shared.weight"].dtype == torch.float16
+    )
 
 
 @torch.no_grad()

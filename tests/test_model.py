@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import Roberta, RobertaClassifier, RobertaConfig, RobertaMaskedLM, RobertaSpan, read_config, write_file
+from model import (
+    Roberta,
+    RobertaClassifier,
+    RobertaConfig,
+    RobertaMaskedLM,
+    RobertaSpan,
+    read_config,
+    write_file,
+)
 
 ROBERTA = Path(__file__).parent / "reference" / "roberta"
 EXPECTED = torch.load(ROBERTA / "expected.pt", weights_only=True)

@@ -27,13 +27,17 @@ def trained(r, optimizer, clip=None, steps=200):
             nn.utils.clip_grad_norm_(layer.parameters(), clip)
         optimizer.step()
     merged = layer.to_linear()  # in the dtype of W_0, float64
-    return torch.cat([merged.weight.flatten(), merged.bias]).detach(), torch.cat([linear.weight.flatten(), linear.bias])
+    return torch.cat([merged.weight.flatten(), merged.bias]).detach(), torch.cat(
+        [linear.weight.flatten(), linear.bias]
+    )
 
 
 def adamw(layer, r):
     """dL/dM_A = (1/r) dL/dm_A in every column: Adam's step is the same once epsilon is scaled like the gradient."""
     factors = {"params": [layer.M_A, layer.M_B], "eps": EPS / r}
-    return torch.optim.AdamW([factors, {"params": [layer.gamma, layer.beta]}], lr=5e-3, weight_decay=0.01, eps=EPS)
+    return torch.optim.AdamW(
+        [factors, {"params": [layer.gamma, layer.beta]}], lr=5e-3, weight_decay=0.01, eps=EPS
+    )
 
 
 def adamw_of_one_epsilon(layer, r):

@@ -16,7 +16,16 @@ import energy
 import model as model_module
 import train_glue
 import training
-from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, GPT2Config, GPT2Decoder, RobertaClassifier, RobertaConfig, RobertaSpan
+from model import (
+    GPT2,
+    GPT2_MEDIUM,
+    ROBERTA_LARGE,
+    GPT2Config,
+    GPT2Decoder,
+    RobertaClassifier,
+    RobertaConfig,
+    RobertaSpan,
+)
 from read.cache import HEADER, read_states, write_states
 from read.network import CELLS, LayerRNN, UntiedLayers, apply_read
 from training import Run
@@ -99,10 +108,17 @@ def test_parameter_counts():
         def count(model, *options):
             return sum(p.numel() for p in apply_read(model, *options).parameters() if p.requires_grad)
 
-        assert sum(p.numel() for p in LayerRNN(768).parameters()) == 787_968 + 196_608  # T5-base has two, and b
+        assert (
+            sum(p.numel() for p in LayerRNN(768).parameters()) == 787_968 + 196_608
+        )  # T5-base has two, and b
         assert count(RobertaClassifier(ROBERTA_LARGE)) == count(GPT2(GPT2_MEDIUM)) == 1_246_720
-        assert count(RobertaClassifier(ROBERTA_LARGE), 256, "lstm") == 4 * 256 * (1024 + 256) + 8 * 256 + 256 * 1024
-        assert count(RobertaClassifier(ROBERTA_LARGE), 128, "rnn") == 128 * (1024 + 128) + 2 * 128 + 128 * 1024
+        assert (
+            count(RobertaClassifier(ROBERTA_LARGE), 256, "lstm")
+            == 4 * 256 * (1024 + 256) + 8 * 256 + 256 * 1024
+        )
+        assert (
+            count(RobertaClassifier(ROBERTA_LARGE), 128, "rnn") == 128 * (1024 + 128) + 2 * 128 + 128 * 1024
+        )
         assert count(RobertaClassifier(ROBERTA_LARGE), 256, "untied") == 24 * 1_246_720
 
 
@@ -172,7 +188,11 @@ def test_nothing_in_the_backbone_is_differentiated(kind, cell):
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert gradients(model).keys() == trained
     assert all(name.startswith(("network.", "classifier.")) for name in trained)
-    assert all(g.abs().max() > 0 for name, g in gradients(model).items() if "weight_hh" not in name or cell != "untied")
+    assert all(
+        g.abs().max() > 0
+        for name, g in gradients(model).items()
+        if "weight_hh" not in name or cell != "untied"
+    )
 
 
 @both_models
@@ -201,7 +221,9 @@ def test_gpt2_is_asked_where_logits_are_wanted():
     torch.testing.assert_close(model(IDS[:, :3], MASK[:, :3]), everywhere[:, :3])
     logits, states = model(IDS, MASK, return_states=True)
     _, frozen = plain("decoder")(IDS, MASK, return_states=True)
-    assert torch.equal(logits, everywhere) and all(torch.equal(a, b) for a, b in zip(states, frozen, strict=True))
+    assert torch.equal(logits, everywhere) and all(
+        torch.equal(a, b) for a, b in zip(states, frozen, strict=True)
+    )
 
 
 @every_cell
@@ -217,7 +239,9 @@ def test_gpt2_decodes_step_by_step_as_in_one_pass(cell):
     for n, parents in enumerate(([[0, 0], [0, 0]], [[1, 0], [1, 1]], [[0, 0], [1, 0]])):
         tokens = torch.tensor([[7 + n, 17 + n], [27 + n, 37 + n]])
         found = decoder.step(tokens, torch.tensor(parents))
-        texts = [[torch.cat([texts[b][p], tokens[b, k][None]]) for k, p in enumerate(parents[b])] for b in range(2)]
+        texts = [
+            [torch.cat([texts[b][p], tokens[b, k][None]]) for k, p in enumerate(parents[b])] for b in range(2)
+        ]
         for b in range(2):
             for k in range(2):
                 torch.testing.assert_close(found[b, k], model(texts[b][k][None])[0, -1], rtol=1e-4, atol=1e-5)
@@ -255,7 +279,9 @@ def test_a_file_of_states_is_whole_or_not_there(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_states(path, about, interrupted())
     assert not path.exists()
-    write_states(path, about, [([2, 0], torch.tensor([[[5.0, 6]], [[1, 2]]])), ([1], torch.tensor([[[3.0, 4]]]))])
+    write_states(
+        path, about, [([2, 0], torch.tensor([[[5.0, 6]], [[1, 2]]])), ([1], torch.tensor([[[3.0, 4]]]))]
+    )
     assert read_states(path, about).tolist() == [[[1, 2]], [[3, 4]], [[5, 6]]]
     for change, message in (
         ({"checkpoint": "y"}, "stale: checkpoint was x and is y now"),
@@ -305,11 +331,16 @@ def test_with_and_without_stored_states(glue, command, tmp_path, monkeypatch):
     for a, b in zip(live[0], stored[0], strict=True):
         assert a == pytest.approx(b, rel=1e-4)
     assert live[1]["parameters"] == stored[1]["parameters"]
-    assert {p.name for p in (tmp_path / "kept" / "features").iterdir()} == {"cola-train.states", "cola-dev.states"}
+    assert {p.name for p in (tmp_path / "kept" / "features").iterdir()} == {
+        "cola-train.states",
+        "cola-dev.states",
+    }
     timing = json.loads((tmp_path / "kept" / "result.json").read_text())["timing"]
     assert timing["energy_kwh"] == {"utilisation": None, "power": None}  # on a CPU
     seen.clear()
-    glue(*command, "--cache-features", tmp_path / "kept" / "features", "--seeds", 2, "--out", tmp_path / "more")
+    glue(
+        *command, "--cache-features", tmp_path / "kept" / "features", "--seeds", 2, "--out", tmp_path / "more"
+    )
     assert not seen
 
 
@@ -318,13 +349,19 @@ def test_stale_states_are_refused(glue, command, tmp_path, tiny_glue, capsys):
     kept = ["--cache-features", tmp_path / "features", "--epochs", 1]
     glue(*command, *kept)
     again = [*command, *kept, "--out", tmp_path / "again"]
-    assert "cola-train.states: stale: max_len was 32 and is 6 now" in fails(capsys, glue, *again, "--max-len", 6)
-    assert "stale: shape was [40, 2, 24] and is [20, 2, 24] now" in fails(capsys, glue, *again, "--limit-train", 20)
+    assert "cola-train.states: stale: max_len was 32 and is 6 now" in fails(
+        capsys, glue, *again, "--max-len", 6
+    )
+    assert "stale: shape was [40, 2, 24] and is [20, 2, 24] now" in fails(
+        capsys, glue, *again, "--limit-train", 20
+    )
     lines = (tiny_glue / "CoLA" / "train.tsv").read_text().replace("dog", "cat")
     (tiny_glue / "CoLA" / "train.tsv").write_text(lines)
     assert "stale: examples was" in fails(capsys, glue, *again)
     assert not (tmp_path / "again").exists()
-    assert "--cache-features is for training with --method read" in fails(capsys, glue, *again, "--method", "hut")
+    assert "--cache-features is for training with --method read" in fails(
+        capsys, glue, *again, "--method", "hut"
+    )
     assert "--method read does not merge" in fails(capsys, glue, *again, "--export", tmp_path / "merged")
 
 
@@ -418,7 +455,10 @@ def test_energy_that_is_not_measured_is_null(nvidia_smi, tmp_path, monkeypatch):
     """Would catch: zeros where there is no meter, no nvidia-smi, or a GPU that does not tell."""
     nothing = {"utilisation": None, "power": None}
     assert nvidia_smi() == nothing
-    assert nvidia_smi("50, 300.00", "[N/A], 300.00", "50, 300.00") == {"utilisation": None, "power": pytest.approx(0.015)}
+    assert nvidia_smi("50, 300.00", "[N/A], 300.00", "50, 300.00") == {
+        "utilisation": None,
+        "power": pytest.approx(0.015),
+    }
     monkeypatch.setenv("PATH", str(tmp_path))
     for meter in (energy.Meter("GPU-0"), energy.Meter(energy.gpu_of(torch.device("cpu")))):
         assert meter.kwh == nothing

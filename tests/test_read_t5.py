@@ -93,7 +93,12 @@ def test_it_is_the_formula(scaled):
 
 def test_parameter_counts_are_the_papers():
     """Would catch: another design: with biases, an extra projection, one RNN for both. The paper's Figure 4, Table 2."""
-    for config, count in ((T5_SMALL, 1_445_376), (T5_BASE, 1_969_920), (T5_LARGE, 2_494_464), (T5_3B, 2_494_464)):
+    for config, count in (
+        (T5_SMALL, 1_445_376),
+        (T5_BASE, 1_969_920),
+        (T5_LARGE, 2_494_464),
+        (T5_3B, 2_494_464),
+    ):
         with torch.device("meta"):
             model = apply_read(T5(config))
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -111,7 +116,12 @@ def test_no_block_keeps_a_graph(cell):
     """Would catch: a backward pass that enters the backbone. Only what is behind the last block may be kept for it."""
     model = adapted(cell).train()
     kept = []
-    inner = {t.data_ptr() for side in (model.encoder, model.decoder) for block in side.blocks for t in block.parameters()}
+    inner = {
+        t.data_ptr()
+        for side in (model.encoder, model.decoder)
+        for block in side.blocks
+        for t in block.parameters()
+    }
 
     def pack(tensor):
         kept.append(tensor)
@@ -126,7 +136,9 @@ def test_no_block_keeps_a_graph(cell):
     trained = {name for name, p in model.named_parameters() if p.grad is not None}
     assert trained == {name for name, _ in model.named_parameters() if name.startswith("network.")}
     idle = {name for name, p in model.named_parameters() if name in trained and not p.grad.any()}
-    assert all("weight_hh" in name for name in idle) and bool(idle) == (cell == "untied")  # it meets h = 0 alone
+    assert all("weight_hh" in name for name in idle) and bool(idle) == (
+        cell == "untied"
+    )  # it meets h = 0 alone
 
 
 def test_gradients_are_those_of_stored_states():
@@ -179,7 +191,11 @@ def test_no_token_sees_a_later_one():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0,), "r = 0: expected"), ((8, "gro"), "cell 'gro': expected one of gru"), ((8, "untied"), "2 blocks and 3")],
+    [
+        ((0,), "r = 0: expected"),
+        ((8, "gro"), "cell 'gro': expected one of gru"),
+        ((8, "untied"), "2 blocks and 3"),
+    ],
 )
 def test_what_does_not_fit(arguments, message):
     """Would catch: a crash from the depths, in another file's words."""

@@ -18,7 +18,9 @@ def test_lines_that_are_named_hold_what_they_are_named_for():
             for i, row in enumerate((ROOT / file).read_text().splitlines(), 1)
             if re.match(rf"\s*(def |class )?{name}\b", row)
         ]
-        assert re.match(rf"\s*(def |class )?{name}\b", text), f"{file}:{line} is '{text}'; {name} is at {where}"
+        assert re.match(rf"\s*(def |class )?{name}\b", text), (
+            f"{file}:{line} is '{text}'; {name} is at {where}"
+        )
 
 
 def test_files_that_are_named_exist():

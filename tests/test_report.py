@@ -20,7 +20,9 @@ def run_folder(folder, seed, scores, finished=True, method="hut"):
     args = {"task": "cola", "method": method, "r": 8, "targets": "qv", "lr": 0.25, "epochs": 2, "seed": seed}
     versions = {"versions": {"torch": "9.8.7"}, "device": "abacus", "threads": 1, "git": None}
     (folder / "args.json").write_text(json.dumps({"args": args, **versions}))
-    rows = [{"epoch": i, "step": i, "train_loss": 0.5, "matthews": s, "lr": 0.1} for i, s in enumerate(scores, 1)]
+    rows = [
+        {"epoch": i, "step": i, "train_loss": 0.5, "matthews": s, "lr": 0.1} for i, s in enumerate(scores, 1)
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if finished:
         last = {"epoch": len(scores), "matthews": scores[-1]}
@@ -32,15 +34,24 @@ def sweep_folder(folder, table, methods, **more):
     """A sweep of two seeds, .20 and .30 at the end."""
     cells = []
     for method, r in methods:
-        entry = {"task": "cola", "method": method, "r": r, "targets": "qv", "seeds": [0, 1], "lr": 0.25, "tries": []}
-        runs = [{"seed": s, "scores": {"matthews": 0.2 + 0.1 * s}, "folder": f"cola/{method}-{r}/{s}"} for s in (0, 1)]
+        entry = {
+            "task": "cola",
+            "method": method,
+            "r": r,
+            "targets": "qv",
+            "seeds": [0, 1],
+            "lr": 0.25,
+            "tries": [],
+        }
+        runs = [
+            {"seed": s, "scores": {"matthews": 0.2 + 0.1 * s}, "folder": f"cola/{method}-{r}/{s}"}
+            for s in (0, 1)
+        ]
         for one in runs:
             run_folder(folder / one["folder"], one["seed"], [0.1, one["scores"]["matthews"]], method=method)
         cells.append({**entry, "runs": runs, "mean": {"matthews": 0.25}, "std": {"matthews": 0.0707}})
     settings = {"model": "mini", "tasks": ["cola"], "rows": [f"{m}-{r}" for m, r in methods]}
-    markdown = (
-        "| method | cola matthews | paper |\n|---|---:|---:|\n| hut r8 qv | 25.0 ± 7.1 | 70.5 ± 1.2 |\n\nHow <it> was."
-    )
+    markdown = "| method | cola matthews | paper |\n|---|---:|---:|\n| hut r8 qv | 25.0 ± 7.1 | 70.5 ± 1.2 |\n\nHow <it> was."
     content = {
         "table": table,
         "complete": True,
@@ -62,7 +73,9 @@ class Page(HTMLParser):
         assert not self.open
 
     def handle_starttag(self, tag, attributes):
-        self.references += [value for name, value in attributes if name in ("href", "src", "xlink:href", "srcset")]
+        self.references += [
+            value for name, value in attributes if name in ("href", "src", "xlink:href", "srcset")
+        ]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -99,9 +112,23 @@ def test_page(call, tmp_path):
     text = out.read_text()
     page = Page(text)
     words = " ".join(page.words)
-    for wanted in ("± 7.1", "70.5", "± 1.2", "How <it> was.", "<b>one</b>", "75.0", "4,321", "9.8.7", "abacus", "complete"):
+    for wanted in (
+        "± 7.1",
+        "70.5",
+        "± 1.2",
+        "How <it> was.",
+        "<b>one</b>",
+        "75.0",
+        "4,321",
+        "9.8.7",
+        "abacus",
+        "complete",
+    ):
         assert wanted in words, wanted
-    assert "r moves the score by 1.0 (2 values of r), the seed by 9.0 (2 seeds): r moves it no more than the seed" in words
+    assert (
+        "r moves the score by 1.0 (2 values of r), the seed by 9.0 (2 seeds): r moves it no more than the seed"
+        in words
+    )
     assert "Counted on mini" in words and words.count("GFLOPs of a training step") == 1
     assert page.references and all(reference.startswith("#s") for reference in page.references)
     assert not re.search(r"<script|<link|@import|url\(|https?://|incomplete: |nan", text)
@@ -134,7 +161,11 @@ def test_curve_and_band(tmp_path):
     x, y = report.scale(1, 2, 40, 220), report.scale(0, 100, 126, 24)
     corners = [(x(1), y(30)), (x(2), y(80)), (x(2), y(40)), (x(1), y(10))]
     assert f'points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in corners)}"' in drawn
-    assert f'points="{x(1):.1f},{y(20):.1f} {x(2):.1f},{y(60):.1f}"' in drawn and y(80) < y(10) and ">60.0<" in drawn
+    assert (
+        f'points="{x(1):.1f},{y(20):.1f} {x(2):.1f},{y(60):.1f}"' in drawn
+        and y(80) < y(10)
+        and ">60.0<" in drawn
+    )
 
 
 def test_labels_do_not_overlap():
@@ -156,7 +187,10 @@ def test_labels_do_not_overlap():
         ({}, "no table.json, args.json"),
         ({"a/args.json": '{"args":\n {]}'}, "args.json, line 2: not JSON"),
         ({"a/table.json": "[]"}, "table.json: not a file of this program: it has no 'table'"),
-        ({"a/args.json": '{"args": {}}', "a/metrics.jsonl": "{}\n"}, "metrics.jsonl:1: not a file of this program"),
+        (
+            {"a/args.json": '{"args": {}}', "a/metrics.jsonl": "{}\n"},
+            "metrics.jsonl:1: not a file of this program",
+        ),
     ],
 )
 def test_bad_input_ends_in_one_line_and_leaves_the_report(call, tmp_path, capsys, files, message):
@@ -175,4 +209,6 @@ def test_bad_input_ends_in_one_line_and_leaves_the_report(call, tmp_path, capsys
 def test_out_that_cannot_be_written(call, tmp_path, capsys):
     """Would catch: a traceback after all the work."""
     run_folder(tmp_path / "runs", 0, [0.5])
-    assert "No such file or directory" in fails(capsys, call, tmp_path / "runs", "-o", tmp_path / "no" / "report.html")
+    assert "No such file or directory" in fails(
+        capsys, call, tmp_path / "runs", "-o", tmp_path / "no" / "report.html"
+    )

@@ -43,7 +43,9 @@ def roberta_tokenizer():
 def test_official_files(tmp_path):
     """Would catch: questions out of order, answers but the first lost, a folder's files under other names."""
     several = [{"answer_start": 8, "text": "dog"}, {"answer_start": 0, "text": "the red dog"}]
-    (tmp_path / "dev-v1.1.json").write_text("\ufeff" + json.dumps(official(answers=several)), encoding="utf-8")
+    (tmp_path / "dev-v1.1.json").write_text(
+        "\ufeff" + json.dumps(official(answers=several)), encoding="utf-8"
+    )
     (tmp_path / "train-v1.1.json").write_text(json.dumps(official(question=" Où? ")), encoding="utf-8")
     found = squad.load(tmp_path)
     assert found["dev"] == [squad.Question("1", "who?", TEXT, ((8, "dog"), (0, "the red dog")))]
@@ -60,9 +62,18 @@ WHERE = r"x\.json: article 1 \(Pets\), paragraph 1"
     ("content", "message"),
     [
         (official(answers=[]), WHERE + r", question 1: no answer: .*v2\.0"),
-        (official(answers=[{"answer_start": 9, "text": "dog"}]), WHERE + ", question 1: answer 'dog' is not at character 9"),
-        (official(answers=[{"answer_start": "8", "text": "dog"}]), WHERE + ", question 1: answer_start is '8'"),
-        (official(answers=[{"answer_start": -53, "text": "dog"}]), WHERE + ", question 1: answer_start is -53"),
+        (
+            official(answers=[{"answer_start": 9, "text": "dog"}]),
+            WHERE + ", question 1: answer 'dog' is not at character 9",
+        ),
+        (
+            official(answers=[{"answer_start": "8", "text": "dog"}]),
+            WHERE + ", question 1: answer_start is '8'",
+        ),
+        (
+            official(answers=[{"answer_start": -53, "text": "dog"}]),
+            WHERE + ", question 1: answer_start is -53",
+        ),
         (official(answers=[{"text": "dog"}]), WHERE + ", question 1: answer_start is None"),
         (official(answers=["dog"]), WHERE + ", question 1: no text 'text'"),
         (official(answers=[{"answer_start": 3, "text": " "}]), WHERE + ", question 1: no text 'text'"),
@@ -73,7 +84,10 @@ WHERE = r"x\.json: article 1 \(Pets\), paragraph 1"
         ({"data": [{"title": "Pets"}]}, r"x\.json: article 1 \(Pets\): no list 'paragraphs'"),
         ({"data": ["Pets"]}, r"x\.json: article 1: no list 'paragraphs'"),
         ({"data": []}, r"x\.json: no questions in it"),
-        ({"data": official()["data"] * 2}, r"article 2 \(Pets\), paragraph 1, question 1: id '1' occurs twice"),
+        (
+            {"data": official()["data"] * 2},
+            r"article 2 \(Pets\), paragraph 1, question 1: id '1' occurs twice",
+        ),
         ([], r"x\.json: no list 'data'"),
     ],
 )
@@ -151,7 +165,9 @@ def test_a_question_that_leaves_no_room_is_an_error(tokenizer):
     """Would catch: the tokenizer's own panic, which no except clause catches; windows that never move on."""
     assert len(squad.encode(tokenizer, [question()], 11, 3)) == 13  # room for 4 tokens, of which 3 repeat
     for max_len, left in ((10, 3), (7, 0), (5, 0)):
-        with pytest.raises(UserError, match=rf"question q: its 3 tokens leave {left} of {max_len} .*--doc-stride 3"):
+        with pytest.raises(
+            UserError, match=rf"question q: its 3 tokens leave {left} of {max_len} .*--doc-stride 3"
+        ):
             squad.encode(tokenizer, [question()], max_len, 3)
 
 
@@ -179,7 +195,9 @@ def test_answers_are_cut_from_the_original_text(roberta_tokenizer, trimmed):
     """Would catch: answers put together from tokens, which have lost spaces; offsets in bytes; a space before a word that
     is counted to it (the tokenizer can be set to either).
     """
-    roberta_tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=trimmed)
+    roberta_tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), trim_offsets=trimmed
+    )
     for words in ("red\u00a0dog’s", "the  red", "cat", "dog’s cat.", SPACES):
         asked = question(SPACES, [(SPACES.index(words), words)])
         window = squad.encode(roberta_tokenizer, [asked], 100, 0)[0]
@@ -192,7 +210,9 @@ def test_unreachable_answers_are_counted(tokenizer):
     windows = squad.encode(tokenizer, [question()], 32, 0)
     assert squad.unreachable([question(answers=((30, "ld girl"),))], windows) == 1
     assert squad.unreachable([question(answers=((30, "ld girl"), (29, "old girl")))], windows) == 0
-    assert squad.target(windows[0], (30, "ld girl")) == squad.target(windows[0], (29, "old girl"))  # the tightest cover
+    assert squad.target(windows[0], (30, "ld girl")) == squad.target(
+        windows[0], (29, "old girl")
+    )  # the tightest cover
     narrow = squad.encode(tokenizer, [question()], 14, 1)  # 7 tokens of the text a window
     assert squad.unreachable([question(answers=((0, TEXT[:24]),))], narrow) == 0
     assert squad.unreachable([question(answers=((0, TEXT[:28]),))], narrow) == 1

@@ -55,8 +55,18 @@ def pretend(monkeypatch, tmp_path):
             (folder / "metrics.jsonl").write_text(json.dumps({"train_loss": loss, "timing": timing}))
             names = {"matthews": last, "accuracy": last, "loss": last}
             result = {"last": names, "best": {"matthews": best, "accuracy": best, "score": best, "epoch": 1}}
-            result |= {"parameters": {"adapter": 7, "frozen": 693}, "timing": {"peak_memory_bytes": 5 * 2**20}}
-            result["test"] = {"BLEU": 0.5, "NIST": 3.25, "METEOR": None, "ROUGE-L": 0.75, "CIDEr": 1.5, "score": last}
+            result |= {
+                "parameters": {"adapter": 7, "frozen": 693},
+                "timing": {"peak_memory_bytes": 5 * 2**20},
+            }
+            result["test"] = {
+                "BLEU": 0.5,
+                "NIST": 3.25,
+                "METEOR": None,
+                "ROUGE-L": 0.75,
+                "CIDEr": 1.5,
+                "score": last,
+            }
             return result
 
         monkeypatch.setattr(sweep, "run", run)
@@ -76,12 +86,17 @@ def test_table1_end_to_end(call, command, tmp_path, capsys):
     hut, fourierft = content["cells"]
     runs = out / "cola" / "hut-r2-qv"
     tries = {
-        lr: json.loads((runs / f"try-lr{lr:g}" / "result.json").read_text())["last"]["matthews"] for lr in (0.001, 0.01)
+        lr: json.loads((runs / f"try-lr{lr:g}" / "result.json").read_text())["last"]["matthews"]
+        for lr in (0.001, 0.01)
     }
-    assert {one["lr"]: one["score"] for one in hut["tries"]} == tries and hut["lr"] == max(tries, key=tries.get)
+    assert {one["lr"]: one["score"] for one in hut["tries"]} == tries and hut["lr"] == max(
+        tries, key=tries.get
+    )
     result = json.loads((runs / f"lr{hut['lr']:g}-seed0" / "result.json").read_text())
     assert hut["mean"]["matthews"] == result["last"]["matthews"] and hut["parameters"] == 576
-    assert "576 coefficients" in fourierft["failed"] and not fourierft["runs"]  # the default n = 1000 is more than there are
+    assert (
+        "576 coefficients" in fourierft["failed"] and not fourierft["runs"]
+    )  # the default n = 1000 is more than there are
     assert content["complete"] and content["markdown"] in printed and "| failed |" in printed
     assert "[1/6]" in printed and "to go" in printed
     # again, with the last run cut before its last write: it goes on, and nothing else is done
@@ -101,15 +116,32 @@ def test_dev_chooses_nothing(call, command, pretend, tmp_path, tiny_glue):
     """Would catch: a rate chosen by dev scores, or by the best epoch on them; a held-out part that is trained on."""
     scores = {"0.001": (0.1, 0.9), "0.01": (0.3, 0.3), "0.1": (None, 1.0)}
     ran = pretend(lambda a: scores[value(a, "--lr")] if value(a, "--dev-file") else (0.5, 0.8))
-    call("table1", *command, "--methods", "hut", "full", "--lrs", "0.001,0.01,0.1", "--seeds", 2, "--limit-train", 30)
+    call(
+        "table1",
+        *command,
+        "--methods",
+        "hut",
+        "full",
+        "--lrs",
+        "0.001,0.01,0.1",
+        "--seeds",
+        2,
+        "--limit-train",
+        30,
+    )
     tries, finals = ([a for a in ran if (value(a, "--dev-file") is None) == final] for final in (False, True))
     assert len(tries) == 6 and [value(a, "--lr") for a in finals] == ["0.01"] * 4
-    assert [value(a, "--seed") for a in finals] == ["0", "1"] * 2 and {value(a, "--limit-train") for a in finals} == {"30"}
+    assert [value(a, "--seed") for a in finals] == ["0", "1"] * 2 and {
+        value(a, "--limit-train") for a in finals
+    } == {"30"}
     assert all(HELD in value(a, "--dev-file") and "part-of" in value(a, "--train-file") for a in tries)
     entry = json.loads((tmp_path / "out" / "table.json").read_text())["cells"][0]
     assert entry["mean"] == {"matthews": 0.5} and entry["std"] == {"matthews": 0.0}
     part, held = (glue.read_split("cola", value(tries[0], f"--{n}-file"))[0] for n in ("train", "dev"))
-    assert sorted(part + held) == sorted(subset(glue.load("cola", tiny_glue)["train"], 30)) and 0 < len(held) <= 8
+    assert (
+        sorted(part + held) == sorted(subset(glue.load("cola", tiny_glue)["train"], 30))
+        and 0 < len(held) <= 8
+    )
     assert not {e.first for e in part} & {e.first for e in held}
 
 
@@ -126,7 +158,9 @@ def test_paper_is_fixed_rates_and_the_best_epoch(call, command, pretend, tmp_pat
     assert call("table1", *command, "--methods", "hut", "lora", "--seeds", 1, "--paper") == 0
     assert [value(a, "--lr") for a in ran] == [None, "0.0005"] and not any("--dev-file" in a for a in ran)
     content = json.loads((tmp_path / "out" / "table.json").read_text())
-    assert [c["mean"]["matthews"] for c in content["cells"]] == [0.8, 0.8] and content["cells"][0]["lr"] == 0.125
+    assert [c["mean"]["matthews"] for c in content["cells"]] == [0.8, 0.8] and content["cells"][0][
+        "lr"
+    ] == 0.125
     assert "best epoch on dev" in content["how"] and "80.0 | 70.5 ± 1.2 |" in content["markdown"]
 
 
@@ -155,7 +189,10 @@ def test_table3_searches_by_loss_and_without_the_test_set(call, pretend, tmp_pat
     arguments = ["--data", folder, "--methods", "frozen", "hut", "--seeds", 2, "--out", tmp_path / "out"]
     assert call("table3", *arguments, "--", "--warmup", "0.06") == 0
     content = json.loads((tmp_path / "out" / "table.json").read_text())
-    assert [(c["method"], c["lr"], len(c["runs"])) for c in content["cells"]] == [("frozen", None, 1), ("hut", 0.001, 2)]
+    assert [(c["method"], c["lr"], len(c["runs"])) for c in content["cells"]] == [
+        ("frozen", None, 1),
+        ("hut", 0.001, 2),
+    ]
     assert "| 50.0 ± 0.0 | 3.25 ± 0.00 | – | 75.0 ± 0.0 | 1.50 ± 0.00 |" in content["markdown"]
     tries = [a for a in ran if "--dev-file" in a]
     assert len(tries) == 3 and all(value(a, "--max-new-tokens") == "1" for a in tries)
@@ -166,7 +203,18 @@ def test_table3_searches_by_loss_and_without_the_test_set(call, pretend, tmp_pat
 
 def test_read_end_to_end(call, command, tiny_t5, tmp_path, capsys):
     """Would catch: a score of validation in the table; a time, memory or size that is another run's or epoch's."""
-    command = ["read", *command, "--model", tiny_t5, "--methods", "read:4", "--seeds", 1, "--lrs", "0.001,0.01"]
+    command = [
+        "read",
+        *command,
+        "--model",
+        tiny_t5,
+        "--methods",
+        "read:4",
+        "--seeds",
+        1,
+        "--lrs",
+        "0.001,0.01",
+    ]
     assert call(*command, "--epochs", 2) == 0
     (cell,), out = json.loads((tmp_path / "out" / "table.json").read_text())["cells"], capsys.readouterr().out
     runs = {lr: tmp_path / "out" / "cola" / "read-r4" / f"lr{lr:g}-seed0" for lr in (0.001, 0.01)}
@@ -193,7 +241,19 @@ def test_read_chooses_on_validation_and_runs_nothing_twice(call, command, preten
     """Would catch: a rate chosen on test; the chosen rate's first seed run again; training examples that are held out."""
     scores = {"0.001": (0.9, 0.1), "0.01": (0.25, 0.8), "0.1": (1.0, None)}  # (test, validation)
     ran = pretend(lambda a: scores[value(a, "--lr")])
-    call("read", *command, "--methods", "full", "prompt", "--seeds", 2, "--lrs", "0.001,0.01,0.1", "--limit-train", 30)
+    call(
+        "read",
+        *command,
+        "--methods",
+        "full",
+        "prompt",
+        "--seeds",
+        2,
+        "--lrs",
+        "0.001,0.01,0.1",
+        "--limit-train",
+        30,
+    )
     each = [("0.001", "0"), ("0.01", "0"), ("0.1", "0"), ("0.01", "1")]
     assert [(value(a, "--lr"), value(a, "--seed")) for a in ran] == each * 2
     assert not any("--dev-file" in a for a in ran) and {value(a, "--limit-train") for a in ran} == {"30"}
@@ -205,7 +265,9 @@ def test_read_chooses_on_validation_and_runs_nothing_twice(call, command, preten
     )
     assert "| prompt r20 | 7 (1.01 %) |" in content["markdown"]
     printed = capsys.readouterr().out
-    assert "[8/8]" in printed and "[9/" not in printed and not list((tmp_path / "out" / "cola").glob("*-of-*"))
+    assert (
+        "[8/8]" in printed and "[9/" not in printed and not list((tmp_path / "out" / "cola").glob("*-of-*"))
+    )
 
 
 def test_what_is_said_over_tasks():
@@ -245,7 +307,9 @@ def test_rank_sets_the_spread_over_r_beside_that_over_seeds(call, command, prete
     pretend(lambda a: ({"1": 0.1, "8": 0.2 + 0.1 * int(value(a, "--seed")), "64": 0.5}[value(a, "--r")], 0))
     call("rank", *command, "--ranks", 1, 8, 64, "--seeds", 3)
     found = json.loads((tmp_path / "out" / "table.json").read_text())["spread"]["cola"]
-    assert found["r"]["scores"] == {"1": 0.1, "8": 0.2, "64": 0.5} and found["r"]["range"] == pytest.approx(0.4)
+    assert found["r"]["scores"] == {"1": 0.1, "8": 0.2, "64": 0.5} and found["r"]["range"] == pytest.approx(
+        0.4
+    )
     assert found["seeds"]["std"] == pytest.approx(0.1) and found["seeds"]["range"] == pytest.approx(0.2)
     printed = capsys.readouterr().out
     assert "| cola over seeds, r = 8 | 0: 20.0, 1: 30.0, 2: 40.0 | 10.0 | 20.0 |" in printed
@@ -296,7 +360,9 @@ def test_two_sweeps_do_not_share_a_folder(call, command, pretend, tmp_path, caps
 def test_a_run_that_failed_before_it_began_may_be_given_other_arguments(tmp_path):
     """Would catch: a mistyped --model that can only be mended with another --out; a reason that is not the script's."""
     script = tmp_path / "fails.py"
-    script.write_text("import sys\nprint('first', file=sys.stderr)\nsys.exit('error: no such ' + sys.argv[1])\n")
+    script.write_text(
+        "import sys\nprint('first', file=sys.stderr)\nsys.exit('error: no such ' + sys.argv[1])\n"
+    )
     for name in ("a", "b"):
         with pytest.raises(sweep.Failed, match=f"^no such {name}$"):
             sweep.run(script, tmp_path / "out", [name])

@@ -57,7 +57,9 @@ def test_logits_states_weights_and_loss_are_transformers(model):
         theirs = EXPECTED[f"{side}_hidden_states"]
         assert len(ours) == len(theirs) - 1
         close(torch.stack(ours[:-1]), theirs[1:-1])
-        close(getattr(model, side).norm(ours[-1]), theirs[-1])  # transformers' last state is after the last norm
+        close(
+            getattr(model, side).norm(ours[-1]), theirs[-1]
+        )  # transformers' last state is after the last norm
 
 
 def test_padding_does_not_matter(model):
@@ -73,7 +75,25 @@ def test_buckets_are_the_papers():
     distance = torch.tensor([-1000, -128, -127, -16, -15, -9, -8, -7, -1, 0, 1, 7, 8, 11, 12, 127, 1000])
     two_sided = [15, 15, 15, 10, 9, 8, 8, 7, 1, 0, 17, 23, 24, 24, 25, 31, 31]
     assert buckets(distance, True, 32, 128).tolist() == two_sided
-    assert buckets(distance, False, 32, 128).tolist() == [31, 31, 31, 16, 15, 9, 8, 7, 1, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert buckets(distance, False, 32, 128).tolist() == [
+        31,
+        31,
+        31,
+        16,
+        15,
+        9,
+        8,
+        7,
+        1,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]
 
 
 def test_dropout_is_everywhere_and_only_in_training(model):
@@ -114,7 +134,10 @@ def test_generated_tokens_are_transformers(model, decoding):
     """Would catch: another score, stop, ban or cache; sources of a batch that see each other or lose their order."""
     settings = {key: decoding[key] for key in ("beam_size", "length_penalty", "no_repeat_ngram_size")}
     for batch_size in (1, 3, 8):
-        assert model.generate(SOURCES, GENERATED["new_tokens"], batch_size=batch_size, **settings) == decoding["outputs"]
+        assert (
+            model.generate(SOURCES, GENERATED["new_tokens"], batch_size=batch_size, **settings)
+            == decoding["outputs"]
+        )
 
 
 def test_the_cache_is_the_full_pass(model):
@@ -172,7 +195,10 @@ WI, BIAS = "encoder.block.1.layer.1.DenseReluDense.wi.weight", "relative_attenti
     [
         ({WI: None}, rf"'{re.escape(WI)}' is missing: expected shape \(40, 24\)"),
         ({WI: torch.ones(24, 40)}, rf"'{re.escape(WI)}' has shape \(24, 40\): expected \(40, 24\)"),
-        ({"decoder.block.3.layer.0.layer_norm.weight": torch.ones(24)}, "of shape .24,. is not expected in a T5"),
+        (
+            {"decoder.block.3.layer.0.layer_norm.weight": torch.ones(24)},
+            "of shape .24,. is not expected in a T5",
+        ),
         ({f"encoder.block.1.layer.0.SelfAttention.{BIAS}": torch.ones(12, 3)}, "is not expected"),
         ({"lm_head.weight": torch.ones(61, 24)}, "'lm_head.weight' differs from 'shared.weight'"),
         ({"decoder.embed_tokens.weight": torch.ones(61, 24)}, "'decoder.embed_tokens.weight' differs"),

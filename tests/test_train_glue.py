@@ -56,10 +56,14 @@ def test_a_run_and_what_it_leaves(glue, command, tmp_path, capsys):
     assert result["last"]["matthews"] == rows[-1]["matthews"]
     args = json.loads((out / "args.json").read_text())
     assert (
-        args["args"]["warmup"] == 0.06 and args["args"]["targets"] == "qv" and args["versions"]["torch"] == torch.__version__
+        args["args"]["warmup"] == 0.06
+        and args["args"]["targets"] == "qv"
+        and args["versions"]["torch"] == torch.__version__
     )
     adapter = torch.load(out / "adapter.pt", weights_only=True)
-    assert set(adapter) == {"method", "config", "task", "base", "adapter", "head"} and adapter["method"] == "hut"
+    assert (
+        set(adapter) == {"method", "config", "task", "base", "adapter", "head"} and adapter["method"] == "hut"
+    )
     assert {name.rpartition(".")[2] for name in adapter["adapter"]} == {"M_A", "M_B", "gamma", "beta"}
     printed = capsys.readouterr().out
     assert "40 training examples" in printed and "576 adapter + 650 head" in printed
@@ -91,7 +95,9 @@ def test_life_of_a_baseline(glue, command, tmp_path, capsys, method):
     again = tmp_path / "again"
     glue(*command[:-2], *size, "--method", method, "--epochs", 1, "--lr", 1e-30, "--seed", 4, "--out", again,
          "--init-adapter", tmp_path / "out" / "adapter.pt")  # fmt: skip
-    first, second = (torch.load(p / "adapter.pt", weights_only=True)["adapter"] for p in (tmp_path / "out", again))
+    first, second = (
+        torch.load(p / "adapter.pt", weights_only=True)["adapter"] for p in (tmp_path / "out", again)
+    )
     assert all(torch.equal(t, second[name]) for name, t in first.items())
 
 
@@ -106,8 +112,12 @@ def test_loss_falls(glue, command, tmp_path, method, lr, left):
 def test_accumulation_is_the_larger_batch(glue, command, tmp_path):
     """Would catch: a mean of means where batches differ in size. Without dropout the two must agree but for rounding."""
     for name, arguments in (("a", ["--batch-size", 16]), ("b", ["--batch-size", 4, "--accumulate", 4])):
-        glue(*command, *arguments, "--dropout", 0, "--epochs", 1, "--limit-train", 16, "--out", tmp_path / name)
-    whole, parts = ([*torch.load(tmp_path / n / "adapter.pt", weights_only=True)["adapter"].values()] for n in "ab")
+        glue(
+            *command, *arguments, "--dropout", 0, "--epochs", 1, "--limit-train", 16, "--out", tmp_path / name
+        )
+    whole, parts = (
+        [*torch.load(tmp_path / n / "adapter.pt", weights_only=True)["adapter"].values()] for n in "ab"
+    )
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -140,7 +150,9 @@ def test_a_crash_at_any_write_then_resume_is_bit_identical(glue, command, tmp_pa
     command = [*command, "--epochs", "2", "--batch-size", "20"]
     replace = os.replace
     moments = []
-    monkeypatch.setattr(model_module.os, "replace", lambda a, b: moments.append(Path(b).name) or replace(a, b))
+    monkeypatch.setattr(
+        model_module.os, "replace", lambda a, b: moments.append(Path(b).name) or replace(a, b)
+    )
     glue(*command, "--out", tmp_path / "whole")
     expected = without_timing(tmp_path / "whole")
     assert len(moments) > 12
@@ -169,7 +181,13 @@ def script(*arguments, **options):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, str(ROOT / "train_glue.py"), *map(str, arguments)]
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
     )
 
 
@@ -195,7 +213,9 @@ def test_kill_and_ctrl_c_then_resume(command, tmp_path):
     second.send_signal(signal.SIGINT)
     printed, _ = second.communicate()
     assert second.returncode == 130
-    said = re.search(r"stopped after step (\d+) of 480 and saved; go on with: python .*train_glue\.py .*--resume", printed)
+    said = re.search(
+        r"stopped after step (\d+) of 480 and saved; go on with: python .*train_glue\.py .*--resume", printed
+    )
     assert said and int(said[1]) < 480
     third = script(*command, "--out", out, "--resume")
     assert third.wait() == 0, third.communicate()
@@ -208,7 +228,9 @@ def test_out_that_holds_a_run(glue, command, tmp_path, capsys):
     glue(*command, "--epochs", 1)
     before = without_timing(tmp_path / "out")
     assert "holds another run" in fails(capsys, glue, *command, "--epochs", 1)
-    assert "started with lr 0.01, not 0.02" in fails(capsys, glue, *command, "--epochs", 1, "--lr", 0.02, "--resume")
+    assert "started with lr 0.01, not 0.02" in fails(
+        capsys, glue, *command, "--epochs", 1, "--lr", 0.02, "--resume"
+    )
     glue(*command, "--epochs", 1, "--resume")  # finished: nothing is left to do
     assert without_timing(tmp_path / "out") == before
     glue(*command, "--epochs", 1, "--overwrite", "--lr", 0.02)
@@ -259,7 +281,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(glue, command, tmp_path, capsys
 
     monkeypatch.setattr(train_glue, "loss_sum", spoiled)
     line = fails(capsys, glue, *command)
-    assert re.search(r"not finite at step 8 of 15, task cola, lr 0\.00.*checkpoint\.pt is the last good state", line)
+    assert re.search(
+        r"not finite at step 8 of 15, task cola, lr 0\.00.*checkpoint\.pt is the last good state", line
+    )
     saved = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
     assert saved["step"] == 5 and all(t.isfinite().all() for t in saved["tensors"].values())
 
@@ -276,9 +300,15 @@ def test_eval_only_predict_submit_export(glue, command, tmp_path, capsys):
     glue(*basics, "--eval-only", "--submit", tmp_path / "submission")
     assert json.loads(capsys.readouterr().out.splitlines()[0])["matthews"] == best["matthews"]
     answers = (tmp_path / "submission" / "CoLA.tsv").read_text().splitlines()
-    assert answers[0] == "index\tprediction" and len(answers) == 6 and set("".join(a[2:] for a in answers[1:])) <= {"0", "1"}
+    assert (
+        answers[0] == "index\tprediction"
+        and len(answers) == 6
+        and set("".join(a[2:] for a in answers[1:])) <= {"0", "1"}
+    )
     glue(*basics, "--predict", "the small dog sleeps .")
-    assert re.fullmatch(r"(un)?acceptable \(0\.\d{3}\)\n|(un)?acceptable \(1\.000\)\n", capsys.readouterr().out)
+    assert re.fullmatch(
+        r"(un)?acceptable \(0\.\d{3}\)\n|(un)?acceptable \(1\.000\)\n", capsys.readouterr().out
+    )
     merged = RobertaClassifier.from_pretrained(tmp_path / "merged")
     assert (tmp_path / "merged" / "tokenizer.json").exists()
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
@@ -318,7 +348,9 @@ def test_an_adapter_on_another_base_is_refused(glue, command, tmp_path, tiny_mod
     changed.save_pretrained(other)
     (other / "tokenizer.json").write_bytes((tiny_model / "tokenizer.json").read_bytes())
     adapter = tmp_path / "out" / "adapter.pt"
-    line = fails(capsys, glue, *command[:2], "--model", other, *command[4:6], "--adapter", adapter, "--eval-only")
+    line = fails(
+        capsys, glue, *command[:2], "--model", other, *command[4:6], "--adapter", adapter, "--eval-only"
+    )
     assert "another base checkpoint" in line
     line = fails(capsys, glue, *command[:6], "--adapter", adapter, "--eval-only", "--r", 3)
     assert "trained with r 2, not 3" in line
@@ -381,7 +413,10 @@ def test_what_a_method_does_not_have_is_said_and_left_out(glue, command, tmp_pat
     """Would catch: a rank that is recorded for a method without one, as if it had been used."""
     glue(*command, "--method", "head", "--targets", "qv", "--epochs", 1)
     printed = capsys.readouterr().out
-    assert "--r 2: --method head has no such thing" in printed and "--targets qv: --method head has no" in printed
+    assert (
+        "--r 2: --method head has no such thing" in printed
+        and "--targets qv: --method head has no" in printed
+    )
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["r"] is None and result["targets"] is None
 

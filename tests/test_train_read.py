@@ -59,7 +59,13 @@ def test_labels_there_and_back():
         for label in range(len(spec.labels)) if task in glue.TEXT_TO_TEXT else ():
             assert label_of(task, target_text(task, label), label) == (label, True)
     assert target_text("mrpc", 1) == "equivalent" and target_text("qnli", 1) == "not_entailment"
-    assert [target_text("stsb", score) for score in (0.0, 2.57, 2.714, 4.95, 5.0)] == ["0.0", "2.6", "2.8", "5.0", "5.0"]
+    assert [target_text("stsb", score) for score in (0.0, 2.57, 2.714, 4.95, 5.0)] == [
+        "0.0",
+        "2.6",
+        "2.8",
+        "5.0",
+        "5.0",
+    ]
     assert label_of("stsb", "2.6", 1.0) == (2.6, True)
 
 
@@ -81,7 +87,11 @@ def test_the_papers_splits():
     for rows, test in ((9_999, 26), (10_000, 51)):  # a half of dev, or all of it
         assert len(read_protocol("sst2", {"train": list(range(rows)), "dev": dev})["test"]) == test
     held = read_protocol("sst2", {"train": large, "dev": dev})
-    assert len(held["validation"]) == 1000 and sorted(held["train"] + held["validation"]) == large and held["test"] == dev
+    assert (
+        len(held["validation"]) == 1000
+        and sorted(held["train"] + held["validation"]) == large
+        and held["test"] == dev
+    )
     mnli = read_protocol("mnli", {"train": large, "dev_matched": small, "dev_mismatched": dev})
     assert mnli == {"train": large, "validation": dev, "test": small}
 
@@ -98,7 +108,15 @@ def test_life_of_a_method(read, command, tmp_path, capsys, method):
     printed = capsys.readouterr().out
     assert "validation 6, test 6" in printed and "40 training examples" in printed
     rows, result, _ = without_timing(tmp_path / "out")
-    assert set(rows[0]) - {"single_class"} == {"epoch", "step", "train_loss", "matthews", "score", "invalid", "lr"}
+    assert set(rows[0]) - {"single_class"} == {
+        "epoch",
+        "step",
+        "train_loss",
+        "matthews",
+        "score",
+        "invalid",
+        "lr",
+    }
     assert (result["method"], result["r"]) == (method, 4 if size else None)
     assert result["parameters"]["adapter"] > 0 and result["parameters"]["head"] == 0
     adapter = torch.load(tmp_path / "out" / "adapter.pt", weights_only=True)["adapter"]
@@ -118,10 +136,13 @@ def test_life_of_a_method(read, command, tmp_path, capsys, method):
 def test_it_learns(read, command, tmp_path, method, lr, left):
     """Would catch: a loop that steps without learning, a target that is not the label's word.
 
-    READ can't make this model say a label: its embeddings, which are the output layer, are small and random, and frozen.
+    READ can't make this model say a label: its embeddings, which are the output layer, are small and random,
+    and frozen.
     """
     size = ["--r", 16] if method == "read" else []
-    read(*command[:-2], *size, "--epochs", 20, "--patience", 20, "--lr", lr, "--method", method, "--dropout", 0)
+    read(
+        *command[:-2], *size, "--epochs", 20, "--patience", 20, "--lr", lr, "--method", method, "--dropout", 0
+    )
     rows, result, _ = without_timing(tmp_path / "out")
     assert rows[-1]["train_loss"] < left * rows[0]["train_loss"]
     assert method == "read" or result["best"]["invalid"] == 0
@@ -145,7 +166,9 @@ def test_the_unscaled_correction_is_another_and_is_remembered(read, command, tmp
     assert training.read_adapter(adapter)["config"]["unscaled"] is True
     remembered = argparse.Namespace(**training.read_adapter(adapter)["config"], method="read", dropout=None)
     assert train_read.prepare(remembered, command[3], 0, torch.device("cpu"))[0].scaled is False
-    message = fails(capsys, read, *command[:6], "--adapter", tmp_path / "out" / "adapter.pt", "--eval-only", "--unscaled")
+    message = fails(
+        capsys, read, *command[:6], "--adapter", tmp_path / "out" / "adapter.pt", "--eval-only", "--unscaled"
+    )
     assert "trained with unscaled False" in message
 
 
@@ -154,7 +177,9 @@ def test_a_sentinel_beside_a_label_is_no_label(read, command, tiny_t5, monkeypat
     tokenizer = load_tokenizer(tiny_t5, 10**9)
     word = tokenizer.encode("acceptable").ids[:-1]
     for more, invalid in (([], 0), ([tokenizer.token_to_id("<unk>")], 6)):
-        monkeypatch.setattr(T5, "generate", lambda self, sources, *a, more=more, **k: [more + word for _ in sources])
+        monkeypatch.setattr(
+            T5, "generate", lambda self, sources, *a, more=more, **k: [more + word for _ in sources]
+        )
         read(*command[:-2], "--method", "full", "--epochs", 1, "--overwrite")
         assert without_timing(tmp_path / "out")[0][0]["invalid"] == invalid
 
@@ -163,14 +188,20 @@ def test_early_stopping(read, command, tmp_path):
     """Would catch: a run that goes on for ever, that counts from the last epoch in place of the best, or is cut at once."""
     read(*command[:-6], "--epochs", 9, "--lr", 1e-30, "--patience", 2)
     rows, result, _ = without_timing(tmp_path / "out")
-    assert [row["epoch"] for row in rows] == [1, 2, 3] and result["best"]["epoch"] == 1 and result["last"]["epoch"] == 3
+    assert (
+        [row["epoch"] for row in rows] == [1, 2, 3]
+        and result["best"]["epoch"] == 1
+        and result["last"]["epoch"] == 3
+    )
 
 
 def test_accumulation_is_the_larger_batch(read, command, tmp_path):
     """Would catch: a mean of means where batches differ in tokens."""
     for name, arguments in (("a", ["--batch-size", 16]), ("b", ["--batch-size", 4, "--accumulate", 4])):
         read(*command, *arguments, "--epochs", 1, "--limit-train", 16, "--out", tmp_path / name)
-    whole, parts = ([*torch.load(tmp_path / n / "adapter.pt", weights_only=True)["adapter"].values()] for n in "ab")
+    whole, parts = (
+        [*torch.load(tmp_path / n / "adapter.pt", weights_only=True)["adapter"].values()] for n in "ab"
+    )
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 

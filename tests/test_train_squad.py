@@ -27,7 +27,9 @@ def official(start, count):
         answer = f"small {WORDS[2 + i % 3]}"
         context = f"{before}a {answer} {WORDS[6 + i % 2]} ."
         answers = [{"answer_start": len(before) + 2, "text": answer}]
-        entries.append({"context": context, "qas": [{"id": str(i), "question": "a small", "answers": answers}]})
+        entries.append(
+            {"context": context, "qas": [{"id": str(i), "question": "a small", "answers": answers}]}
+        )
     return json.dumps({"version": "1.1", "data": [{"title": "Pets", "paragraphs": entries}]})
 
 
@@ -68,11 +70,18 @@ def test_a_run_and_what_it_leaves(run_squad, command, tmp_path, capsys):
     best = max(rows, key=lambda row: (row["f1"], -row["epoch"]))
     assert result["best"] == {key: best[key] for key in ("epoch", "exact_match", "f1")}
     d = 24
-    assert result["parameters"] == {"adapter": 2 * 2 * (2 * 2 * d + 2 * d), "head": 2 * d + 2, "frozen": 12_728}
+    assert result["parameters"] == {
+        "adapter": 2 * 2 * (2 * 2 * d + 2 * d),
+        "head": 2 * d + 2,
+        "frozen": 12_728,
+    }
     assert result["task"] == "squad" and result["unreachable"] == {"train": 0, "dev": 0}
     assert json.loads((out / "args.json").read_text())["args"]["doc_stride"] == 4
     adapter = torch.load(out / "adapter.pt", weights_only=True)
-    assert adapter["config"]["doc_stride"] == 4 and set(adapter["head"]) == {"qa_outputs.weight", "qa_outputs.bias"}
+    assert adapter["config"]["doc_stride"] == 4 and set(adapter["head"]) == {
+        "qa_outputs.weight",
+        "qa_outputs.bias",
+    }
     printed = capsys.readouterr().out
     assert "30 training questions in 40 windows" in printed and "dev 12 in 16" in printed
     assert "no span of up to 30 tokens: train 0, dev 0" in printed
@@ -81,7 +90,9 @@ def test_a_run_and_what_it_leaves(run_squad, command, tmp_path, capsys):
 def test_the_best_epoch_is_the_earliest_of_the_highest_f1(run_squad, command, tmp_path, monkeypatch):
     """Would catch: the best by exact match, the last of those that tie, the lowest."""
     scores = iter([(20.0, 40.0), (30.0, 50.0), (10.0, 50.0), (40.0, 45.0)])
-    monkeypatch.setattr(train_squad, "score", lambda *a: dict(zip(("exact_match", "f1"), next(scores), strict=True)))
+    monkeypatch.setattr(
+        train_squad, "score", lambda *a: dict(zip(("exact_match", "f1"), next(scores), strict=True))
+    )
     run_squad(*command, "--epochs", 4)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["best"] == {"epoch": 2, "exact_match": 30.0, "f1": 50.0} and result["last"]["epoch"] == 4
@@ -90,7 +101,18 @@ def test_the_best_epoch_is_the_earliest_of_the_highest_f1(run_squad, command, tm
 def test_the_set_can_be_learned(run_squad, command, tmp_path, capsys):
     """Would catch: targets or answers that are a token off, start and end swapped, windows that get each other's targets."""
     run_squad(
-        *command[:-6], *command[-4:], "--method", "full", "--epochs", 30, "--lr", 3e-3, "--dropout", 0, "--max-len", 32
+        *command[:-6],
+        *command[-4:],
+        "--method",
+        "full",
+        "--epochs",
+        30,
+        "--lr",
+        3e-3,
+        "--dropout",
+        0,
+        "--max-len",
+        32,
     )
     rows, result, _ = without_timing(tmp_path / "out")
     assert rows[-1]["train_loss"] < 0.2 * rows[0]["train_loss"] and result["last"]["exact_match"] == 100
@@ -113,8 +135,12 @@ def test_life_of_a_method(run_squad, command, tmp_path, capsys, method):
 def test_accumulation_is_the_larger_batch(run_squad, command, tmp_path):
     """Would catch: a mean of means where batches differ in size. Without dropout the two must agree but for rounding."""
     for name, arguments in (("a", ["--batch-size", 20]), ("b", ["--batch-size", 5, "--accumulate", 4])):
-        run_squad(*command, *arguments, "--dropout", 0, "--epochs", 1, "--limit-train", 10, "--out", tmp_path / name)
-    whole, parts = ([*torch.load(tmp_path / n / "adapter.pt", weights_only=True)["adapter"].values()] for n in "ab")
+        run_squad(
+            *command, *arguments, "--dropout", 0, "--epochs", 1, "--limit-train", 10, "--out", tmp_path / name
+        )
+    whole, parts = (
+        [*torch.load(tmp_path / n / "adapter.pt", weights_only=True)["adapter"].values()] for n in "ab"
+    )
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-3)  # AdamW makes much of the smallest gradients
 
@@ -178,7 +204,9 @@ def test_another_stride_is_another_run(run_squad, command, capsys):
 # ------------------------------------------------------------------------------------------------ a trained adapter
 
 
-def test_the_loss_is_the_mean_of_start_and_end_for_the_first_answer(run_squad, command, tiny_squad, monkeypatch):
+def test_the_loss_is_the_mean_of_start_and_end_for_the_first_answer(
+    run_squad, command, tiny_squad, monkeypatch
+):
     """Would catch: a loss twice as large as it says, or another answer trained on where annotators differ."""
     scores = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
     found = train_squad.loss_sum(scores, scores.flip(1), torch.tensor([[0, 2], [1, 1]]))
@@ -189,9 +217,13 @@ def test_the_loss_is_the_mean_of_start_and_end_for_the_first_answer(run_squad, c
         entry["qas"][0]["answers"].append({"answer_start": 0, "text": "the"})
     path.write_text(json.dumps(content))
     target = squad.target
-    monkeypatch.setattr(squad, "target", lambda window, answer: targets.append(answer[1]) or target(window, answer))
+    monkeypatch.setattr(
+        squad, "target", lambda window, answer: targets.append(answer[1]) or target(window, answer)
+    )
     run_squad(*command, "--epochs", 1)
-    assert all(words.startswith("small") for words in targets[:40])  # of 40 windows; then unreachable asks for all
+    assert all(
+        words.startswith("small") for words in targets[:40]
+    )  # of 40 windows; then unreachable asks for all
 
 
 def test_the_default_stride_fits_a_short_window(run_squad, command, tmp_path):
@@ -228,22 +260,32 @@ def test_an_adapter_of_another_task_or_base_is_refused(run_squad, command, tmp_p
     changed.roberta.blocks[0].u.weight.data[0, 0] += 1e-3
     changed.save_pretrained(tmp_path / "other")
     (tmp_path / "other" / "tokenizer.json").write_bytes((tiny_model / "tokenizer.json").read_bytes())
-    line = fails(capsys, run_squad, "--model", tmp_path / "other", *command[2:4], "--adapter", adapter, "--eval-only")
+    line = fails(
+        capsys, run_squad, "--model", tmp_path / "other", *command[2:4], "--adapter", adapter, "--eval-only"
+    )
     assert "another base checkpoint" in line
     content = torch.load(adapter, weights_only=True)
     torch.save(content | {"task": "cola"}, adapter)
-    assert "trained on cola, not squad" in fails(capsys, run_squad, *command[:4], "--adapter", adapter, "--eval-only")
+    assert "trained on cola, not squad" in fails(
+        capsys, run_squad, *command[:4], "--adapter", adapter, "--eval-only"
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--doc-stride", "-1"], "--doc-stride: '-1': expected a whole number"),
-        (["--doc-stride", "14"], "question 0: its 2 tokens leave 14 of 20 for the text: expected more than --doc-stride 14"),
+        (
+            ["--doc-stride", "14"],
+            "question 0: its 2 tokens leave 14 of 20 for the text: expected more than --doc-stride 14",
+        ),
         (["--limit-dev", "0"], "--limit-dev: '0': expected"),
         (["--max-len", "64"], "--max-len 64: expected 5 to 32"),
         (["--predict", "who?", "text"], "need --adapter"),
-        (["--adapter", "none.pt", "--predict", "who?", "text", "--submit", "x"], "--predict: leave --eval-only, --submit"),
+        (
+            ["--adapter", "none.pt", "--predict", "who?", "text", "--submit", "x"],
+            "--predict: leave --eval-only, --submit",
+        ),
         (["--export", __file__], "test_train_squad.py: a file: expected a folder"),
         (["--predict", "who?"], "expected 2 arguments"),
         (["--adapter", "none.pt", "--predict", "who?", " "], "--predict: expected a question and a text"),
@@ -264,4 +306,7 @@ def test_mini_is_chosen_without_data(run_squad, capsys, tmp_path):
     run_squad("--model", "mini", "--method", "head", "--epochs", 1, "--limit-train", 32, "--limit-dev", 8,
               "--out", Path(tmp_path / "mini"))  # fmt: skip
     printed = capsys.readouterr().out
-    assert printed.startswith("mini: the bundled model and data") and "32 training questions in 32 windows" in printed
+    assert (
+        printed.startswith("mini: the bundled model and data")
+        and "32 training questions in 32 windows" in printed
+    )

@@ -32,7 +32,14 @@ def adapter(tmp_path_factory):
         torch.manual_seed(seed)
         model = (RobertaSpan if task == "squad" else RobertaClassifier).from_pretrained(MINI / "roberta")
         head = "qa_outputs" if task == "squad" else "classifier"
-        config = {"r": 2, "targets": "qv", "frozen_seed": None, "model": "mini", "max_len": max_len, "doc_stride": 4}
+        config = {
+            "r": 2,
+            "targets": "qv",
+            "frozen_seed": None,
+            "model": "mini",
+            "max_len": max_len,
+            "doc_stride": 4,
+        }
         base = training.fingerprint(model, head)
         options = type("Options", (), {"method": method, **config})
         training.put_in(model, options, model.get_submodule(head))
@@ -98,10 +105,16 @@ def test_gradient_times_input_is_the_slope_of_the_logit(loaded, task, method):
     """Would catch: the gradient at another tensor, of another logit. Each word's embedding is made a little longer."""
     subject = loaded(task, method)
     subject.model.double()
-    reading = visualise.read_squad(subject, QUESTION, CONTEXT) if task == "squad" else visualise.read_glue(subject, CONTEXT)
+    reading = (
+        visualise.read_squad(subject, QUESTION, CONTEXT)
+        if task == "squad"
+        else visualise.read_glue(subject, CONTEXT)
+    )
     found = visualise.gradient_times_input(subject.model, reading)
     stretch = torch.ones(reading.ids.shape[1], 1, dtype=torch.float64)
-    subject.model.roberta.embeddings.word.register_forward_hook(lambda module, inputs, output: output * stretch)
+    subject.model.roberta.embeddings.word.register_forward_hook(
+        lambda module, inputs, output: output * stretch
+    )
     for token in (0, 3, 9, 15):
         logits = []
         for factor in (1 + 1e-5, 1 - 1e-5):
@@ -129,7 +142,11 @@ def test_relations_of_words_are_sums_over_their_tokens(loaded):
     reading = visualise.read_squad(subject, QUESTION, "The xylophonist praised Oscar in the garden.")
     words = visualise.words_of(reading)
     related = visualise.relations(subject.model, reading, words)
-    long = next(i for i, word in enumerate(words) if reading.texts[1][word.start : word.end] == "xylophonist" and word.text)
+    long = next(
+        i
+        for i, word in enumerate(words)
+        if reading.texts[1][word.start : word.end] == "xylophonist" and word.text
+    )
     assert len(words[long].tokens) > 3
     weights = visualise.attention_of(subject.model, reading.ids)
     expected = weights[:, reading.looking][:, :, words[long].tokens].sum(-1).mean()
@@ -142,7 +159,10 @@ def test_relations_of_words_are_sums_over_their_tokens(loaded):
 
 
 def spelt(reading):
-    return [[reading.texts[t][w.start : w.end] for w in visualise.words_of(reading) if w.text == t] for t in (0, 1)]
+    return [
+        [reading.texts[t][w.start : w.end] for w in visualise.words_of(reading) if w.text == t]
+        for t in (0, 1)
+    ]
 
 
 def test_sub_words_are_joined(loaded):
@@ -151,7 +171,9 @@ def test_sub_words_are_joined(loaded):
     assert reading.texts[0] == "Who praised  Beyoncé?"
     assert spelt(reading)[0] == ["Who", "praised", "Beyoncé", "?"]
     second = spelt(reading)[1]
-    assert {"café", "24", "–", "10", "西藏"} <= set(second) and "".join(second) == reading.texts[1].replace(" ", "")
+    assert {"café", "24", "–", "10", "西藏"} <= set(second) and "".join(second) == reading.texts[1].replace(
+        " ", ""
+    )
 
 
 @pytest.mark.parametrize("max_len", [64, 24])
@@ -163,7 +185,9 @@ def test_the_answer_is_that_of_the_likeliest_window(loaded, max_len):
     assert text == 1 and CONTEXT[start:end] == reading.answer != ""
     words = visualise.words_of(reading)
     marked = [i for word in words if visualise.in_answer(word, reading.span) for i in word.tokens]
-    spaces = {i for i, place in enumerate(reading.places) if place and place[1] == place[2]}  # tokens of a space alone
+    spaces = {
+        i for i, place in enumerate(reading.places) if place and place[1] == place[2]
+    }  # tokens of a space alone
     assert set(marked) - spaces == set(reading.looking) - spaces
     windows = squad.encode(subject.tokenizer, [squad.Question("", QUESTION, CONTEXT)], max_len, 4)
     assert (len(windows) > 1) == (max_len == 24)
@@ -207,7 +231,9 @@ def test_the_reddest_words_outside_the_answer_are_masked(loaded, monkeypatch):
         return None, 0.9 - 0.05 * len(asked[-1])
 
     words = [visualise.Word([2 * i + 1, 2 * i + 2], int(i > 3), 2 * i, 2 * i + 1) for i in range(12)]
-    reading = visualise.Reading(("", ""), torch.full((1, 26), 5), [], "", [], (1, 8, 11), outcome)  # words 4 and 5
+    reading = visualise.Reading(
+        ("", ""), torch.full((1, 26), 5), [], "", [], (1, 8, 11), outcome
+    )  # words 4 and 5
     reds = {"attention": [*range(12)], "gradient": [5, 4, 3, 2, 99, 99, -1, -1, -1, -1, -1, -1]}
     monkeypatch.setattr(visualise, "words_of", lambda reading: words)
     monkeypatch.setattr(visualise, "relations", lambda *arguments: reds)
@@ -295,7 +321,11 @@ def test_the_page(command, adapter, tmp_path, capsys):
     assert page.strips == [question, context] * 4  # two measures, two models
     assert "script" not in page.tags and "link" not in page.tags and "http" not in text and "url(" not in text
     assert "&lt;</span>" in text and "&amp;</span>" in text
-    assert "not an attribution" in text and "This is an attribution" in text and text.count("the same scale") == 2
+    assert (
+        "not an attribution" in text
+        and "This is an attribution" in text
+        and text.count("the same scale") == 2
+    )
     assert "user-select" not in text and "prefers-color-scheme: dark" in text
     for measure in (page.words[:4], page.words[4:]):
         depths = [depth for words in measure for _, depth, _ in words]
@@ -311,7 +341,18 @@ def test_the_page(command, adapter, tmp_path, capsys):
 def test_text_that_was_not_read_is_grey(command, adapter, tmp_path, capsys):
     """Would catch: text outside the window, or cut off, that looks as if it had been read and had no relation."""
     path, short = tmp_path / "page.html", adapter(max_len=24)
-    command("--adapter", short, "--adapter", adapter(), "--question", QUESTION, "--context", CONTEXT, "--html", path)
+    command(
+        "--adapter",
+        short,
+        "--adapter",
+        adapter(),
+        "--question",
+        QUESTION,
+        "--context",
+        CONTEXT,
+        "--html",
+        path,
+    )
     text = path.read_text(encoding="utf-8")
     assert Page(text).strips == [QUESTION, CONTEXT] * 4
     subject = visualise.load(short, None, torch.device("cpu"))
@@ -383,15 +424,24 @@ def test_colours_of_the_terminal(loaded):
     [
         (["squad"], "expected one of --question and --context, --text, --id, --faithfulness"),
         (["squad", "--question", "Who?"], "--question and --context go together"),
-        (["squad", "--question", "Who?", "--context", " "], "--question, --context and --text: expected a text"),
+        (
+            ["squad", "--question", "Who?", "--context", " "],
+            "--question, --context and --text: expected a text",
+        ),
         (["cola", "--text", ""], "--question, --context and --text: expected a text"),
         (["cola", "--text", "caf\udce9"], "not UTF-8"),
-        (["squad", "--id", "x", "--html", "nowhere/x.html"], "--html nowhere/x.html: expected the name of a file"),
+        (
+            ["squad", "--id", "x", "--html", "nowhere/x.html"],
+            "--html nowhere/x.html: expected the name of a file",
+        ),
         (["squad", "--id", "x", "--html", ""], "expected the name of a file"),
         (["squad", "--text", "The boys laugh."], "trained on squad: expected --question and --context"),
         (["cola", "--question", "Who?", "--context", "Me"], "trained on cola: expected --text"),
         (["cola", "--text", "One", "Two"], "--text: cola takes 1 text"),
-        (["squad", "--id", "none"], "--id none: not in the development set, whose ids are mini-dev-1, … mini-dev-400"),
+        (
+            ["squad", "--id", "none"],
+            "--id none: not in the development set, whose ids are mini-dev-1, … mini-dev-400",
+        ),
         (["squad", "--faithfulness", "0"], "--faithfulness: '0': expected a whole number"),
         (["squad", "--faithfulness", "2", "--html", "x.html"], "--faithfulness has no page"),
         (["squad", "--id", "x", "--data", "nowhere"], "nowhere/dev-v1.1.json: No such file"),
@@ -409,4 +459,6 @@ def test_adapters_that_do_not_go_together(command, adapter, tmp_path, capsys):
     assert "3 given: expected one or two" in fails(capsys, command, *both, "--adapter", adapter())
     content = torch.load(adapter(), weights_only=True)
     torch.save(content | {"task": "e2e"}, tmp_path / "e2e.pt")
-    assert "e2e.pt: trained on e2e: expected" in fails(capsys, command, "--adapter", tmp_path / "e2e.pt", "--id", 1)
+    assert "e2e.pt: trained on e2e: expected" in fails(
+        capsys, command, "--adapter", tmp_path / "e2e.pt", "--id", 1
+    )

@@ -1,11 +1,12 @@
 """Made-up data-to-text: things with slots and values, and the sentences that describe them.
 
-A domain is a table. Each line says how some values of a slot are put into words: before the noun ("a cheap pub"), after
-it ("a pub near The Mill"), or as a predicate ("It has low prices"). One planner, the same for every domain, deals the
-slots out to these places, chooses a sentence plan, and joins what is left by "and" and pronouns (`describe`).
+A domain is a table. Each line says how some values of a slot are put into words: before the noun ("a cheap
+pub"), after it ("a pub near The Mill"), or as a predicate ("It has low prices"). One planner, the same for
+every domain, deals the slots out to these places, chooses a sentence plan, and joins what is left by "and"
+and pronouns (`describe`).
 
-`RESTAURANT` is the domain of the E2E-like files, with the slots of the official ones. `OTHERS` are what the decoder is
-pretrained on, and no restaurant is among them.
+`RESTAURANT` is the domain of the E2E-like files, with the slots of the official ones. `OTHERS` are what the
+decoder is pretrained on, and no restaurant is among them.
 """
 
 from typing import NamedTuple
@@ -34,15 +35,17 @@ def read_table(table, pronoun="it", unnamed="place"):
     for line in table.strip().splitlines():
         slot, values, *places = [cell.strip() for cell in line.split("|")]
         slot = slot or list(slots)[-1]
-        said = [[way.strip() for way in place.split("/") if way.strip()] for place in [*places, "", "", ""][:3]]
+        said = [
+            [way.strip() for way in place.split("/") if way.strip()] for place in [*places, "", "", ""][:3]
+        ]
         slots.setdefault(slot, []).append(Words([value.strip() for value in values.split(",")], *said))
     return Domain(list(slots)[1], pronoun, unnamed, slots)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
-# columns: slot | values | before the noun | after the noun | predicate; an empty slot continues the one above.
-# {} is the value; <venue>, <place>, <person> and <title> stand for any such name.
+# columns: slot | values | before the noun | after the noun | predicate; an empty slot continues the one
+# above. {} is the value; <venue>, <place>, <person> and <title> stand for any such name.
 RESTAURANT = read_table(
     """
 name      | <venue>
@@ -275,7 +278,9 @@ def is_quoted(row):
 
 def ways_to_say(domain, slot, value):
     rows = domain.slots[slot]
-    return next((row for row in rows if value in row.values), None) or next(row for row in rows if is_quoted(row))
+    return next((row for row in rows if value in row.values), None) or next(
+        row for row in rows if is_quoted(row)
+    )
 
 
 def describe(rng, domain, facts):
@@ -294,7 +299,12 @@ def describe(rng, domain, facts):
 
     plans = ["{name} is {noun}.", "There is {noun} called {name}.", "{name} is the name of {noun}."]
     if says:
-        plans = [*plans, "{name}, {noun}, {first}.", "{name} is {noun} {who} {first}.", "{noun}, {name} {first}."]
+        plans = [
+            *plans,
+            "{name}, {noun}, {first}.",
+            "{name} is {noun} {who} {first}.",
+            "{noun}, {name} {first}.",
+        ]
     plan = rng.choice(plans)
     first = says.pop(0) if "{first}" in plan else ""
     sentences = [plan.format(name=name, noun=noun, first=first, who=who)]

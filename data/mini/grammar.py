@@ -1,13 +1,14 @@
 """A small grammar of English that draws minimal pairs: an acceptable sentence, and the same one spoilt.
 
-Every phenomenon is a function that takes a `random.Random` and returns two lists of words, (good, bad). They differ in
-one word, or in the place of one constituent, and in nothing else. So neither length nor the choice of words tells the
-two apart: a model has to relate words to each other, often across others that distract ("The boys near the king is
-asleep"). The acceptable side alone is what the encoder is pretrained on (`make.py`).
+Every phenomenon is a function that takes a `random.Random` and returns two lists of words, (good, bad). They
+differ in one word, or in the place of one constituent, and in nothing else. So neither length nor the choice
+of words tells the two apart: a model has to relate words to each other, often across others that distract
+("The boys near the king is asleep"). The acceptable side alone is what the encoder is pretrained on
+(`make.py`).
 
-Words that would make a "bad" sentence good are kept out of the lexicon: verbs that may drop their object (eat) or may
-take one (smile), nouns and verbs whose forms look alike (sheep, put, find and found), verbs that are adjectives too
-(faint), reflexives for people of unknown gender.
+Words that would make a "bad" sentence good are kept out of the lexicon: verbs that may drop their object
+(eat) or may take one (smile), nouns and verbs whose forms look alike (sheep, put, find and found), verbs that
+are adjectives too (faint), reflexives for people of unknown gender.
 """
 
 
@@ -17,9 +18,15 @@ def split(text):
 
 # --- lexicon ---------------------------------------------------------------------------------------------------------
 
-MEN = split("boy king actor uncle prince waiter monk brother husband grandfather gentleman nephew wizard hero")
-WOMEN = split("girl queen actress aunt princess waitress nun sister wife grandmother lady niece witch heroine")
-ANYONE = split("teacher doctor lawyer farmer baker artist singer neighbour student guest driver painter author child")
+MEN = split(
+    "boy king actor uncle prince waiter monk brother husband grandfather gentleman nephew wizard hero"
+)
+WOMEN = split(
+    "girl queen actress aunt princess waitress nun sister wife grandmother lady niece witch heroine"
+)
+ANYONE = split(
+    "teacher doctor lawyer farmer baker artist singer neighbour student guest driver painter author child"
+)
 HIS_NAMES = split("Adam Bruno Conrad Edwin Felix Gareth Henry Oscar")
 HER_NAMES = split("Alice Bella Clara Diana Freya Gloria Helen Olive")
 THINGS = split(
@@ -38,13 +45,18 @@ PREPOSITIONS = split("near behind beside opposite")
 SINGULAR_DETERMINERS = split("the this every each a")
 PLURAL_DETERMINERS = split("the these many several two")
 
-# Never with an object, always with a person, always with a thing, and those that a person may do to himself or herself.
-INTRANSITIVE = split("laugh sleep arrive vanish blush fall yawn complain shiver kneel stumble snore sneeze wait")
+# Never with an object, always with a person, always with a thing, and those that a person may do to himself
+# or herself.
+INTRANSITIVE = split(
+    "laugh sleep arrive vanish blush fall yawn complain shiver kneel stumble snore sneeze wait"
+)
 WITH_PERSON = split(
     "admire praise blame thank greet trust invite ignore punish rescue protect adore insult comfort reward describe "
     "mention accuse"
 )
-WITH_THING = split("carry fix bring destroy borrow repair discard wrap replace inspect locate remove damage obtain")
+WITH_THING = split(
+    "carry fix bring destroy borrow repair discard wrap replace inspect locate remove damage obtain"
+)
 REFLEXIVE = split("admire praise blame trust punish rescue protect adore insult comfort reward describe")
 SAYING = split("say think believe claim know")  # followed by "that"
 KNOWING = split("know remember discover learn forget")  # followed by "that", "what", "when"
@@ -219,7 +231,9 @@ def argument_structure(rng):
     """The boy praised / *laughed the king; The boy laughed / *praised in the garden"""
     subject = person(rng)
     verb, rest = verb_and_object(rng)
-    tense = rng.choice([("past", []), ("base", [rng.choice(MODALS)]), ("part", ["had"]), ("base", ["did", "not"])])
+    tense = rng.choice(
+        [("past", []), ("base", [rng.choice(MODALS)]), ("part", ["had"]), ("base", ["did", "not"])]
+    )
     with_object = [*subject, *tense[1], form(verb, tense[0])]
     without = [*subject, *tense[1], form(rng.choice(INTRANSITIVE), tense[0])]
     if rng.random() < 0.5:
@@ -262,7 +276,9 @@ def word_order(rng):
     nouns = MEN + WOMEN + ANYONE
     number = any_number(rng)
     determiner = rng.choice(["the", "these" if number == PLURAL else "this"])
-    subject = noun_phrase(rng, nouns, number, determiner=determiner, adjective_share=float(kind == "adjective"))
+    subject = noun_phrase(
+        rng, nouns, number, determiner=determiner, adjective_share=float(kind == "adjective")
+    )
     done = [form(verb, "past")]
     good = [*subject, *done, *rest]
     if kind == "object":

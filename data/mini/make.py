@@ -9,8 +9,9 @@
 | gpt2    | `gpt2/`    | a decoder pretrained on descriptions of all else in these tables, and of no restaurant     |
 | t5      | `t5/`      | an encoder-decoder pretrained by span corruption on the encoder's sentences                |
 
-Every text and tokenizer comes out byte for byte the same on every run and machine. The weights do on one machine with
-one version of torch; elsewhere sums are rounded in another order, and the weights differ a little.
+Every text and tokenizer comes out byte for byte the same on every run and machine. The weights do on one
+machine with one version of torch; elsewhere sums are rounded in another order, and the weights differ a
+little.
 """
 
 import argparse
@@ -45,8 +46,8 @@ COLA_PAIRS = {"train": 1000, "dev": 250, "test": 100}  # two sentences each
 def cola_pairs(seed=0):
     """{split: [(phenomenon, acceptable, unacceptable)]}; no sentence occurs twice, in one split or across them.
 
-    Both sentences of a pair are in the same split: the classes are balanced in each, and a spoilt sentence of dev never
-    has its twin in train.
+    Both sentences of a pair are in the same split: the classes are balanced in each, and a spoilt sentence of
+    dev never has its twin in train.
     """
     rng, seen, pairs = random.Random(seed), set(), {}
     for split, count in COLA_PAIRS.items():
@@ -64,7 +65,9 @@ def cola_files(seed=0):
     """{file name: text} in the official layout: source, label, star, sentence; test without labels."""
     files = {}
     for split, pairs in cola_pairs(seed).items():
-        rows = [(name, 1, "", good) for name, good, _ in pairs] + [(name, 0, "*", bad) for name, _, bad in pairs]
+        rows = [(name, 1, "", good) for name, good, _ in pairs] + [
+            (name, 0, "*", bad) for name, _, bad in pairs
+        ]
         random.Random(seed).shuffle(rows)
         if split == "test":
             rows = [("index", "sentence"), *((index, row[3]) for index, row in enumerate(rows))]
@@ -139,8 +142,12 @@ def pretrain(model, sequences, steps, batch_size, lr, loss_of, relative=False):
 
     relative  `lr` is each tensor's in proportion to its own size, its root mean square at the start
     """
-    groups = [{"params": [p], "lr": lr * p.detach().square().mean().sqrt().item()} for p in model.parameters()]
-    optimizer = torch.optim.AdamW(groups if relative else model.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.01)
+    groups = [
+        {"params": [p], "lr": lr * p.detach().square().mean().sqrt().item()} for p in model.parameters()
+    ]
+    optimizer = torch.optim.AdamW(
+        groups if relative else model.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.01
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         [group["lr"] for group in optimizer.param_groups],
@@ -150,7 +157,9 @@ def pretrain(model, sequences, steps, batch_size, lr, loss_of, relative=False):
         cycle_momentum=False,
     )
     lengths = [len(sequence) for sequence in sequences]
-    endless = (batch for epoch in itertools.count() for batch in shuffled_batches(lengths, batch_size, [0, epoch]))
+    endless = (
+        batch for epoch in itertools.count() for batch in shuffled_batches(lengths, batch_size, [0, epoch])
+    )
     bar = tqdm(itertools.islice(endless, steps), total=steps, unit="step", mininterval=1)
     model.train()
     for batch in bar:
@@ -238,7 +247,9 @@ def squad_files(seed=5):
                 for question, answers in questions:
                     kept = answers[:1] if split == "train" else answers
                     entry = {"id": f"mini-{split}-{next(ids)}", "question": question}
-                    entries.append(entry | {"answers": [{"answer_start": at, "text": words} for at, words in kept]})
+                    entries.append(
+                        entry | {"answers": [{"answer_start": at, "text": words} for at, words in kept]}
+                    )
                 paragraphs.append({"context": text, "qas": entries})
             articles.append({"title": f"mini_{split}_{number}", "paragraphs": paragraphs})
         rows = ",\n".join(json.dumps(article) for article in articles)  # an article a line
@@ -301,8 +312,8 @@ END = "<|endoftext|>"
 def other_examples(count, seed=3):
     """`count` different examples about anything but restaurants, in the form of the E2E files.
 
-    Some values are coined words: so the decoder learns to say a word that it reads for the first time, as one that has
-    read widely can.
+    Some values are coined words: so the decoder learns to say a word that it reads for the first time, as one
+    that has read widely can.
     """
     rng, examples = random.Random(seed), {}  # a dict keeps the order, a set would not
     while len(examples) < count:
@@ -342,7 +353,9 @@ def make_gpt2(out):
         where = ((ids == end).cumsum(1) > 0)[:, :-1] & kept[:, 1:]
         return F.cross_entropy(model(ids[:, :-1], where=where), ids[:, 1:][where])
 
-    sequences = [prompt + completion for prompt, completion in encode(tokenizer, examples, end, config.n_positions)]
+    sequences = [
+        prompt + completion for prompt, completion in encode(tokenizer, examples, end, config.n_positions)
+    ]
     pretrain(model, sequences, LM_STEPS, LM_BATCH, LM_LR, loss_of)
     model.save_pretrained(out / "gpt2", dtype=torch.float16)
     tokenizer.save(str(out / "gpt2" / "tokenizer.json"))
@@ -386,14 +399,20 @@ def holed(tokens, hole, rng):
 def make_t5(out):
     """Rates are relative, as those of Adafactor (Shazeer & Stern, 2018, section 8), which T5 was made with.
 
-    Its tensors differ 60-fold in size: at one rate for all, the queries, which no 1 / sqrt(d) scales down, grow until
-    attention sees one token, before the words have moved at all.
+    Its tensors differ 60-fold in size: at one rate for all, the queries, which no 1 / sqrt(d) scales down,
+    grow until attention sees one token, before the words have moved at all.
     """
     torch.manual_seed(0)
     sentences = acceptable_sentences(MLM_SENTENCES)
     tokenizer = t5_tokenizer(sentences)
     config = T5Config(
-        vocab_size=tokenizer.get_vocab_size(), d_model=128, d_kv=32, d_ff=512, num_layers=4, num_heads=4, dropout_rate=0.0
+        vocab_size=tokenizer.get_vocab_size(),
+        d_model=128,
+        d_kv=32,
+        d_ff=512,
+        num_layers=4,
+        num_heads=4,
+        dropout_rate=0.0,
     )
     model = T5(config)
     hole, rng = tokenizer.token_to_id(HOLE), random.Random(0)
@@ -425,7 +444,9 @@ PARTS = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", choices=[*PARTS, []], help="what to make (default: everything)")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", choices=[*PARTS, []], help="what to make (default: everything)"
+    )
     parser.add_argument("--out", type=Path, default=HERE, help="where to write it (default: data/mini)")
     args = parser.parse_args()
     for part in args.parts or PARTS:

@@ -59,7 +59,7 @@ CORPORA = {
             "There's a cheap, family-friendly pub, The Teapot, near the river.",
         ],
         "The Copper Pan serves French food in the city centre. It isn't family-friendly.": [
-            "The Copper Pan isn't family-friendly. It serves French food in the centre of the city.",
+            "The Copper Pan isn't family-friendly. It serves French food in the centre of the city."
         ],
         "Blue Door has a rating of 5 out of 5 and costs £20-25.": [
             "Blue Door costs £20-25 and has a customer rating of 5 out of 5.",
@@ -89,7 +89,9 @@ CORPORA = {
 
 
 def ptb(groups: list[list[str]]) -> list[list[str]]:
-    tokens = PTBTokenizer().tokenize({i: [{"caption": text} for text in group] for i, group in enumerate(groups)})
+    tokens = PTBTokenizer().tokenize(
+        {i: [{"caption": text} for text in group] for i, group in enumerate(groups)}
+    )
     return [tokens[i] for i in range(len(groups))]
 
 

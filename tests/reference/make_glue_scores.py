@@ -42,7 +42,11 @@ reals = {
     "constant label": (x, np.full(30, 5.0)),
 }
 
-out = {"versions": {"scikit-learn": sklearn.__version__, "scipy": scipy.__version__}, "classes": [], "reals": []}
+out = {
+    "versions": {"scikit-learn": sklearn.__version__, "scipy": scipy.__version__},
+    "classes": [],
+    "reals": [],
+}
 for name, (p, t) in classes.items():
     scores = {"accuracy": accuracy_score(t, p), "f1": f1_score(t, p, zero_division=0)}
     scores["matthews"] = matthews_corrcoef(t, p)

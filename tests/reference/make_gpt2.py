@@ -2,7 +2,8 @@
 
 usage: python tests/reference/make_gpt2.py      needs transformers (5.23 was used), which nothing else here does
 
-The weights have the layout of the published gpt2: no prefix, fused and transposed layers, buffers with the causal mask.
+The weights have the layout of the published gpt2: no prefix, fused and transposed layers, buffers with the
+causal mask.
 """
 
 import json
@@ -42,7 +43,9 @@ def main():
     model = GPT2LMHeadModel(config).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or ".ln_" in name:
-            torch.nn.init.normal_(parameter, std=0.5)  # transformers starts them at 0 and 1, which would hide a swap
+            torch.nn.init.normal_(
+                parameter, std=0.5
+            )  # transformers starts them at 0 and 1, which would hide a swap
     input_ids = torch.randint(config.vocab_size, (3, 17))
     prompts = [torch.randint(config.vocab_size, (n,)).tolist() for n in (11, 3, 24, 1, 11, 6, 17, 2)]
     with torch.no_grad():
@@ -53,9 +56,14 @@ def main():
             "loss": found.loss,
             "hidden_states": torch.stack(found.hidden_states),  # the last one is after the last norm
         }
-        decoded = {name: [generate(model, prompt, *settings) for prompt in prompts] for name, settings in DECODINGS.items()}
+        decoded = {
+            name: [generate(model, prompt, *settings) for prompt in prompts]
+            for name, settings in DECODINGS.items()
+        }
     OUT.mkdir(exist_ok=True)
-    state = {k.removeprefix("transformer."): v for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    state = {
+        k.removeprefix("transformer."): v for k, v in model.state_dict().items() if k != "lm_head.weight"
+    }
     for i in range(config.n_layer):
         state[f"h.{i}.attn.bias"] = torch.ones(1, 1, 48, 48).tril().to(torch.uint8)
         state[f"h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
@@ -76,10 +84,17 @@ def main():
 
 def generate(model, prompt, beams, length_penalty, ngram):
     """One prompt alone: the completion, up to the end token."""
-    options = {"num_beams": beams, "length_penalty": length_penalty, "no_repeat_ngram_size": ngram, "do_sample": False}
+    options = {
+        "num_beams": beams,
+        "length_penalty": length_penalty,
+        "no_repeat_ngram_size": ngram,
+        "do_sample": False,
+    }
     ids = torch.tensor([prompt])
     end = SIZES["eos_token_id"]
-    found = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, pad_token_id=end, **options)
+    found = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, pad_token_id=end, **options
+    )
     completion = [*found[0, len(prompt) :].tolist(), end]
     return completion[: completion.index(end)]
 

@@ -2,7 +2,8 @@
 
 usage: python tests/reference/make_roberta.py      needs transformers (5.23 was used), which nothing else here does
 
-The weights have the layout of the published roberta-large: pooler, masked-LM head, tied decoder, position_ids.
+The weights have the layout of the published roberta-large: pooler, masked-LM head, tied decoder,
+position_ids.
 """
 
 import json
@@ -43,7 +44,9 @@ def main():
     masked_lm = RobertaForMaskedLM(config).eval()
     for name, parameter in masked_lm.named_parameters():
         if name.endswith(("bias", "LayerNorm.weight", "layer_norm.weight")):
-            torch.nn.init.normal_(parameter, std=0.3)  # transformers starts them at 0 and 1, which would hide a swap
+            torch.nn.init.normal_(
+                parameter, std=0.3
+            )  # transformers starts them at 0 and 1, which would hide a swap
     classifier = RobertaForSequenceClassification(config).eval()
     classifier.roberta.load_state_dict(masked_lm.roberta.state_dict())
     lengths = [19, 32, 5]
@@ -66,7 +69,9 @@ def main():
     state["lm_head.decoder.weight"] = state["roberta.embeddings.word_embeddings.weight"]
     state["lm_head.decoder.bias"] = state["lm_head.bias"]
     state["roberta.embeddings.position_ids"] = torch.arange(config.max_position_embeddings)[None]
-    state |= {f"roberta.{k}": v for k, v in RobertaModel(config).state_dict().items() if k.startswith("pooler.")}
+    state |= {
+        f"roberta.{k}": v for k, v in RobertaModel(config).state_dict().items() if k.startswith("pooler.")
+    }
     torch.save(state, OUT / "pytorch_model.bin")
     span = RobertaForQuestionAnswering(RobertaConfig(**SIZES)).eval()
     span.roberta.load_state_dict(masked_lm.roberta.state_dict())

@@ -19,7 +19,10 @@ CASES = {  # name: (answer, references)
     "part of it": ("the old harbour of Bergen", ["Bergen"]),
     "more than it": ("Bergen", ["the old harbour of Bergen", "harbour"]),
     "second reference is right": ("1912", ["in 1912", "1912", "the year 1912"]),
-    "best exact and best F1 are of different references": ("north gate", ["the North Gate tower", "north gate"]),
+    "best exact and best F1 are of different references": (
+        "north gate",
+        ["the North Gate tower", "north gate"],
+    ),
     "another answer": ("Oslo", ["Bergen", "harbour"]),
     "a word twice": ("no no no", ["no no"]),
     "a word twice in the reference": ("no", ["no no"]),
@@ -54,13 +57,19 @@ def main():
 
     def scored(names):
         questions = [{"id": name, "answers": [{"text": text} for text in CASES[name][1]]} for name in names]
-        return official.evaluate([{"paragraphs": [{"qas": questions}]}], {name: CASES[name][0] for name in names})
+        return official.evaluate(
+            [{"paragraphs": [{"qas": questions}]}], {name: CASES[name][0] for name in names}
+        )
 
     cases = [
         {"name": name, "answer": answer, "references": refs, "scores": scored([name])}
         for name, (answer, refs) in CASES.items()
     ]
-    out = {"script": {"sha256": hashlib.sha256(script.read_bytes()).hexdigest()}, "all": scored(CASES), "cases": cases}
+    out = {
+        "script": {"sha256": hashlib.sha256(script.read_bytes()).hexdigest()},
+        "all": scored(CASES),
+        "cases": cases,
+    }
     text = json.dumps(out, ensure_ascii=False).replace('{"name"', '\n{"name"') + "\n"  # a case a line
     Path(__file__).with_name("squad_scores.json").write_text(text, encoding="utf-8")
 

@@ -2,7 +2,8 @@
 
 usage: python tests/reference/make_t5.py      needs transformers (5.23 was used), which nothing else here does
 
-The weights have the layout of the published t5-small: the embeddings four times, and one bias that nothing reads.
+The weights have the layout of the published t5-small: the embeddings four times, and one bias that nothing
+reads.
 """
 
 import json
@@ -46,7 +47,9 @@ def main():
     model = T5ForConditionalGeneration(config).eval()
     for name, parameter in model.named_parameters():
         if "layer_norm" in name:
-            torch.nn.init.normal_(parameter, 1.0, 0.3)  # transformers starts them at 1, which would hide a swap
+            torch.nn.init.normal_(
+                parameter, 1.0, 0.3
+            )  # transformers starts them at 1, which would hide a swap
         elif "relative" in name:
             torch.nn.init.normal_(parameter, std=1.5)
         elif "shared" in name:
@@ -69,11 +72,16 @@ def main():
             "labels": labels,
             "logits": found.logits,
             "loss": found.loss,
-            "encoder_hidden_states": torch.stack(found.encoder_hidden_states),  # the last one is after the last norm
+            "encoder_hidden_states": torch.stack(
+                found.encoder_hidden_states
+            ),  # the last one is after the last norm
             "decoder_hidden_states": torch.stack(found.decoder_hidden_states),
             "cross_attentions": torch.stack(found.cross_attentions),
         }
-        decoded = {name: [generate(model, source, *settings) for source in sources] for name, settings in DECODINGS.items()}
+        decoded = {
+            name: [generate(model, source, *settings) for source in sources]
+            for name, settings in DECODINGS.items()
+        }
     OUT.mkdir(exist_ok=True)
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     state["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.ones(12, 3)
@@ -97,9 +105,16 @@ def generate(model, source, beams, length_penalty, ngram):
 
     Without a cache, which transformers lays out for as many layers as the encoder has.
     """
-    options = {"num_beams": beams, "length_penalty": length_penalty, "no_repeat_ngram_size": ngram, "do_sample": False}
+    options = {
+        "num_beams": beams,
+        "length_penalty": length_penalty,
+        "no_repeat_ngram_size": ngram,
+        "do_sample": False,
+    }
     ids, end = torch.tensor([source]), SIZES["eos_token_id"]
-    found = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, use_cache=False, **options)
+    found = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, use_cache=False, **options
+    )
     output = [*found[0, 1:].tolist(), end]
     return output[: output.index(end)]
 
