@@ -1,135 +1,71 @@
-"""The methods HUT is compared with, each a screenful: what is trained, the formula, where it is from, how it starts.
+"""The methods HUT is compared with, each a screenful: its formula, its source, what is trained, how it starts.
 
-`apply` puts one of them into a RobertaClassifier, a GPT2 or a T5, in place; `merge` takes it out into plain
-weights, where that is possible. A model's trainable parameters are then the method, and all there is to save:
-what is random and frozen (VeRA's A and B, FourierFT's places) is made again from `seed`.
+`apply_…(model, …)` freezes a RobertaClassifier, RobertaSpan, GPT2 or T5 and puts a method into its body, in
+place; it returns the model. The trainable parameters are then the method, and all there is to save: the
+tensors that are random and frozen (VeRA's A and B, FourierFT's places) are made again from `frozen_seed`. The
+head stays frozen: unfreezing it is the script's business. A layer with `to_linear` merges into a plain one.
 
 `x` (…, d) is a layer's input and W_0 (d, k) its frozen weight, with the input on the left, as in hut.py.
-Heads are the script's business.
 """
-
-import copy
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lin", "lora", "vera", "fourierft", "top2", "prefix")
-T5_METHODS = ("full", "bitfit", "houlsby", "lora", "prompt")  # what READ is compared with on T5
-TARGETED = (
-    "lora",
-    "vera",
-    "fourierft",
-)  # put over the layers that `targets` names; the others have places of their own
-RANDOM = ("vera", "fourierft")  # part of what they add is random, frozen, and made again from a seed
-UNMERGED = ("houlsby", "pfeiffer", "lin", "prefix", "prompt")  # no plain weights compute the same
+from hut import find_linears
 
-# r is a method's size: the adapters' bottleneck, LoRA's and VeRA's rank, FourierFT's n, the prefix's m. Those
-# of the tables that the paper quotes, for RoBERTa-large and GPT-2 medium; a method that is not here has no
-# size.
-ROBERTA_R = {"houlsby": 64, "pfeiffer": 64, "lin": 6, "lora": 8, "vera": 256, "fourierft": 1000, "prefix": 7}
-GPT2_R = ROBERTA_R | {"houlsby": 112, "lora": 4, "vera": 1024}
-T5_R = {"houlsby": 64, "lora": 32, "prompt": 20}  # the READ paper's
-
-LORA_ALPHA = 16  # as LoRA's authors on RoBERTa-large, where r = 8
+LORA_ALPHA = 16  # LoRA's authors on RoBERTa-large, where r = 8; on GPT-2 they take 32
 FOURIERFT_ALPHA = 100  # at d = k = 1024; its authors take 69 to 121 on RoBERTa-large
 VERA_LAMBDA_D = 0.1
 STD = 0.02  # of adapters and prefixes at their start
 
 
-def apply(model, method, r=None, targets="qv", seed=0):
-    """Freezes `model` and puts `method` into its body, in place; returns the model, whose head is frozen too.
+def freeze(model, r=1):
+    """Freezes `model` and returns its body, the model without its head.
 
-    r        the method's size, see ROBERTA_R; None for the methods that have none
-    targets  letters from "qkvoud", for the methods in TARGETED
-    seed     of VeRA's A and B and FourierFT's places; what is trained starts from torch's own generator
-
-    Raises ValueError, with the model unchanged, for a method, size or target that does not fit.
+    Raises ValueError, with the model unchanged, for r < 1 and for a model that one of these methods is in
+    already.
     """
-    body = getattr(model, "roberta", model)
-    methods = T5_METHODS if is_t5(body) else METHODS
-    if method not in methods:
-        raise ValueError(f"method '{method}': expected one of {' '.join(methods)}")
-    if any(type(module).__module__ == __name__ for module in model.modules()):
-        raise ValueError("the model is already adapted: apply takes a model once")
-    if method in ROBERTA_R | T5_R and (isinstance(r, bool) or not isinstance(r, int) or r < 1):
+    if type(r) is not int or r < 1:
         raise ValueError(f"r = {r!r}: expected a whole number of 1 or more")
-    linears = find_linears(body, targets) if method in TARGETED else {}
-    smallest = min((linear.weight.numel() for linear in linears.values()), default=0)
-    if method == "fourierft" and r > smallest:
-        raise ValueError(f"r = {r}: a layer has {smallest:,} coefficients")
-
+    if any(type(module).__module__ == __name__ for module in model.modules()):
+        raise ValueError("the model is already adapted: a model is adapted once")
     model.requires_grad_(False)
-    match method:
-        case "full":
-            body.requires_grad_(True)
-        case "bitfit":
-            train_biases(body)
-        case "top2":
-            train_last_two_blocks(body)
-        case "lora":
-            add_lora(body, linears, r)
-        case "vera":
-            add_vera(body, linears, r, seed)
-        case "fourierft":
-            add_fourierft(body, linears, r, seed)
-        case "houlsby":
-            add_houlsby(body, r)
-        case "pfeiffer":
-            add_pfeiffer(body, r)
-        case "lin":
-            add_lin(body, r)
-        case "prefix":
-            add_prefix(body, r)
-        case "prompt":
-            add_prompt(body, r)
+    return getattr(model, "roberta", model)
+
+
+def apply_nothing(model):
+    """The model as it is, all of it frozen; with its head unfrozen, the floor that every method has to beat."""
+    freeze(model)
     return model
-
-
-def merge(model):
-    """A copy of `model` with plain layers; `model` itself stays as it is. ValueError where no plain layers compute it."""
-    for module in model.modules():
-        if isinstance(module, Bottleneck | Prefix | Prompt):
-            raise ValueError("does not merge: no weights of the plain model compute the same")
-    merged = copy.deepcopy(model)
-    for name, module in model.named_modules():
-        if isinstance(module, Updated):
-            merged.set_submodule(name, module.to_linear())
-    return merged
-
-
-def find_linears(body, targets):
-    """{name: nn.Linear} of the layers that are named as one of the letters. ValueError for a letter that names none."""
-    targets, found = list(targets), {}
-    for target in targets:
-        if targets.count(target) > 1:
-            raise ValueError(f"target '{target}' is named twice in {targets}")
-        layers = {name: m for name, m in body.named_modules() if f".{name}".endswith(f".{target}")}
-        if not layers or not all(isinstance(layer, nn.Linear) for layer in layers.values()):
-            raise ValueError(f"target '{target}' matches no layer of the model: expected letters from qkvoud")
-        found |= layers
-    if not found:
-        raise ValueError("no target is named: expected at least one, such as 'qv'")
-    return found
 
 
 # ------------------------------------------------------------------------------------------------ parts of the model
 
 
-def train_biases(body):
+def apply_full(model):
+    """Full fine-tuning: the whole body is trained."""
+    freeze(model).requires_grad_(True)
+    return model
+
+
+def apply_bitfit(model):
     """BitFit (Ben Zaken, Ravfogel & Goldberg, 2022, section 3): every bias is trained, layer norms' included.
 
-    T5 has none; there the norms' scales are trained in their place: of T5-base 47,616 parameters, 0.019 %.
-    The 0.06 % that the READ paper prints are not explained by anything T5 has.
+    A T5 has no biases. There the norms' scales are trained in their place: 47,616 parameters of T5-base,
+    0.019 %. Nothing in a T5 explains the 0.06 % that the READ paper prints.
     """
-    kind = "norm.weight" if is_t5(body) else "bias"
-    for name, parameter in body.named_parameters():
+    parameters = dict(freeze(model).named_parameters())
+    kind = "bias" if any(name.endswith("bias") for name in parameters) else "norm.weight"
+    for name, parameter in parameters.items():
         parameter.requires_grad_(name.endswith(kind))
+    return model
 
 
-def train_last_two_blocks(body):
+def apply_top2(model):
     """FT-Top2 (Li & Liang, 2021): the last two blocks are trained; GPT-2's norm behind them is not."""
-    body.blocks[-2:].requires_grad_(True)
+    freeze(model).blocks[-2:].requires_grad_(True)
+    return model
 
 
 # ------------------------------------------------------------------------------------------------ updates of a weight
@@ -168,9 +104,8 @@ class LoRA(Updated):
     def __init__(self, linear, r, alpha=LORA_ALPHA):
         super().__init__(linear)
         self.scale = alpha / r
-        self.A = nn.Parameter(
-            torch.empty(self.d, r, device=self.weight.device).uniform_(-(self.d**-0.5), self.d**-0.5)
-        )
+        bound = self.d**-0.5
+        self.A = nn.Parameter(torch.empty(self.d, r, device=self.weight.device).uniform_(-bound, bound))
         self.B = nn.Parameter(torch.zeros(r, self.k, device=self.weight.device))
 
     def forward(self, x):
@@ -180,9 +115,12 @@ class LoRA(Updated):
         return self.scale * (self.A @ self.B).T
 
 
-def add_lora(body, linears, r):
+def apply_lora(model, r=8, targets="qv"):
+    linears = find_linears(model, targets)
+    freeze(model, r)
     for name, linear in linears.items():
-        body.set_submodule(name, LoRA(linear, r))
+        model.set_submodule(name, LoRA(linear, r))
+    return model
 
 
 class VeRA(Updated):
@@ -206,18 +144,19 @@ class VeRA(Updated):
         return (self.A * self.lambda_d @ self.B * self.lambda_b).T
 
 
-def add_vera(body, linears, r, seed):
+def apply_vera(model, r=256, targets="qv", frozen_seed=0):
     """A and B are Kaiming uniform: within ±√(6 / rows)."""
-    shared = {}
+    linears, shared = find_linears(model, targets), {}
+    freeze(model, r)
     for name, linear in linears.items():
         k, d = linear.weight.shape
         if (d, k) not in shared:
-            shapes, generator = ((d, r), (r, k)), torch.Generator("cpu").manual_seed(seed)
-            A_B = (
-                (2 * torch.rand(s, generator=generator, device="cpu") - 1) * (6 / s[0]) ** 0.5 for s in shapes
-            )
+            generator = torch.Generator("cpu").manual_seed(frozen_seed)
+            A, B = (2 * torch.rand(s, generator=generator, device="cpu") - 1 for s in ((d, r), (r, k)))
+            A_B = A * (6 / d) ** 0.5, B * (6 / r) ** 0.5
             shared[d, k] = [t.to(linear.weight.device) for t in A_B]
-        body.set_submodule(name, VeRA(linear, *shared[d, k]))
+        model.set_submodule(name, VeRA(linear, *shared[d, k]))
+    return model
 
 
 class FourierFT(Updated):
@@ -243,15 +182,21 @@ class FourierFT(Updated):
         return self.alpha * torch.fft.ifft2(spectrum.view(self.k, self.d)).real
 
 
-def add_fourierft(body, linears, n, seed):
-    shared = {}
+def apply_fourierft(model, r=1000, targets="qv", frozen_seed=0):
+    """r is the authors' n, the number of coefficients. Raises ValueError if a layer has fewer."""
+    linears, shared = find_linears(model, targets), {}
+    smallest = min(linear.weight.numel() for linear in linears.values())
+    if r > smallest:
+        raise ValueError(f"r = {r}: a layer has {smallest:,} coefficients")
+    freeze(model, r)
     for name, linear in linears.items():
         shape = linear.weight.shape
         if shape not in shared:
-            generator = torch.Generator("cpu").manual_seed(seed)
-            places = torch.randperm(shape.numel(), generator=generator, device="cpu")[:n]
+            generator = torch.Generator("cpu").manual_seed(frozen_seed)
+            places = torch.randperm(shape.numel(), generator=generator, device="cpu")[:r]
             shared[shape] = places.to(linear.weight.device)
-        body.set_submodule(name, FourierFT(linear, shared[shape]))
+        model.set_submodule(name, FourierFT(linear, shared[shape]))
+    return model
 
 
 # ------------------------------------------------------------------------------------------------ adapters
@@ -283,19 +228,22 @@ class Houlsby(nn.Module):
         return h + self.adapter(h)
 
 
-def add_houlsby(body, r):
-    """Houlsby et al. (2019, section 2.1): an adapter after attention and one after the feed-forward layer, in every block.
+def apply_houlsby(model, r=64):
+    """Houlsby et al. (2019, section 2.1): an adapter after attention and one after the feed-forward layer.
 
-    Each is behind the sublayer's dropout, before the residual is added (and, in RoBERTa, the sum normalised).
-    act is GELU. The authors train the layer norms too; the tables that the paper quotes count the adapters
-    alone, as here. In T5 there is one a block, after the feed-forward layer: so many the READ paper counts
-    (T5-base: 24 × 99,136, 0.96 %), though its text says after every attention too.
+    Every block has both, behind the sublayer's dropout and before the residual is added (and, in RoBERTa, the
+    sum normalised). act is GELU. The authors train the layer norms too. The tables that the paper quotes
+    count the adapters alone, and so does this. In a T5 there is one a block, after the feed-forward layer:
+    the READ paper counts so many (T5-base: 24 × 99,136, 0.96 %), though its text says after every attention
+    too.
     """
+    body = freeze(model, r)
     for block in body.blocks:
-        d, device = block.d.out_features, block.d.weight.device
-        if not is_t5(body):
-            block.attention_dropout = Houlsby(block.attention_dropout, d, r, F.gelu, device)
-        block.ffn_dropout = Houlsby(block.ffn_dropout, d, r, F.gelu, device)
+        sizes = block.d.out_features, r, F.gelu, block.d.weight.device
+        if body.LAYOUT != "encoder-decoder":
+            block.attention_dropout = Houlsby(block.attention_dropout, *sizes)
+        block.ffn_dropout = Houlsby(block.ffn_dropout, *sizes)
+    return model
 
 
 class PfeifferNorm(nn.Module):
@@ -321,27 +269,32 @@ class BlockAdapter(nn.Module):
         return y + self.adapter(self.norm(y))
 
 
-def add_pfeiffer(body, r):
-    """Pfeiffer et al. (2020, MAD-X; 2021, AdapterFusion): LN(up(relu(down(LN(h + x)))) + h + x), after the FFN only.
+def apply_pfeiffer(model, r=64):
+    """Pfeiffer et al. (2020, MAD-X; 2021, AdapterFusion): LN(up(relu(down(LN(h + x)))) + h + x), after the FFN.
 
     h is the output of the feed-forward layer, x what it is added to; LN is the layer's own, frozen, used
-    twice. That is RoBERTa's order, post-norm. GPT-2, pre-norm, does not normalise the sum h + x: there it
-    stays so, and the adapter reads it through the layer's own norm: up(relu(down(LN(h + x)))) + h + x.
+    twice. That is RoBERTa's order, post-norm. GPT-2, pre-norm, does not normalise the sum h + x. There the
+    sum stays as it is, and the adapter reads it through the layer's own norm: up(relu(down(LN(h + x)))) + h +
+    x.
     """
+    body = freeze(model, r)
     for i, block in enumerate(body.blocks):
         sizes = block.d.out_features, r, F.relu, block.d.weight.device
-        if is_gpt2(body):
+        if body.LAYOUT == "decoder":
             body.blocks[i] = BlockAdapter(block, block.ffn_norm, *sizes)
         else:
             block.ffn_norm = PfeifferNorm(block.ffn_norm, *sizes)
+    return model
 
 
-def add_lin(body, r):
-    """Lin, Madotto & Fung (2020): x + up(relu(down(LN(x)))) on each block's output x, LN trained with it."""
+def apply_lin(model, r=6):
+    """Lin, Madotto & Fung (2020): x + up(relu(down(LN(x)))) on each block's output x, with an LN of its own."""
+    body = freeze(model, r)
     for i, block in enumerate(body.blocks):
         d, device = block.d.out_features, block.d.weight.device
         norm = nn.LayerNorm(d, eps=block.ffn_norm.eps, device=device)
         body.blocks[i] = BlockAdapter(block, norm, d, r, F.relu, device)
+    return model
 
 
 # ------------------------------------------------------------------------------------------------ prefix
@@ -350,8 +303,8 @@ def add_lin(body, r):
 class Prefix(nn.Module):
     """Attention with m learned `keys` and `values` (m, d) in front of those of its input; all positions see them.
 
-    Forward as the attention's own, but that the mask has m more columns. The prefix is no token: it has no
-    position, and is not in the cache.
+    `forward` is the attention's own with m more columns in the mask. The prefix is no token: it has no
+    position and is not in the cache.
     """
 
     def __init__(self, attention, m, causal):
@@ -385,41 +338,40 @@ class Prefix(nn.Module):
         return inner.o(y.transpose(1, 2).flatten(2))
 
 
-def add_prefix(body, m):
-    """Prefix-tuning (Li & Liang, 2021), the vectors learned as they are, without a network that makes them; PreLayer.
+def apply_prefix(model, r=7):
+    """Prefix-tuning (Li & Liang, 2021) with vectors learned directly, without a network that makes them; PreLayer.
 
-    m key and m value vectors in front of every layer's, N(0, 0.02): close to zero, but they draw attention
-    from the input, and so this does NOT start at the frozen model.
+    r key and r value vectors stand in front of every layer's. They start N(0, 0.02), close to zero, but they
+    draw attention from the input: this does NOT start at the frozen model.
     """
+    body = freeze(model, r)
     for block in body.blocks:
-        block.attention = Prefix(block.attention, m, causal=is_gpt2(body))
+        block.attention = Prefix(block.attention, r, causal=body.LAYOUT == "decoder")
+    return model
 
 
 class Prompt(nn.Module):
-    """m learned vectors (m, d) in front of the embedded input: x (B, L, d), mask (B, L) or None -> both, longer by m."""
+    """m learned vectors (m, d) in front of the embedded input: x (B, L, d), mask (B, L) or None -> both, longer by m.
+
+    They start as the embeddings of words that are drawn from the vocabulary.
+    """
 
     def __init__(self, words, m):
         super().__init__()
         chosen = torch.randint(len(words), (m,), device="cpu").to(words.device)
         self.vectors = nn.Parameter(words[chosen].detach().clone())
 
-    def forward(self, x, mask):
+    def forward(self, x, mask=None):
         x = torch.cat([self.vectors.expand(len(x), -1, -1), x], 1)
         return x, None if mask is None else F.pad(mask, (len(self.vectors), 0), value=True)
 
 
-def add_prompt(body, m):
-    """Prompt tuning (Lester, Al-Rfou & Constant, 2021) of a T5: m vectors in front of the source, which start as the
-    embeddings of words drawn from the vocabulary. This does NOT start at the frozen model.
+def apply_prompt(model, r=20):
+    """Prompt tuning (Lester, Al-Rfou & Constant, 2021) of a T5: r vectors in front of the source.
+
+    This does NOT start at the frozen model.
     """
-    body.prompt = Prompt(body.word.weight, m)
-
-
-def is_gpt2(body):
-    """Pre-norm and causal, where RoBERTa is neither."""
-    return hasattr(body, "generate")
-
-
-def is_t5(body):
-    """An encoder-decoder, without biases."""
-    return hasattr(body, "encoder")
+    freeze(model, r)
+    model.prompt = prompt = Prompt(model.word.weight, r)
+    model.encoder.register_forward_pre_hook(lambda encoder, source: prompt(*source))
+    return model

@@ -1,18 +1,19 @@
-"""HUT: Hadamard Updated Transformation (Zhang, Zhou & Chen), the method in one file.
+"""HUT: Hadamard Updated Transformation (Zhang, Zhou & Chen, 2024), the method in one file.
 
-A pretrained weight W_0 (d×k, input on the left) is frozen, and a transformation of it is learned:
+A pretrained weight W_0 (d×k; h = x W_0) is frozen, and a transformation of it is learned:
 
-    W_new = (M_A × 1_A)/r ⊙ W_0 ⊙ (1_B × M_B)/r            (eq. 8)   M_A (d×r), M_B (r×k), 1_A (r×k), 1_B (d×r)
-    h     = gamma ⊙ (x × W_new) + beta                      (eq. 9)   gamma, beta (1×k)
+    W_new = (M_A × 1_A)/r ⊙ W_0 ⊙ (1_B × M_B)/r     (eq. 8)   M_A (d×r), M_B (r×k), 1_A (r×k), 1_B (d×r)
+    h     = gamma ⊙ (x × W_new) + beta               (eq. 9)   gamma, beta (1×k)
 
-Every column of (M_A × 1_A)/r is m_A, the mean of M_A over r (d×1); every row of (1_B × M_B)/r is m_B, the
-mean of M_B over r (1×k). So W_new = m_A ⊙ W_0 ⊙ m_B = diag(m_A) W_0 diag(m_B), and
+Multiplying by ones and dividing by r averages: every column of (M_A × 1_A)/r is m_A (d×1), the mean of M_A
+over r, and every row of (1_B × M_B)/r is m_B (1×k), the mean of M_B over r. So W_new = m_A ⊙ W_0 ⊙ m_B, and
 
-    h = x × (gamma ⊙ m_A m_B ⊙ W_0) + beta                  (eq. 10)
-      = ((x ⊙ m_A) × W_0) ⊙ (gamma ⊙ m_B) + beta            (what `forward` computes)
+    h = x × (gamma ⊙ m_A m_B ⊙ W_0) + beta           (eq. 10; `to_linear` computes this weight)
+      = ((x ⊙ m_A) × W_0) ⊙ (gamma ⊙ m_B) + beta     (`forward` computes this)
 
-The last line scales what goes into W_0 and what comes out of it, instead of W_0: the same function, no d×k
-product for autograd to differentiate, and so no dense weight gradient. `to_linear` is eq. 10 as it stands.
+The last line scales the input and the output of W_0 instead of W_0 itself. It is the same function, without a
+d×k product for autograd to differentiate, and so without a dense weight gradient. r does not change which
+functions can be reached: the README has the argument.
 """
 
 import copy
@@ -25,15 +26,15 @@ from torch.nn import functional as F
 class HUTLinear(nn.Module):
     """A frozen linear layer under a learned Hadamard transformation: x (…, d) -> h (…, k).
 
-    Trains `M_A` (d, r), `M_B` (r, k), `gamma` (k,) and `beta` (k,), in float32. They start at ones, ones,
-    ones and zeros, where the layer is the frozen one but for the last bit of rounding. `weight` (k, d) is W_0
-    transposed, as nn.Linear stores it; it and the pretrained `bias` b (k,) are frozen. b is added after
-    gamma: h = gamma ⊙ (x W_new) + b + beta.
+    `M_A` (d, r), `M_B` (r, k), `gamma` (k,) and `beta` (k,) are trained, in float32. M_A, M_B and gamma start
+    at one and beta at zero (our choice), so the layer starts as the frozen one, up to rounding. `weight` (k,
+    d) is W_0 transposed, as nn.Linear stores it, and is frozen. So is the pretrained `bias` b (k,), which is
+    added after gamma (our choice): h = gamma ⊙ (x W_new) + b + beta.
     """
 
     def __init__(self, weight, bias, r):
         super().__init__()
-        if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+        if type(r) is not int or r < 1:
             raise ValueError(f"r = {r!r}: expected a whole number of 1 or more")
         k, d = weight.shape
         self.weight = nn.Parameter(weight.detach(), requires_grad=False)
@@ -46,59 +47,66 @@ class HUTLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear, r):
-        """The HUT layer over `linear`, whose weight and bias it shares, untouched. Raises ValueError for r < 1."""
+        """The HUT layer over `linear`, which shares its weight and bias. Raises ValueError for r < 1."""
         return cls(linear.weight, linear.bias, r)
 
-    def _shift(self):
-        return self.beta if self.bias is None else self.bias + self.beta
+    def vectors(self):
+        """m_A (d,), gamma ⊙ m_B (k,) and b + beta (k,): h = ((x ⊙ m_A) × W_0) ⊙ scale + shift."""
+        shift = self.beta if self.bias is None else self.bias + self.beta
+        return self.M_A.mean(1), self.gamma * self.M_B.mean(0), shift
 
     def forward(self, x):
-        m_A, m_B = self.M_A.mean(1), self.M_B.mean(0)
-        h = F.linear((x * m_A).to(x.dtype), self.weight)  # (x ⊙ m_A) × W_0
-        return torch.addcmul(self._shift(), h, self.gamma * m_B).to(h.dtype)  # … ⊙ (gamma ⊙ m_B) + b + beta
+        m_A, scale, shift = self.vectors()
+        h = F.linear((x * m_A).to(x.dtype), self.weight)  # (x ⊙ m_A) × W_0; m_A is float32, x keeps its dtype
+        return torch.addcmul(shift, h, scale).to(h.dtype)  # h ⊙ scale + shift
 
     @torch.no_grad()
     def to_linear(self):
-        """A new nn.Linear that computes the same: eq. 10's weight, in float32 and cast once to the dtype of W_0."""
-        m_A, m_B = self.M_A.mean(1), self.M_B.mean(0)
+        """A new nn.Linear that computes the same. Its weight is made in float32, then cast to W_0's dtype."""
+        m_A, scale, shift = self.vectors()
         k, d = self.weight.shape
         linear = nn.utils.skip_init(nn.Linear, d, k, device=self.weight.device, dtype=self.weight.dtype)
-        linear.weight.copy_((self.gamma * m_B)[:, None] * m_A * self.weight)
-        linear.bias.copy_(self._shift())
+        linear.weight.copy_(scale[:, None] * m_A * self.weight)  # (k, d): eq. 10 transposed
+        linear.bias.copy_(shift)
         return linear
 
 
 def apply_hut(model, r=8, targets="qv"):
     """Freezes `model` and puts a HUTLinear in place of every target layer, in place; returns the model.
 
-    `targets` is a string of letters from "qkvoud" for the models of this project, whose linear layers are
-    named so, or a list of module-name endings for any other (["query", "value"] for a stock transformers
-    RoBERTa). Raises ValueError, with the model unchanged, if a target is named twice, matches nothing, or
-    matches a layer that is already adapted or is no nn.Linear; and for r < 1.
+    `targets` is a string of letters from "qkvoud" for this project's models, whose linear layers have these
+    names, or a list of module-name endings for any other (["query", "value"] for transformers' RoBERTa).
+    Raises ValueError, with the model unchanged, for r < 1 and as `find_linears` does.
     """
-    targets = list(targets)
-    chosen = {}
-    for target in targets:
-        if targets.count(target) > 1:
-            raise ValueError(f"target '{target}' is named twice in {targets}")
-        found = {name: m for name, m in model.named_modules() if f".{name}".endswith(f".{target}")}
-        if not found:
-            raise ValueError(
-                f"target '{target}' matches no layer of the model: expected the ending of a layer's name"
-            )
-        for name, module in found.items():
-            if isinstance(module, HUTLinear):
-                raise ValueError(f"{name} is already adapted: apply_hut takes a model once")
-            if not isinstance(module, nn.Linear):
-                raise ValueError(f"{name} is a {type(module).__name__}: expected nn.Linear")
-        chosen |= found
-    if not chosen:
-        raise ValueError("no target is named: expected at least one, such as 'qv'")
-    layers = {name: HUTLinear.from_linear(linear, r) for name, linear in chosen.items()}
+    # every layer is made before any is put in, so that an error leaves the model unchanged
+    layers = {name: HUTLinear.from_linear(linear, r) for name, linear in find_linears(model, targets).items()}
     model.requires_grad_(False)
     for name, layer in layers.items():
         model.set_submodule(name, layer)
     return model
+
+
+def find_linears(model, targets):
+    """{name: layer} of the nn.Linear layers whose names end in one of `targets`.
+
+    Raises ValueError if no target is named, and for a target that is named twice, matches no layer, or
+    matches one that is no nn.Linear, such as a layer that is adapted already.
+    """
+    targets, found = list(targets), {}
+    for target in targets:
+        if targets.count(target) > 1:
+            raise ValueError(f"target '{target}' is named twice in {targets}")
+        layers = {name: m for name, m in model.named_modules() if f".{name}".endswith(f".{target}")}
+        if not layers:
+            raise ValueError(f"target '{target}' matches no layer: expected the ending of a layer's name")
+        for name, layer in layers.items():
+            if not isinstance(layer, nn.Linear):
+                kind = type(layer).__name__
+                raise ValueError(f"{name} is a {kind}: expected nn.Linear; a model is adapted once")
+        found |= layers
+    if not found:
+        raise ValueError("no target is named: expected at least one, such as 'qv'")
+    return found
 
 
 def merge_hut(model):
@@ -110,25 +118,24 @@ def merge_hut(model):
 
 
 def hut_state_dict(model):
-    """The adapter's tensors alone, copied: {"….M_A": (d, r), "….M_B": (r, k), "….gamma": (k,), "….beta": (k,)}."""
+    """A copy of the adapter: {"….M_A": (d, r), "….M_B": (r, k), "….gamma": (k,), "….beta": (k,)}."""
     return {name: tensor.detach().clone() for name, tensor in _adapter_tensors(model).items()}
 
 
 def load_hut(model, state):
-    """Writes an adapter's tensors into `model`. Raises ValueError, with nothing written, if a name or shape differs."""
+    """Writes an adapter into `model`. Raises ValueError, with nothing written, if a name or shape differs."""
     copy_tensors(state, _adapter_tensors(model))
 
 
 @torch.no_grad()
 def copy_tensors(state, into):
-    """Copies `state` over the tensors of `into`, strictly: ValueError, with nothing written, on any difference."""
+    """Copies `state` over `into`. Raises ValueError, with nothing written, if a name or shape differs."""
     for name in sorted(into.keys() | state.keys()):
-        if name not in state:
-            raise ValueError(f"tensor '{name}' is missing: was this made with other targets?")
-        if name not in into:
-            raise ValueError(f"tensor '{name}' is not expected: was this made with other targets?")
-        if state[name].shape != into[name].shape:
-            found, expected = tuple(state[name].shape), tuple(into[name].shape)
+        if name not in state or name not in into:
+            problem = "missing" if name not in state else "not expected"
+            raise ValueError(f"tensor '{name}' is {problem}: was this made with other targets?")
+        found, expected = tuple(state[name].shape), tuple(into[name].shape)
+        if found != expected:
             raise ValueError(f"tensor '{name}' has shape {found}: expected {expected}")
     for name, tensor in into.items():
         tensor.copy_(state[name])
@@ -143,8 +150,4 @@ def _hut_layers(model):
 
 def _adapter_tensors(model):
     names = ("M_A", "M_B", "gamma", "beta")
-    return {
-        f"{layer}.{name}": getattr(module, name)
-        for layer, module in _hut_layers(model).items()
-        for name in names
-    }
+    return {f"{path}.{n}": getattr(layer, n) for path, layer in _hut_layers(model).items() for n in names}

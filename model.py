@@ -127,6 +127,8 @@ class Roberta(nn.Module):
     With `return_states=True`: (last states, [the output of each block, (B, L, d)]).
     """
 
+    LAYOUT = "encoder"  # what methods.py goes by: an "encoder" is post-norm, a "decoder" pre-norm and causal
+
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -255,17 +257,21 @@ def without_layer(name):
     return (name[: layer.start()] + "{}" + name[layer.end() :], layer.group()) if layer else (name, None)
 
 
-def read_config(directory, config_class, model_type):
-    """config.json as `config_class`; keys it has no field for are ignored. Raises ValueError if it is another model."""
+def config_json(directory):
+    """What config.json says, as a dict. Raises ValueError if it is missing or not JSON."""
     path = Path(directory) / "config.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(
-            f"{path}: no such file: expected a checkpoint directory in HuggingFace's layout"
-        ) from None
+        problem = "no such file: expected a checkpoint directory in HuggingFace's layout"
+        raise ValueError(f"{path}: {problem}") from None
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
+
+
+def read_config(directory, config_class, model_type):
+    """config.json as `config_class`, which ignores keys that it has no field for. ValueError for another model."""
+    path, found = Path(directory) / "config.json", config_json(directory)
     if found.get("model_type") != model_type:
         raise ValueError(f"{path}: model_type is {found.get('model_type')!r}: expected '{model_type}'")
     for key, only in SUPPORTED.items():
@@ -550,6 +556,7 @@ class GPT2(Pretrained):
     """
 
     CONFIG, MODEL_TYPE, ARCHITECTURE, PREFIX = GPT2Config, "gpt2", "GPT2LMHeadModel", "transformer."
+    LAYOUT = "decoder"
     NAMES = {
         "word": "wte",
         "position": "wpe",

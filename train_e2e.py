@@ -1,6 +1,7 @@
 """Fine-tunes GPT-2 to say restaurant descriptions (E2E NLG Challenge), generates, scores: python train_e2e.py --r 4
 
-From top to bottom: settings, arguments, scoring, generation, one run, main.
+From top to bottom: settings, arguments, scoring, generation, one run, main. A row of a CSV file becomes a
+score by this way: e2e.read, e2e.encode, Batches, batch_of, the model, generate, metrics.e2e_scores.
 """
 
 import math
@@ -8,93 +9,80 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-import baselines
-import training
-from data import UserError, e2e
-from data.batching import pad, padding_share, shuffled_batches, sorted_batches, subset
-from data.hub import MINI, checkpoint, copy_tokenizer, load_tokenizer
+from adapter import count, export, load_adapter, merged, prepare
+from arguments import (
+    Parser,
+    add_arguments,
+    check_max_len,
+    fill_in,
+    not_negative,
+    probability,
+    run_as_script,
+    run_folders,
+    whole,
+    whole_or_zero,
+)  # fmt: skip
+from data import as_user_error, e2e, write_json, write_text
+from data.batching import Batches, pad, sorted_batches, subset
+from data.hub import MINI, open_checkpoint
+from device import autocast, pick_device
+from methods import DECODER, METHODS
 from metrics import e2e_report, e2e_scores
-from model import GPT2, GPT2Config, read_config
-from read.network import WIDTH
-from training import mendable
+from run import Run, adamw, report, schedule
 
-METHODS = ("hut", "read", "frozen", *baselines.METHODS)
-R = {"hut": 4, "read": WIDTH, **baselines.GPT2_R}
 DEFAULTS = {  # the paper's Table 7; it leaves open where dropout is: in all of GPT-2's own places here
     **{"method": "hut", "model": "gpt2-medium", "seed": 0},
-    **{"epochs": 5, "batch_size": 4, "lr": 2e-3, "warmup": 500, "weight_decay": 0.01, "dropout": 0.1},
+    **{"epochs": 5, "batch_size": 4, "warmup": 500, "weight_decay": 0.01, "dropout": 0.1},
     **{"label_smoothing": 0.1, "beam_size": 10, "length_penalty": 0.9, "no_repeat_ngram": 4},
     **{
         "ngram_scope": "completion",
         "max_new_tokens": 64,
-    },  # as LoRA's decoder, which the paper's settings are taken from
+    },  # LoRA's decoder's: the paper's settings are LoRA's
 }
 MINI_SETTINGS = {
     "epochs": 8,
     "batch_size": 16,
-    "lr": 5e-2,
     "warmup": 0.06,
     "dropout": 0.0,
-}  # for the bundled set
+}  # for the bundled model and data
 EVAL_BATCH = 32
-LARGEST_EXPORT_DIFFERENCE = 1e-3  # of a logit, in float32
-SHOWN = 3  # outputs that are printed beside their inputs
+EXAMPLES = 3  # outputs that are printed beside their inputs
 
 
 def arguments():
-    parser = training.Parser(description=__doc__.splitlines()[0])
-    table_7 = "{}, the paper's Table 7".format
+    parser = Parser(description=__doc__.splitlines()[0])
+    table_7 = "(default: {}, the paper's Table 7)".format
     defaults = {
-        "r": training.shown(R),
         "model": "gpt2-medium, the paper's",
-        "settings": "the paper's Table 7: 5 epochs, batch 4, lr 0.002",
-        "warmup": table_7("500 steps"),
-        "weight_decay": table_7(0.01),
-        "dropout": table_7(0.1),
+        "settings": "the paper's Table 7: 5 epochs, batch 4",
+        "warmup": "500 steps, the paper's Table 7",
+        "weight_decay": "0.01, the paper's Table 7",
+        "dropout": "0.1, the paper's Table 7",
     }
-    training.add_arguments(parser, METHODS, defaults)
-    parser.add_argument(
-        "--label-smoothing", type=training.probability, metavar="E", help=f"(default: {table_7(0.1)})"
-    )
+    add_arguments(parser, DECODER, defaults)
+    parser.add_argument("--label-smoothing", type=probability, metavar="E", help=table_7(0.1))
     parser.add_argument(
         "--predict", metavar="MR", help='the sentence for "name[…], food[…], …", by --adapter'
     )
     group = parser.add_argument_group("decoding")
-    group.add_argument(
-        "--beam-size", type=training.whole, metavar="K", help=f"1 is greedy (default: {table_7(10)})"
-    )
-    group.add_argument(
-        "--length-penalty", type=training.not_negative, metavar="P", help=f"(default: {table_7(0.9)})"
-    )
-    group.add_argument(
-        "--no-repeat-ngram",
-        type=training.whole_or_0,
-        metavar="N",
-        help=f"no N-gram twice; 0: all may (default: {table_7(4)})",
-    )
+    group.add_argument("--beam-size", type=whole, metavar="K", help=f"1 is greedy {table_7(10)}")
+    group.add_argument("--length-penalty", type=not_negative, metavar="P", help=table_7(0.9))
+    no_ngram = f"no N-gram twice; 0: all may {table_7(4)}"
+    group.add_argument("--no-repeat-ngram", type=whole_or_zero, metavar="N", help=no_ngram)
     group.add_argument(
         "--ngram-scope",
         choices=("completion", "prompt"),
-        help="where they may not repeat: in the completion, as in LoRA's decoder (default), or in prompt and completion, "
-        "as in transformers: most references share a 4-gram with their own input, which that forbids",
+        help="where they may not repeat: in the completion, as in LoRA's decoder (default), or in prompt and "
+        "completion, as in transformers, which forbids the 4-grams that most references share with their input",
     )
-    group.add_argument(
-        "--max-new-tokens", type=training.whole, metavar="N", help="(default: 64, as LoRA's decoder)"
-    )
+    tokens = "(default: 64, as LoRA's decoder)"
+    group.add_argument("--max-new-tokens", type=whole, metavar="N", help=tokens)
     args = parser.parse_args()
-    args.task, args.submit = "e2e", None
-    training.check_adapter(args, METHODS)
-    settings = DEFAULTS
-    if (args.model or settings["model"]) == "mini" and not args.data:
-        args.data = str(MINI / "e2e")
-        settings = settings | MINI_SETTINGS
-        if not args.adapter:
-            print(
-                f"mini: the bundled model and data, with settings of their own: {training.shown(MINI_SETTINGS)}"
-            )
-    training.fill_in(args, settings, R)
+    args.task = "e2e"
+    fill_in(args, DECODER, DEFAULTS, MINI_SETTINGS, MINI / "e2e")
     return args
 
 
@@ -102,21 +90,17 @@ def arguments():
 
 
 def batch_of(pairs, device):
-    """(prompt, completion) pairs -> ids (B, L), mask, where (B, L) the next token is to be learned, and those tokens.
+    """(prompt, completion) pairs -> ids (B, L), mask, where (B, L) the next token is to be learned, these tokens.
 
-    The prompt's last token predicts the completion's first. Padding is any token: nothing that counts sees
-    it.
+    The prompt's last token predicts the completion's first. Padding may be any token: nothing that counts
+    sees it.
     """
     ids, mask = pad([prompt + completion for prompt, completion in pairs], 0, device)
     where = torch.zeros(ids.shape, dtype=torch.bool)
     for row, (prompt, completion) in enumerate(pairs):
         where[row, len(prompt) - 1 : len(prompt) + len(completion) - 1] = True
-    return (
-        ids,
-        mask,
-        where.to(device),
-        torch.tensor([t for _, completion in pairs for t in completion], device=device),
-    )
+    target = torch.tensor([t for _, completion in pairs for t in completion], device=device)
+    return ids, mask, where.to(device), target
 
 
 @torch.no_grad()
@@ -124,13 +108,17 @@ def score(model, pairs, device, dtype):
     """{"loss", "perplexity"} of a token of the references, without label smoothing."""
     model.eval()
     total = 0.0
-    for batch in sorted_batches([len(p) + len(c) for p, c in pairs], EVAL_BATCH):
+    for batch in sorted_batches(lengths_of(pairs), EVAL_BATCH):
         ids, mask, where, target = batch_of([pairs[i] for i in batch], device)
-        with training.autocast(device, dtype):
+        with autocast(device, dtype):
             logits = model(ids, mask, where=where)
         total += F.cross_entropy(logits.float(), target, reduction="sum").item()
     loss = total / sum(len(completion) for _, completion in pairs)
     return {"loss": loss, "perplexity": math.exp(min(loss, 700))}
+
+
+def lengths_of(pairs):
+    return [len(prompt) + len(completion) for prompt, completion in pairs]
 
 
 # ------------------------------------------------------------------------------------------------ generation
@@ -148,9 +136,9 @@ def generate(args, model, tokenizer, contexts, device, dtype):
         end,
         args.ngram_scope,
     )
-    if args.method not in training.UNMERGED:
-        model = training.merged(model, args.method)
-    with mendable(), training.autocast(device, dtype):
+    if DECODER in METHODS[args.method].merges:
+        model = merged(model, args.method)  # a step of which computes less
+    with as_user_error(), autocast(device, dtype):
         found = model.generate(prompts, *search)
     return [" ".join(text.split()) for text in tokenizer.decode_batch(found)]
 
@@ -167,18 +155,17 @@ def generate_and_score(args, model, tokenizer, examples, folder, device, dtype):
     outputs = generate(args, model, tokenizer, list(groups), device, dtype)
     seconds = time.time() - started
     folder.mkdir(parents=True, exist_ok=True)
-    training.write_text(folder / "outputs.txt", "".join(f"{output}\n" for output in outputs))
-    training.write_text(
-        folder / "references.txt", "\n\n".join("\n".join(block) for block in references) + "\n"
-    )
-    for context, output in list(zip(groups, outputs, strict=True))[:SHOWN]:
+    write_text(folder / "outputs.txt", "".join(f"{output}\n" for output in outputs))
+    write_text(folder / "references.txt", "\n\n".join("\n".join(block) for block in references) + "\n")
+    for context, output in list(zip(groups, outputs, strict=True))[:EXAMPLES]:
         print(f"  {context}\n    {output}")
     kind = "tokenised" if e2e.is_tokenised(examples) else "raw"
     print(
-        f"{len(outputs)} test representations in {seconds:.0f} s: beam {args.beam_size}, length penalty "
-        f"{args.length_penalty:g}, no {args.no_repeat_ngram}-gram twice in the {args.ngram_scope}; {kind} references"
+        f"{len(outputs)} test representations in {seconds:.0f} s: beam {args.beam_size}, "
+        f"length penalty {args.length_penalty:g}, no {args.no_repeat_ngram}-gram twice in the {args.ngram_scope}; "
+        f"{kind} references"
     )
-    with mendable():
+    with as_user_error():
         scores = e2e_scores(outputs, references)
     print(e2e_report(scores))
     return {**scores, "references": kind}, seconds
@@ -187,137 +174,102 @@ def generate_and_score(args, model, tokenizer, examples, folder, device, dtype):
 # ------------------------------------------------------------------------------------------------ one run
 
 
-def prepare(args, directory, seed, device):
-    """The model on `device`, made ready for args.method, and the fingerprint of its base."""
-    torch.manual_seed(seed)
-    with mendable():
-        model = GPT2.from_pretrained(directory)
-    training.set_dropout(model, args.dropout)
-    base = training.fingerprint(model)
-    model.to(device)
-    return training.put_in(model, args), base
-
-
-def train(args, seed, folder, directory, tokenizer, splits, device, dtype):
-    """One run into `folder`, and its best epoch on the test set; -> what result.json says."""
-    model, base = prepare(args, directory, seed, device)
+def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
+    """One run into args.out, and its best epoch on the test set; -> what result.json says."""
+    model, base = prepare(args, model_class, checkpoint_dir, device)
     if args.init_adapter:
-        training.load_adapter(args.init_adapter, model, base, args.method)
+        load_adapter(args.init_adapter, args, model, base)
     end = model.config.eos_token_id
     pairs, dev = (e2e.encode(tokenizer, splits[name], end, args.max_len) for name in ("train", "dev"))
-    lengths = [len(prompt) + len(completion) for prompt, completion in pairs]
-    steps = math.ceil(math.ceil(len(pairs) / args.batch_size) / args.accumulate)
-    padding = padding_share(lengths, shuffled_batches(lengths, args.batch_size, [seed, 0]))
-    run = training.Run(args, seed, folder, model, base, steps, device, "tokens")
-    print(
-        f"e2e: {len(pairs):,} training examples of {sum(lengths):,} tokens, {padding:.1%} padding in their batches; "
-        f"dev {len(dev):,}; test {len(e2e.grouped(splits['test'])):,} representations"
-    )
-    run.describe(steps, dtype)
+    batches = Batches(lengths_of(pairs), args.batch_size, args.accumulate, args.seed)
+    optimizer = adamw(model, args)
+    run = Run(args, model, base, optimizer, batches.steps, "tokens")
+    held = f"dev {len(dev):,}; test {len(e2e.grouped(splits['test'])):,} representations"
+    print(f"e2e: {len(pairs):,} training examples of {batches}; {held}")
+    run.begin(dtype)
 
     while run.epoch < args.epochs:
         model.train()
-        batches = shuffled_batches(lengths, args.batch_size, [seed, run.epoch])
-        groups = [batches[i : i + args.accumulate] for i in range(0, len(batches), args.accumulate)]
-        for group in run.steps(groups):
+        for group in run.remaining(batches.epoch(run.epoch)):
             tokens, mean_loss = sum(len(pairs[i][1]) for batch in group for i in batch), 0.0
             for batch in group:
                 ids, mask, where, target = batch_of([pairs[i] for i in batch], device)
-                with training.autocast(device, dtype):
-                    logits = model(ids, mask, where=where)
-                loss = (
-                    F.cross_entropy(
-                        logits.float(), target, reduction="sum", label_smoothing=args.label_smoothing
-                    )
-                    / tokens
-                )
+                with autocast(device, dtype):
+                    logits = model(ids, mask, where=where).float()
+                smoothing = args.label_smoothing
+                loss = F.cross_entropy(logits, target, reduction="sum", label_smoothing=smoothing) / tokens
                 loss.backward()
                 mean_loss += loss.item()
-            run.optimizer_step(mean_loss, tokens)
+            for part in optimizer.param_groups:
+                part["lr"] = part["peak"] * schedule(run.step, run.total, run.warmup)
+            if args.clip:
+                nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            run.advance(mean_loss, tokens)
         scores = score(model, dev, device, dtype)
         run.end_epoch(scores, better=run.best is None or scores["loss"] < run.best["loss"])
 
-    training.load_adapter(folder / "adapter.pt", model, base, args.method)
-    scores, seconds = generate_and_score(args, model, tokenizer, splits["test"], folder, device, dtype)
-    return run.finish(test=scores, timing={"decoding_seconds": seconds})
+    load_adapter(args.out / "adapter.pt", args, model, base)
+    scores, seconds = generate_and_score(args, model, tokenizer, splits["test"], args.out, device, dtype)
+    return run.finish({"decoding_seconds": seconds}, test=scores)
 
 
-def evaluate(args, folder, directory, tokenizer, splits, device, dtype):
-    """The scores of a model as it is, frozen or that of --adapter, without training; seeds make no difference."""
-    model, base = prepare(args, directory, args.seed, device)
-    if args.adapter:
-        training.load_adapter(args.adapter, model, base, args.method)
-        folder = Path(args.out or Path(args.adapter).parent / "eval")
-    dev = score(
-        model, e2e.encode(tokenizer, splits["dev"], model.config.eos_token_id, args.max_len), device, dtype
-    )
+def evaluate(args, model, tokenizer, splits, folder, device, dtype):
+    """The scores of a model as it is, frozen or with --adapter, without training."""
+    pairs = e2e.encode(tokenizer, splits["dev"], model.config.eos_token_id, args.max_len)
+    dev = score(model, pairs, device, dtype)
     test, seconds = generate_and_score(args, model, tokenizer, splits["test"], folder, device, dtype)
     result = {"task": "e2e", "method": args.method, "r": args.r, "targets": args.targets, "seed": args.seed}
-    result |= (
-        {"parameters": {"adapter": 0, "head": 0, "frozen": training.count(model.parameters())}}
-        if not args.adapter
-        else {}
-    )
+    if not args.adapter:
+        result["parameters"] = {"adapter": 0, "head": 0, "frozen": count(model.parameters())}
     result |= {"best": {"epoch": 0, **dev}, "test": test, "timing": {"decoding_seconds": seconds}}
-    training.write_json(folder / "result.json", result)
+    write_json(folder / "result.json", result)
     return result
 
 
 # ------------------------------------------------------------------------------------------------ main
 
 
-def export(args, model, tokenizer, directory, examples, device):
-    """Writes the merged model to --export in HuggingFace's layout, after comparing its logits with the unmerged one's."""
-    merged = training.merged(model, args.method).eval()
-    model.eval()
-    pairs = e2e.encode(tokenizer, examples, model.config.eos_token_id, args.max_len)
-    largest = 0.0
-    with torch.no_grad():
-        for batch in sorted_batches([len(p) + len(c) for p, c in pairs], EVAL_BATCH):
-            ids, mask, where, _ = batch_of([pairs[i] for i in batch], device)
-            difference = model(ids, mask, where=where) - merged(ids, mask, where=where)
-            largest = max(largest, difference.abs().max().item())
-    print(f"largest logit difference, merged − unmerged, on {len(pairs):,} dev examples: {largest:.2e}")
-    if not largest <= LARGEST_EXPORT_DIFFERENCE:
-        raise UserError(f"--export: above {LARGEST_EXPORT_DIFFERENCE:g}; nothing was written")
-    merged.save_pretrained(args.export)
-    copy_tokenizer(directory, Path(args.export))
-    print(f"{args.export}: the merged model, in HuggingFace's layout")
-
-
 def main():
     args = arguments()
-    device, dtype = training.pick_device(args.device, args.dtype)
-    out, folders = training.run_folders(args)
-    directory = checkpoint(MINI / "gpt2" if args.model == "mini" else args.model)
-    with mendable():
-        config = read_config(directory, GPT2Config, "gpt2")
-    args.max_len = training.check_max_len(args.max_len, config.max_length, shortest=args.max_new_tokens)
-    tokenizer = load_tokenizer(directory, config.vocab_size)
-    if args.predict:
-        with mendable("--predict: "):
-            context = e2e.linearise(args.predict)
-        model, base = prepare(args, directory, 0, device)
-        training.load_adapter(args.adapter, model, base, args.method)
-        return print(generate(args, model, tokenizer, [context], device, dtype)[0])
-
+    device, dtype = pick_device(args.device, args.dtype)
+    checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "generator", MINI / "gpt2")
+    check_max_len(args, config.max_length, shortest=args.max_new_tokens)
+    out, runs = run_folders(args)
     untrained = args.eval_only or args.method == "frozen"
-    wanted = ("dev", "test") if untrained else ("train", "dev", "test")
-    splits = e2e.load(args.data, args.train_file, args.dev_file, wanted)
-    if untrained:
-        result = evaluate(args, out, directory, tokenizer, splits, device, dtype)
-        training.report([result], out, None, ("best", "test"))
-    else:
+    splits = {}
+    if not args.predict:
+        wanted = ("dev", "test") if untrained else ("train", "dev", "test")
+        splits = e2e.load(args.data, args.train_file, args.dev_file, wanted)
+    if "train" in splits:
         splits["train"] = subset(splits["train"], args.limit_train)
-        results = [train(args, s, f, directory, tokenizer, splits, device, dtype) for s, f in folders.items()]
-        training.report(results, out, args.seeds, ("best", "last", "test"))
+        results = [train(one, model_class, checkpoint_dir, tokenizer, splits, device, dtype) for one in runs]
+        report(results, out, args.seeds, ("best", "last", "test"))
+    if not (args.predict or untrained or args.export):
+        return
+
+    model, base = prepare(runs[0], model_class, checkpoint_dir, device)
+    if args.method != "frozen":
+        load_adapter(args.adapter or runs[0].out / "adapter.pt", args, model, base)
+    if args.predict:
+        with as_user_error("--predict: "):
+            context = e2e.linearise(args.predict)
+        print(generate(args, model, tokenizer, [context], device, dtype)[0])
+    elif untrained:
+        folder = Path(args.adapter).parent / "eval" if args.adapter and not args.out else out
+        result = evaluate(args, model, tokenizer, splits, folder, device, dtype)
+        report([result], folder, None, ("best", "test"))
     if args.export:
-        seed, folder = next(iter(folders.items()))
-        model, base = prepare(args, directory, seed, device)
-        if args.method != "frozen":
-            training.load_adapter(args.adapter or folder / "adapter.pt", model, base, args.method)
-        export(args, model, tokenizer, directory, splits["dev"], device)
+        pairs = e2e.encode(tokenizer, splits["dev"], config.eos_token_id, args.max_len)
+
+        def dev_logits(model):
+            for batch in sorted_batches(lengths_of(pairs), EVAL_BATCH):
+                ids, mask, where, _ = batch_of([pairs[i] for i in batch], device)
+                yield model(ids, mask, where=where)
+
+        export(args, model, checkpoint_dir, dev_logits)
 
 
 if __name__ == "__main__":
-    training.run_as_script(main)
+    run_as_script(main)

@@ -1,6 +1,8 @@
 """Fine-tunes RoBERTa to find the answer of a question in a text (SQuAD v1.1): python train_squad.py --r 8
 
-From top to bottom: settings, arguments, scoring, one run, what else a trained adapter is for, main.
+From top to bottom: settings, arguments, scoring, one run, uses of a trained adapter, main. A question of a
+JSON file becomes a score by this way: squad.read, squad.encode, Batches, log_probabilities, squad.best_spans,
+metrics.squad_scores.
 """
 
 import json
@@ -8,57 +10,62 @@ import math
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-import baselines
-import training
-from data import UserError, squad
-from data.batching import padding_share, shuffled_batches, sorted_batches, subset
-from data.hub import MINI, checkpoint, copy_tokenizer, load_tokenizer
+from adapter import export, load_adapter, prepare
+from arguments import (
+    Parser,
+    add_arguments,
+    check_max_len,
+    fill_in,
+    listed,
+    run_as_script,
+    run_folders,
+    whole,
+    whole_or_zero,
+)  # fmt: skip
+from data import UserError, squad, write_json
+from data.batching import Batches, sorted_batches, subset
+from data.hub import MINI, open_checkpoint
+from device import autocast, pick_device
+from methods import ENCODER
 from metrics import squad_scores
-from model import RobertaConfig, RobertaSpan, read_config
-from read.network import WIDTH
-from training import mendable
+from run import Run, adamw, report, schedule
 
-METHODS = ("hut", "read", "head", *baselines.METHODS)
-R = {"hut": 8, "read": WIDTH, **baselines.ROBERTA_R}
-HEAD = "qa_outputs."
-DEFAULTS = {  # the paper's settings for SQuAD are not known: those of QNLI in its Table 6, whose pairs are made from SQuAD
+DEFAULTS = {  # the paper names no settings for SQuAD: these are its Table 6's for QNLI, whose pairs are made from SQuAD
     **{"method": "hut", "model": "roberta-large", "seed": 0},
-    **{"epochs": 10, "batch_size": 8, "lr": 2e-4, "warmup": 0.06, "weight_decay": 0},
+    **{"epochs": 10, "batch_size": 8, "warmup": 0.06, "weight_decay": 0},
 }
 MINI_SETTINGS = {
     "epochs": 8,
     "batch_size": 32,
-    "lr": 4e-2,
     "doc_stride": 32,
     "dropout": 0.0,
 }  # for the bundled model and data
 EVAL_BATCH = 32
-LARGEST_EXPORT_DIFFERENCE = 1e-3  # of a logit, in float32
 
 
 def arguments():
-    parser = training.Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     defaults = {
-        "r": training.shown(R),
         "model": "roberta-large, the paper's",
-        "settings": "ours, as the paper has them for QNLI: 10 epochs, batch 8, lr 0.0002",
+        "settings": "ours, as the paper has them for QNLI: 10 epochs, batch 8",
         "warmup": "0.06, the paper's for GLUE",
         "weight_decay": "0; the paper names none",
         "dropout": "the checkpoint's own; the paper names none",
-        "max_len": "of a window (default: 512, or the model's position table if that is shorter)",
+        "max_len": "512 for a window, or the model's position table if that is shorter",
     }
-    training.add_arguments(parser, METHODS, defaults)
+    add_arguments(parser, ENCODER, defaults)
     parser.add_argument(
         "--doc-stride",
-        type=training.whole_or_0,
+        type=whole_or_zero,
         metavar="TOKENS",
-        help="what is longer than --max-len is read in windows that overlap by this (default: ours, 128 or a third "
+        help="a text longer than --max-len is read in windows that overlap by this (default: ours, 128 or a third "
         "of --max-len)",
     )
     parser.add_argument(
-        "--limit-dev", type=training.whole, metavar="N", help="score the first N questions of the dev file"
+        "--limit-dev", type=whole, metavar="N", help="score the first N questions of the dev file"
     )
     parser.add_argument(
         "--predict", nargs=2, metavar=("QUESTION", "TEXT"), help="the answer in the text, by --adapter"
@@ -70,16 +77,7 @@ def arguments():
     if args.predict and not all(map(str.strip, args.predict)):
         raise UserError("--predict: expected a question and a text, each in quotes")
     args.task = "squad"
-    training.check_adapter(args, METHODS)
-    settings = DEFAULTS
-    if (args.model or settings["model"]) == "mini" and not args.data:
-        args.data = str(MINI / "squad")
-        settings = settings | MINI_SETTINGS
-        if not args.adapter:
-            print(
-                f"mini: the bundled model and data, with settings of their own: {training.shown(MINI_SETTINGS)}"
-            )
-    training.fill_in(args, settings, R)
+    fill_in(args, ENCODER, DEFAULTS, MINI_SETTINGS, MINI / "squad")
     return args
 
 
@@ -94,18 +92,18 @@ def answers_of(model, questions, windows, device, dtype):
     for batch in sorted_batches([len(window.ids) for window in windows], EVAL_BATCH):
         some = [windows[i] for i in batch]
         start, end, of_text = log_probabilities(model, some, device, dtype)
-        for window, *span, score in zip(
-            some, *(t.tolist() for t in squad.best_spans(start, end, of_text)), strict=True
-        ):
+        spans = (t.tolist() for t in squad.best_spans(start, end, of_text))
+        for window, first, last, score in zip(some, *spans, strict=True):
             if score > best[window.question][1]:
-                best[window.question] = (squad.cut(questions[window.question].context, window, *span), score)
+                answer = squad.cut(questions[window.question].context, window, first, last)
+                best[window.question] = answer, score
     return [(answer, math.exp(score)) for answer, score in best]
 
 
 def log_probabilities(model, windows, device, dtype):
     """Log-probabilities of start and end, each (B, L), and where (B, L) an answer can be."""
     ids, mask, of_text = squad.batch_of(windows, model.config.pad_token_id, device)
-    with training.autocast(device, dtype):
+    with autocast(device, dtype):
         start, end = model(ids, mask)
     return squad.log_probabilities(start, of_text), squad.log_probabilities(end, of_text), of_text
 
@@ -119,58 +117,47 @@ def score(model, questions, windows, device, dtype):
 # ------------------------------------------------------------------------------------------------ one run
 
 
-def train(args, seed, folder, directory, sets, device, dtype):
-    """One run into `folder`; -> what result.json says."""
-    model, base = prepare(args, directory, seed, device)
+def train(args, model_class, checkpoint_dir, sets, device, dtype):
+    """One run into args.out; -> what result.json says."""
+    model, base = prepare(args, model_class, checkpoint_dir, device)
     if args.init_adapter:
-        training.load_adapter(args.init_adapter, model, base, args.method, HEAD, with_head=False)
-    questions, windows = sets["train"]
+        load_adapter(args.init_adapter, args, model, base, with_head=False)
+    (questions, windows), (dev_questions, dev_windows) = sets["train"], sets["dev"]
     targets = torch.tensor(
         [squad.target(window, questions[window.question].answers[0]) for window in windows]
     )
-    lengths = [len(window.ids) for window in windows]
-    steps = math.ceil(math.ceil(len(windows) / args.batch_size) / args.accumulate)
-    padding = padding_share(lengths, shuffled_batches(lengths, args.batch_size, [seed, 0]))
-    run = training.Run(args, seed, folder, model, base, steps, device, "windows", HEAD)
-    print(
-        f"squad: {len(questions):,} training questions in {len(windows):,} windows of {sum(lengths):,} tokens, "
-        f"{padding:.1%} padding in their batches; dev {len(sets['dev'][0]):,} in {len(sets['dev'][1]):,}"
-    )
+    batches = Batches([len(window.ids) for window in windows], args.batch_size, args.accumulate, args.seed)
+    optimizer = adamw(model, args)
+    run = Run(args, model, base, optimizer, batches.steps, "windows")
+    held = f"dev {len(dev_questions):,} in {len(dev_windows):,}"
+    print(f"squad: {len(questions):,} training questions in {len(windows):,} windows of {batches}; {held}")
     lost = {split: squad.unreachable(*content) for split, content in sets.items()}
-    print(f"questions whose answer is no span of up to {squad.MAX_ANSWER} tokens: {training.shown(lost)}")
-    run.describe(steps, dtype)
+    print(f"questions whose answer is no span of up to {squad.MAX_ANSWER} tokens: {listed(lost)}")
+    run.begin(dtype)
 
     while run.epoch < args.epochs:
         model.train()
-        batches = shuffled_batches(lengths, args.batch_size, [seed, run.epoch])
-        groups = [batches[i : i + args.accumulate] for i in range(0, len(batches), args.accumulate)]
-        for group in run.steps(groups):
+        for group in run.remaining(batches.epoch(run.epoch)):
             examples, mean_loss = sum(map(len, group)), 0.0
             for batch in group:
                 start, end, _ = log_probabilities(model, [windows[i] for i in batch], device, dtype)
                 loss = loss_sum(start, end, targets[batch].to(device)) / examples
                 loss.backward()
                 mean_loss += loss.item()
-            run.optimizer_step(mean_loss, examples)
-        scores = score(model, *sets["dev"], device, dtype)
+            for part in optimizer.param_groups:  # the adapter, and the head
+                part["lr"] = part["peak"] * schedule(run.step, run.total, run.warmup)
+            if args.clip:
+                nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            run.advance(mean_loss, examples)
+        scores = score(model, dev_questions, dev_windows, device, dtype)
         run.end_epoch(scores, better=run.best is None or scores["f1"] > run.best["f1"])
     return run.finish(unreachable=lost)
 
 
-def prepare(args, directory, seed, device):
-    """The model on `device`, made ready for args.method, and the fingerprint of its base. The head is drawn from `seed`."""
-    torch.manual_seed(seed)
-    with mendable():
-        model = RobertaSpan.from_pretrained(directory)
-    if args.dropout is not None:
-        training.set_dropout(model, args.dropout)
-    base = training.fingerprint(model, HEAD)
-    model.to(device)
-    return training.put_in(model, args, model.qa_outputs), base
-
-
 def loss_sum(start, end, target):
-    """Cross entropy of the answer's start and end, their mean; summed, to be divided by the windows of the whole step."""
+    """The mean of start's and end's cross entropy, summed, to be divided by the windows of the whole step."""
     return (
         F.nll_loss(start, target[:, 0], reduction="sum") + F.nll_loss(end, target[:, 1], reduction="sum")
     ) / 2
@@ -187,34 +174,14 @@ def predict(args, model, tokenizer, device, dtype):
     print(f"{answer} ({probability:.3f})")
 
 
-def submit(args, model, dev, device, dtype):
+def submit(args, model, questions, windows, device, dtype):
     """Writes {id: answer} of the dev set to predictions.json in --submit, for the official script to score."""
-    answers = answers_of(model, *dev, device, dtype)
-    found = {question.id: answer for question, (answer, _) in zip(dev[0], answers, strict=True)}
-    folder = Path(args.submit)
-    folder.mkdir(parents=True, exist_ok=True)
-    training.write_json(folder / "predictions.json", found)
-    print(f"{folder / 'predictions.json'}: {len(found):,} answers")
-
-
-def export(args, model, directory, windows, device):
-    """Writes the merged model to --export in HuggingFace's layout, after comparing its logits with the unmerged one's."""
-    merged = training.merged(model, args.method).eval()
-    model.eval()
-    largest = 0.0
-    with torch.no_grad():
-        for batch in sorted_batches([len(window.ids) for window in windows], EVAL_BATCH):
-            ids, mask, of_text = squad.batch_of(
-                [windows[i] for i in batch], model.config.pad_token_id, device
-            )
-            for ours, theirs in zip(model(ids, mask), merged(ids, mask), strict=True):
-                largest = max(largest, (ours - theirs)[of_text].abs().max().item())
-    print(f"largest logit difference, merged − unmerged, on {len(windows):,} dev windows: {largest:.2e}")
-    if not largest <= LARGEST_EXPORT_DIFFERENCE:
-        raise UserError(f"--export: above {LARGEST_EXPORT_DIFFERENCE:g}; nothing was written")
-    merged.save_pretrained(args.export)
-    copy_tokenizer(directory, Path(args.export))
-    print(f"{args.export}: the merged model, in HuggingFace's layout")
+    answers = answers_of(model, questions, windows, device, dtype)
+    found = {question.id: answer for question, (answer, _) in zip(questions, answers, strict=True)}
+    path = Path(args.submit) / "predictions.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, found)
+    print(f"{path}: {len(found):,} answers")
 
 
 # ------------------------------------------------------------------------------------------------ main
@@ -222,47 +189,42 @@ def export(args, model, directory, windows, device):
 
 def main():
     args = arguments()
-    device, dtype = training.pick_device(args.device, args.dtype)
-    out, folders = training.run_folders(args)
-    directory = checkpoint(MINI / "roberta" if args.model == "mini" else args.model)
-    with mendable():
-        config = read_config(directory, RobertaConfig, "roberta")
-    args.max_len = training.check_max_len(args.max_len, config.max_length, shortest=5)
+    device, dtype = pick_device(args.device, args.dtype)
+    checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "span", MINI / "roberta")
+    check_max_len(args, config.max_length, shortest=5)  # <s> question </s></s> text </s>
     if args.doc_stride is None:
         args.doc_stride = min(128, args.max_len // 3)
-    tokenizer = load_tokenizer(directory, config.vocab_size)
-    if args.predict:
-        model, base = prepare(args, directory, 0, device)
-        training.load_adapter(args.adapter, model, base, args.method, HEAD)
-        return predict(args, model, tokenizer, device, dtype)
-
-    splits = squad.load(
-        args.data, args.train_file, args.dev_file, ("dev",) if args.adapter else ("train", "dev")
-    )
-    if "train" in splits:
-        splits["train"] = subset(splits["train"], args.limit_train)
-    splits["dev"] = splits["dev"][: args.limit_dev]
-    sets = {
-        split: (questions, squad.encode(tokenizer, questions, args.max_len, args.doc_stride))
-        for split, questions in splits.items()
-    }
-
+    out, runs = run_folders(args)
+    sets = {}
+    if not args.predict:
+        wanted = ("dev",) if args.adapter else ("train", "dev")
+        for split, questions in squad.load(args.data, args.train_file, args.dev_file, wanted).items():
+            some = subset(questions, args.limit_train) if split == "train" else questions[: args.limit_dev]
+            sets[split] = some, squad.encode(tokenizer, some, args.max_len, args.doc_stride)
     if not args.adapter:
-        results = [
-            train(args, seed, folder, directory, sets, device, dtype) for seed, folder in folders.items()
-        ]
-        training.report(results, out, args.seeds, ("best", "last"))
-    if args.eval_only or args.submit or args.export:
-        seed = next(iter(folders))
-        model, base = prepare(args, directory, seed, device)
-        training.load_adapter(args.adapter or folders[seed] / "adapter.pt", model, base, args.method, HEAD)
-        if args.eval_only:
-            print(json.dumps(score(model, *sets["dev"], device, dtype)))
-        if args.submit:
-            submit(args, model, sets["dev"], device, dtype)
-        if args.export:
-            export(args, model, directory, sets["dev"][1], device)
+        results = [train(one, model_class, checkpoint_dir, sets, device, dtype) for one in runs]
+        report(results, out, args.seeds, ("best", "last"))
+    if not (args.predict or args.eval_only or args.submit or args.export):
+        return
+
+    model, base = prepare(runs[0], model_class, checkpoint_dir, device)
+    load_adapter(args.adapter or runs[0].out / "adapter.pt", args, model, base)
+    if args.predict:
+        predict(args, model, tokenizer, device, dtype)
+    if args.eval_only:
+        print(json.dumps(score(model, *sets["dev"], device, dtype)))
+    if args.submit:
+        submit(args, model, *sets["dev"], device, dtype)
+    if args.export:
+
+        def dev_logits(model):
+            windows = sets["dev"][1]
+            for batch in sorted_batches([len(window.ids) for window in windows], EVAL_BATCH):
+                ids, mask, of_text = squad.batch_of([windows[i] for i in batch], config.pad_token_id, device)
+                yield torch.stack(model(ids, mask), -1)[of_text]
+
+        export(args, model, checkpoint_dir, dev_logits)
 
 
 if __name__ == "__main__":
-    training.run_as_script(main)
+    run_as_script(main)

@@ -1,10 +1,25 @@
-"""Reading and fetching GLUE, E2E, SQuAD and checkpoints; batching; the bundled mini set."""
+"""Reading and fetching GLUE, E2E, SQuAD and checkpoints; batching; the bundled mini set. Here: text files, JSON."""
 
+import contextlib
+import json
 from pathlib import Path
+
+from model import write_file
 
 
 class UserError(ValueError):
-    """What the user can mend: a file, a line, an argument. Scripts print its message as one line and exit with 2."""
+    """An error that the user can mend: a file, a line, an argument. Scripts print it as one line and exit with 2."""
+
+
+@contextlib.contextmanager
+def as_user_error(where=""):
+    """Turns ValueError into UserError around calls to modules that import no more than torch, such as hut.py."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{where}{error}") from None
 
 
 def read_text(path, hint):
@@ -20,3 +35,25 @@ def read_text(path, hint):
         raise UserError(
             f"{path}:{line}: not UTF-8: byte 0x{raw[error.start]:02x}; convert the file"
         ) from None
+
+
+def write_text(path, text):
+    """Replaces the file as a whole: a reader finds the old text or the new one, always."""
+    write_file(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path, content):
+    write_text(path, json.dumps(no_nan(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_json_lines(path, rows):
+    write_text(path, "".join(json.dumps(no_nan(row), allow_nan=False) + "\n" for row in rows))
+
+
+def no_nan(content):
+    """`content` with None for NaN, which JSON does not have: a score that is not defined, as a constant's correlation."""
+    if isinstance(content, dict):
+        return {key: no_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [no_nan(value) for value in content]
+    return None if isinstance(content, float) and content != content else content

@@ -1,5 +1,7 @@
 """Batches of token sequences: which examples go together, and how they are padded."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -55,3 +57,35 @@ def padding_share(lengths, batches):
     """The part of all positions in these batches that is padding, between 0 and 1."""
     used = sum(lengths[i] for batch in batches for i in batch)
     return 1 - used / sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+
+
+class Batches:
+    """The batches of each epoch, as index lists, in groups of `accumulate` for one optimiser step."""
+
+    def __init__(self, lengths, batch_size, accumulate, seed):
+        self.lengths, self.batch_size, self.accumulate, self.seed = lengths, batch_size, accumulate, seed
+
+    @property
+    def steps(self):
+        """Optimiser steps an epoch."""
+        return math.ceil(math.ceil(len(self.lengths) / self.batch_size) / self.accumulate)
+
+    def epoch(self, number):
+        """The groups of epoch `number`, from 0: they depend on the seed and this number alone."""
+        batches = shuffled_batches(self.lengths, self.batch_size, [self.seed, number])
+        return [batches[i : i + self.accumulate] for i in range(0, len(batches), self.accumulate)]
+
+    def __str__(self):
+        batches = [batch for group in self.epoch(0) for batch in group]
+        return f"{sum(self.lengths):,} tokens, {padding_share(self.lengths, batches):.1%} padding in their batches"
+
+
+class Tokens:
+    """Token lists, as a model takes them: tokens(indices) -> (input_ids (B, L), mask (B, L) or None) on `device`."""
+
+    def __init__(self, tokens, pad_token, device):
+        self.tokens, self.pad_token, self.device = tokens, pad_token, device
+        self.lengths = [len(t) for t in tokens]
+
+    def __call__(self, batch):
+        return pad([self.tokens[i] for i in batch], self.pad_token, self.device)

@@ -18,19 +18,27 @@ class Example(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Where a task's texts and labels stand in its files, and what its labels are called.
+    """A row: where a task's texts and labels stand in its files, what its labels are called, what a run of it takes.
 
-    `columns` are names in the header, but for CoLA, whose files have none: there they are the columns of
-    every row. `labels` are the strings in the files, in the order of the classes; none: a score. `names` say
-    what they mean.
+    folder      the name of its folder
+    texts       the columns of its one or two texts, as the header names them
+    scores      what it reports, by names of metrics.py's functions; the first chooses the best epoch
+    batch_size, epochs   the paper's Table 6, HUT's row; ours for mnli, qqp and wnli, which it does not have
+    labels      the strings in the files, in the order of the classes; none: a score from 0 to 5
+    names       what the labels mean
+    columns     of a file without header: CoLA's
+    dev, test   the names of its files, without their ending
     """
 
     folder: str
     texts: tuple[str, ...]
     label: str
+    scores: tuple[str, ...]
+    batch_size: int
+    epochs: int
     labels: tuple[str, ...] = ("0", "1")
     names: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()  # of a file without header
+    columns: tuple[str, ...] = ()
     dev: tuple[str, ...] = ("dev",)
     test: tuple[str, ...] = ("test",)
 
@@ -45,17 +53,20 @@ class Task(NamedTuple):
 
 ENTAILMENT = ("entailment", "not_entailment")
 TASKS = {
-    "cola": Task("CoLA", ("sentence",), "label", names=("unacceptable", "acceptable"),
+    "cola": Task("CoLA", ("sentence",), "label", ("matthews",), 4, 40, names=("unacceptable", "acceptable"),
                  columns=("source", "label", "star", "sentence")),
-    "sst2": Task("SST-2", ("sentence",), "label", names=("negative", "positive")),
-    "mrpc": Task("MRPC", ("#1 String", "#2 String"), "Quality", names=("different", "paraphrase")),
-    "qqp": Task("QQP", ("question1", "question2"), "is_duplicate", names=("different", "duplicate")),
-    "stsb": Task("STS-B", ("sentence1", "sentence2"), "score", labels=()),
-    "mnli": Task("MNLI", ("sentence1", "sentence2"), "gold_label", labels=("entailment", "neutral", "contradiction"),
+    "sst2": Task("SST-2", ("sentence",), "label", ("accuracy",), 8, 20, names=("negative", "positive")),
+    "mrpc": Task("MRPC", ("#1 String", "#2 String"), "Quality", ("accuracy", "f1"), 16, 20,
+                 names=("different", "paraphrase")),
+    "qqp": Task("QQP", ("question1", "question2"), "is_duplicate", ("accuracy", "f1"), 16, 10,
+                names=("different", "duplicate")),
+    "stsb": Task("STS-B", ("sentence1", "sentence2"), "score", ("pearson", "spearman"), 16, 40, labels=()),
+    "mnli": Task("MNLI", ("sentence1", "sentence2"), "gold_label", ("accuracy",), 16, 10,
+                 labels=("entailment", "neutral", "contradiction"),
                  dev=("dev_matched", "dev_mismatched"), test=("test_matched", "test_mismatched")),
-    "qnli": Task("QNLI", ("question", "sentence"), "label", labels=ENTAILMENT),
-    "rte": Task("RTE", ("sentence1", "sentence2"), "label", labels=ENTAILMENT),
-    "wnli": Task("WNLI", ("sentence1", "sentence2"), "label", names=("different", "same")),
+    "qnli": Task("QNLI", ("question", "sentence"), "label", ("accuracy",), 8, 10, labels=ENTAILMENT),
+    "rte": Task("RTE", ("sentence1", "sentence2"), "label", ("accuracy",), 16, 80, labels=ENTAILMENT),
+    "wnli": Task("WNLI", ("sentence1", "sentence2"), "label", ("accuracy",), 16, 40, names=("different", "same")),
 }  # fmt: skip
 
 

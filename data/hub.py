@@ -1,4 +1,4 @@
-"""A checkpoint's hub name or directory -> a local directory in HuggingFace's layout, and its tokenizer."""
+"""A checkpoint's hub name or directory -> a local directory in HuggingFace's layout, its model's class, its tokenizer."""
 
 import json
 import shutil
@@ -6,11 +6,35 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from data import UserError
+from data import UserError, as_user_error
 from data.download import WAYS_OUT
+from model import GPT2, RobertaClassifier, RobertaSpan, config_json, read_config
+from read.t5 import T5
 
 FILES = ("config.json", "tokenizer.json", "pytorch_model.bin")
 MINI = Path(__file__).parent / "mini"
+MODELS = {  # config.json's model_type: the classes that stand for it, by what a script does with them
+    "roberta": {"classifier": RobertaClassifier, "span": RobertaSpan},
+    "gpt2": {"generator": GPT2},
+    "t5": {"text to text": T5},
+}
+
+
+def open_checkpoint(name_or_directory, use, mini):
+    """(directory, the class for `use`, configuration, tokenizer) of a checkpoint; `mini` is the bundled one's place.
+
+    Raises UserError as `checkpoint` and `load_tokenizer` do, and for a model that MODELS does not have for
+    this use.
+    """
+    directory = checkpoint(mini if name_or_directory == "mini" else name_or_directory)
+    classes = {kind: row[use] for kind, row in MODELS.items() if use in row}
+    with as_user_error():
+        kind = config_json(directory).get("model_type")
+        if kind not in classes:
+            expected = " or ".join(f"'{name}'" for name in classes)
+            raise UserError(f"{directory / 'config.json'}: model_type is {kind!r}: expected {expected}")
+        config = read_config(directory, classes[kind].CONFIG, kind)
+    return directory, classes[kind], config, load_tokenizer(directory, config.vocab_size)
 
 
 def checkpoint(name_or_directory):

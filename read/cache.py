@@ -3,12 +3,17 @@
 The file is a header of 4,096 bytes, which says in JSON what the states are of, and then the numbers.
 """
 
+import hashlib
 import json
 import math
 
 import torch
+from torch import nn
+from tqdm import tqdm
 
+from data.batching import sorted_batches
 from model import first_line, write_file
+from read.network import ReadClassifier
 
 HEADER = 4096  # bytes; a page, so that the numbers are aligned
 
@@ -61,3 +66,44 @@ def read_states(path, about):
         )
     content = torch.from_file(str(path), size=size, dtype=torch.uint8)
     return content[HEADER:].view(torch.float32).view(about["shape"])
+
+
+class States:
+    """Cached states in the place of tokens: states(indices) -> (states (B, N, d),) on `device`, for a FromStates."""
+
+    def __init__(self, states, tokens):
+        self.states, self.lengths, self.device = states, tokens.lengths, tokens.device
+
+    def __call__(self, batch):
+        return (self.states[batch].to(self.device),)
+
+
+class FromStates(nn.Module):
+    """What is trained of a ReadClassifier, whose parameters these are: states (B, N, d) -> logits (B, num_labels)."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.num_labels, self.classifier, self.network = model.num_labels, model.classifier, model.network
+
+    forward = ReadClassifier.from_states
+
+
+def cached_states(model, tokens, path, autocast, **about):
+    """The States of `tokens` by a ReadClassifier: read from `path`, where they are put if there is no such file.
+
+    about  what else they depend on: the checkpoint, the length that texts are cut to, the dtype
+    """
+    about["shape"] = [len(tokens.tokens), len(model.roberta.blocks), model.config.hidden_size]
+    about["examples"] = hashlib.sha256(json.dumps(tokens.tokens).encode()).hexdigest()[:16]
+
+    def parts():
+        for batch in tqdm(sorted_batches(tokens.lengths, 64), path.name, disable=None, leave=False):
+            with autocast:
+                states = model.states(*tokens(batch))
+            yield batch, states
+
+    model.eval()
+    if not path.exists():
+        write_states(path, about, parts())
+        print(f"{path}: {path.stat().st_size / 2**20:,.1f} MiB of states, for all epochs")
+    return States(read_states(path, about), tokens)

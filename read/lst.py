@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from read.network import Beside
 from read.t5 import T5, T5Side
 
 REDUCTION = 8  # the paper's width of 96 beside T5-base
@@ -92,14 +93,13 @@ def largest(weight, size):
     return weight.topk(size).indices.sort().values
 
 
-class LSTT5(T5):
-    """A T5 whose layers it shares, frozen, with the ladders beside them; called, trained and decoded as any T5."""
+class LSTT5(Beside, T5):
+    """A T5, frozen, with the ladders beside it; it is called, trained and decoded as any T5."""
+
+    BACKBONE = ("encoder", "decoder")
 
     def __init__(self, model, reduction=REDUCTION):
-        nn.Module.__init__(self)  # T5's would make new weights
-        self.config, self.prompt = model.config, None
-        self.word, self.encoder, self.decoder = model.word, model.encoder, model.decoder
-        self.requires_grad_(False)
+        super().__init__(model.requires_grad_(False))
         sizes = {name: getattr(self.config, name) // reduction for name in ("d_model", "d_kv", "d_ff")}
         thin = replace(self.config, **sizes)
         self.encoder_ladder = Ladder(self.encoder, self.config, thin)
@@ -137,9 +137,10 @@ class LSTT5(T5):
     def _logits(self, x):
         return F.linear(x * self.config.d_model**-0.5, self.word.weight)
 
-    def train(self, mode=True):
-        """As nn.Module's, but that the backbone stays in eval mode."""
-        super().train(mode)
-        self.encoder.eval()
-        self.decoder.eval()
-        return self
+
+def apply_lst(model):
+    """`model`, a T5, frozen and with the ladders beside it: another object, with the same layers."""
+    if type(model) is not T5:
+        raise ValueError(f"a {type(model).__name__}: expected a plain T5")
+    device = model.word.weight.device
+    return LSTT5(model).to(device)

@@ -26,12 +26,14 @@ A T5 has a recurrent network on each side, joined by the frozen cross-attention:
     h^D_j  = RNN_D(x_j, h^D_{j-1})                        j over the decoder's blocks, at each of its n tokens
     logits = lm_head(final norm(phi^D_N + |phi^D_N| (U h^D_N + b)))      |x|: the root mean square of x (d numbers)
 
-|phi^D_N| is ours, the paper's sum has no such factor (`scaled=False`): it undoes the division of the RNNs' inputs by
+|phi^D_N| is ours, the paper's sum has no such factor (`unscaled`): it undoes the division of the RNNs' inputs by
 their size, so that the correction is in proportion to the stream, however large that has grown. What the
 frozen decoder reads of the encoder is not corrected. No token of the target sees a later one: sigma_j is that
 of the token itself. So READ decodes step by step, with the backbone's cache and E. Parameters: two RNNs, Psi
 and U (h d each) and b (d); T5-base, GRU, h = 256: 1,969,920, 0.80 % of 247.58M.
 """
+
+import copy
 
 import torch
 from torch import nn
@@ -81,24 +83,40 @@ class UntiedLayers(nn.Module):
         return sum(layer(states[..., i : i + 1, :]) for i, layer in enumerate(self.layers))
 
 
-class ReadClassifier(RobertaClassifier):
-    """A RobertaClassifier whose layers it shares, frozen, and the network beside them. The head is not frozen by it.
+class Beside(nn.Module):
+    """Turns a model into one whose layers it shares, frozen and in eval mode, with something trained beside them.
+
+    It stands in front of the model's class in a list of bases. BACKBONE names the modules that stay in eval
+    mode: a backbone is one function, whatever the epoch. The head's own parameters are left as they are.
+    """
+
+    BACKBONE = ("roberta",)
+
+    def __init__(self, model, network=None):
+        nn.Module.__init__(self)  # the __init__ of the model's class would make new weights
+        for name, value in vars(model).items():
+            vars(self)[name] = copy.copy(value)  # dicts of our own that hold the same layers
+        if network is not None:
+            self.network = network
+
+    def train(self, mode=True):
+        super().train(mode)
+        for name in self.BACKBONE:
+            self.get_submodule(name).eval()
+        return self
+
+
+class ReadClassifier(Beside, RobertaClassifier):
+    """A RobertaClassifier, frozen, with READ's network beside it, at the first token.
 
     `states` and `from_states` are the two halves of `forward`: what never changes, and what is trained.
     """
 
-    def __init__(self, model, network):
-        nn.Module.__init__(self)  # RobertaClassifier's would make new weights
-        self.config, self.num_labels = model.config, model.num_labels
-        self.roberta, self.classifier, self.network = model.roberta, model.classifier, network
-
     @torch.no_grad()
     def states(self, input_ids, attention_mask=None):
         """The first token's phi_1 … phi_N: (B, N, d), without a graph."""
-        first = [
-            x[:, 0].clone() for x in self.roberta.outputs(input_ids, attention_mask)
-        ]  # a view would keep all of x
-        return torch.stack(first, 1)
+        # a view would keep all of x in memory
+        return torch.stack([x[:, 0].clone() for x in self.roberta.outputs(input_ids, attention_mask)], 1)
 
     def from_states(self, states):
         """states (B, N, d) -> logits (B, num_labels)."""
@@ -107,50 +125,24 @@ class ReadClassifier(RobertaClassifier):
     def forward(self, input_ids, attention_mask=None):
         return self.from_states(self.states(input_ids, attention_mask))
 
-    def train(self, mode=True):
-        """As nn.Module's, but that the backbone stays in eval mode: it is one function, whatever the epoch."""
-        super().train(mode)
-        self.roberta.eval()
-        return self
 
-
-class ReadSpan(RobertaSpan):
-    """A RobertaSpan whose layers it shares, frozen, and the network beside them, at every position; the head is not frozen
-    by it.
-    """
-
-    def __init__(self, model, network):
-        nn.Module.__init__(self)  # RobertaSpan's would make new weights
-        self.config, self.roberta, self.qa_outputs, self.network = (
-            model.config,
-            model.roberta,
-            model.qa_outputs,
-            network,
-        )
+class ReadSpan(Beside, RobertaSpan):
+    """A RobertaSpan, frozen, with READ's network beside it, at every position."""
 
     def forward(self, input_ids, attention_mask=None):
         with torch.no_grad():
             states = torch.stack([*self.roberta.outputs(input_ids, attention_mask)], -2)  # (B, L, N, d)
         return self.qa_outputs(states[..., -1, :] + self.network(states)).unbind(-1)
 
-    def train(self, mode=True):
-        """As nn.Module's, but that the backbone stays in eval mode."""
-        super().train(mode)
-        self.roberta.eval()
-        return self
 
+class ReadGPT2(Beside, GPT2):
+    """A GPT2, frozen, with READ's network beside it; it is called, trained and decoded as any GPT2.
 
-class ReadGPT2(GPT2):
-    """A GPT2 whose layers it shares, frozen, and the network beside them; called, trained and decoded as any GPT2.
-
-    The network runs where logits are asked for, and nowhere else. `return_states` gives the backbone's own.
+    The network runs where logits are asked for, and nowhere else. `return_states` gives the backbone's own
+    states.
     """
 
-    def __init__(self, model, network):
-        nn.Module.__init__(self)  # GPT2's would make new weights
-        self.config = model.config
-        self.word, self.position, self.dropout = model.word, model.position, model.dropout
-        self.blocks, self.norm, self.network = model.blocks, model.norm, network
+    BACKBONE = ("dropout", "blocks")
 
     @torch.no_grad()
     def _states(self, *inputs):
@@ -159,13 +151,6 @@ class ReadGPT2(GPT2):
     def _last(self, states, where=None):
         states = torch.stack([x if where is None else x[where] for x in states], -2)  # (…, N, d)
         return states[..., -1, :] + self.network(states)
-
-    def train(self, mode=True):
-        """As nn.Module's, but that the backbone stays in eval mode."""
-        super().train(mode)
-        self.dropout.eval()
-        self.blocks.eval()
-        return self
 
 
 # ------------------------------------------------------------------------------------------------ T5
@@ -221,21 +206,14 @@ class UntiedTwoSided(nn.Module):
         return sum(layer.decode(e, [x], [w]) for layer, e, x, w in parts)
 
 
-class ReadT5(T5):
-    """A T5 whose layers it shares, frozen, and the network beside them; called, trained and decoded as any T5.
+class ReadT5(Beside, T5):
+    """A T5, frozen, with READ's network beside it; it is called, trained and decoded as any T5.
 
-    `return_states` gives the backbone's own.
+    `return_states` gives the backbone's own states.
     """
 
-    def __init__(self, model, network, scaled=True):
-        nn.Module.__init__(self)  # T5's would make new weights
-        self.config, self.prompt, self.scaled = model.config, None, scaled
-        self.word, self.encoder, self.decoder, self.network = (
-            model.word,
-            model.encoder,
-            model.decoder,
-            network,
-        )
+    BACKBONE = ("encoder", "decoder")
+    unscaled = False  # True: the correction is added as Algorithm 1 prints it
 
     def encode(self, input_ids, attention_mask=None):
         with torch.no_grad():
@@ -248,16 +226,9 @@ class ReadT5(T5):
 
     def _last(self, source, states, weights):
         last, correction = states[-1], self.network.decode(source.extra, states, weights)
-        if self.scaled:  # a stream of 100 would leave a correction of 1 without effect
+        if not self.unscaled:  # a stream of 100 would leave a correction of 1 without effect
             correction = last.square().mean(-1, keepdim=True).sqrt() * correction
         return last + correction
-
-    def train(self, mode=True):
-        """As nn.Module's, but that the backbone stays in eval mode: it is one function, whatever the epoch."""
-        super().train(mode)
-        self.encoder.eval()
-        self.decoder.eval()
-        return self
 
 
 # ------------------------------------------------------------------------------------------------ put in
@@ -266,33 +237,37 @@ class ReadT5(T5):
 KINDS = {RobertaClassifier: ReadClassifier, RobertaSpan: ReadSpan, GPT2: ReadGPT2, T5: ReadT5}
 
 
-def apply_read(model, width=WIDTH, cell="gru", zero_start=True, scaled=True):
-    """`model`, of one of READ's kinds, frozen and with READ beside it: another object, with the same layers.
+def apply_read(model, r=WIDTH, cell="gru", start="zero", unscaled=False):
+    """`model`, frozen and with READ beside it: another object, with the same layers.
 
-    width       of the RNN's state; the paper tries 128 and 256
-    cell        gru, lstm, rnn; or untied, the paper's ablation: a GRU for each layer, without recurrency
-    zero_start  whether U starts at zero, the frozen model
-    scaled      of a T5: whether the correction is in proportion to what it corrects; the paper's is not
+    r         the width of the RNN's state; the paper tries 128 and 256
+    cell      gru, lstm, rnn; or untied, the paper's ablation: a GRU for each layer, without recurrency
+    start     of U: zero, which is the frozen model; or random, the library's default
+    unscaled  whether a T5's correction is added as printed, not in proportion to what it corrects
 
-    Nothing merges: no weights of the plain model compute the same.
-    Raises ValueError, with the model unchanged, for a width, cell or model that does not fit.
+    Raises ValueError, with the model unchanged, for a size, cell or model that does not fit.
     """
-    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-        raise ValueError(f"r = {width!r}: expected a whole number of 1 or more")
+    if type(r) is not int or r < 1:
+        raise ValueError(f"r = {r!r}: expected a whole number of 1 or more")
     if cell not in CELLS:
         raise ValueError(f"cell '{cell}': expected one of {' '.join(CELLS)}")
-    if type(model) in KINDS.values():
-        raise ValueError("the model is already adapted: apply_read takes a model once")
+    if isinstance(model, Beside):
+        raise ValueError("the model is already adapted: a model is adapted once")
     if type(model) not in KINDS:
         raise ValueError(
             f"a {type(model).__name__}: expected one of {', '.join(kind.__name__ for kind in KINDS)}"
         )
+    if unscaled and not isinstance(model, T5):
+        raise ValueError("unscaled: only the correction of a T5 is scaled")
     blocks = getattr(model, "roberta", model).blocks
-    last = blocks[-1].d  # gives the states their width and device
-    sizes = (last.out_features, width, "gru" if cell == "untied" else cell, zero_start, last.weight.device)
+    last = blocks[-1].d  # its output has the width and the device of the states
+    sizes = (last.out_features, r, "gru" if cell == "untied" else cell, start == "zero", last.weight.device)
     if isinstance(model, T5):
         depths = len(model.encoder.blocks), len(model.decoder.blocks)
         network = UntiedTwoSided(*depths, *sizes) if cell == "untied" else TwoSidedRNN(*sizes)
-        return ReadT5(model.requires_grad_(False), network, scaled)
-    network = UntiedLayers(len(blocks), *sizes) if cell == "untied" else LayerRNN(*sizes)
-    return KINDS[type(model)](model.requires_grad_(False), network)
+    else:
+        network = UntiedLayers(len(blocks), *sizes) if cell == "untied" else LayerRNN(*sizes)
+    adapted = KINDS[type(model)](model.requires_grad_(False), network)
+    if unscaled:
+        adapted.unscaled = True
+    return adapted

@@ -169,6 +169,19 @@ class T5Side(nn.Module):
         bias = self.position(buckets(keys - queries[:, None], *self.scheme)).permute(2, 0, 1)[None]
         return bias if visible is None else bias.masked_fill(~visible[..., None, :, :], MASKED)
 
+    def forward(self, x, attention_mask=None):
+        """The encoder: x (B, m, d) embedded, attention_mask (B, m) or None -> Source."""
+        positions = torch.arange(x.shape[1], device=x.device)
+        bias, mask = self.bias(positions, positions), None
+        if attention_mask is not None:
+            mask = torch.where(attention_mask.bool(), 0.0, MASKED)[:, None, None]  # (B, 1, 1, m)
+            bias = bias + mask
+        x, states = self.dropout(x), []
+        for block in self.blocks:
+            x, _ = block(x, bias)
+            states.append(x)
+        return Source(self.finish(x), mask, states)
+
     def finish(self, x):
         return self.last_dropout(self.norm(x))
 
@@ -203,6 +216,7 @@ class T5(Pretrained):
     """
 
     CONFIG, MODEL_TYPE, ARCHITECTURE = T5Config, "t5", "T5ForConditionalGeneration"
+    LAYOUT = "encoder-decoder"
     NAMES = {
         "word": "shared",
         "encoder.position": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
@@ -243,7 +257,6 @@ class T5(Pretrained):
         self.config = config
         self.word = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder, self.decoder = T5Side(config, is_decoder=False), T5Side(config, is_decoder=True)
-        self.prompt = None  # prompt tuning's, of baselines.py: a module that lengthens the embedded source
         self._initialise()
 
     @property
@@ -283,19 +296,7 @@ class T5(Pretrained):
 
     def encode(self, input_ids, attention_mask=None):
         """input_ids (B, m) int64, attention_mask (B, m) or None -> Source."""
-        x = self.word(input_ids)
-        if self.prompt is not None:
-            x, attention_mask = self.prompt(x, attention_mask)
-        positions = torch.arange(x.shape[1], device=x.device)
-        bias, mask = self.encoder.bias(positions, positions), None
-        if attention_mask is not None:
-            mask = torch.where(attention_mask.bool(), 0.0, MASKED)[:, None, None]  # (B, 1, 1, m)
-            bias = bias + mask
-        x, states = self.encoder.dropout(x), []
-        for block in self.encoder.blocks:
-            x, _ = block(x, bias)
-            states.append(x)
-        return Source(self.encoder.finish(x), mask, states)
+        return self.encoder(self.word(input_ids), attention_mask)
 
     def _decode(self, source, tokens, places, past=None, crossed=None):
         """tokens (B, n) -> the output of each block (B, n, d), and the weights of each cross-attention (B, n_head, n, m).

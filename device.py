@@ -1,14 +1,56 @@
-"""What a training run takes of a GPU's energy: estimated from its utilisation, as in the READ paper, and as metered."""
+"""The device and dtype of a run, and what the run takes of them: peak memory, and a GPU's energy."""
 
+import contextlib
 import math
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import torch
 
+from data import UserError
+from model import first_line
+
 P_0 = 0.25  # kW: the power that the paper takes a GPU to draw at full utilisation
 QUERY = ("--query-gpu=utilization.gpu,power.draw", "--format=csv,noheader,nounits", "--loop-ms=1000")
+
+
+def pick_device(name, dtype):
+    """(torch.device, dtype of the arithmetic): what was asked for, or the defaults that --help names."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name:
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise UserError(f"--device {name}: not available ({first_line(error)})") from None
+    if dtype is None:
+        dtype = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return device, getattr(torch, dtype)
+
+
+def autocast(device, dtype):
+    """The frozen model's arithmetic in `dtype`; parameters keep theirs."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def synchronise(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device):
+    """Bytes: the peak of the GPU's allocator, or the most this process has held."""
+    status = Path("/proc/self/status")
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if status.exists():  # Linux; its ru_maxrss would count the process that started this one
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class Meter:
@@ -43,7 +85,10 @@ class Meter:
                 "power": minutes / 60 / 1000,
             }  # of percent, of W
             for (name, factor), text in zip(kwh_a_unit.items(), line.split(","), strict=False):
-                self.total[name] += factor * told(text)
+                used = math.nan  # which a sum keeps, where the GPU does not say: [N/A]
+                with contextlib.suppress(ValueError):
+                    used = float(text)
+                self.total[name] += factor * used
             self.kwh = {name: None if math.isnan(kwh) else kwh for name, kwh in self.total.items()}
 
     def stop(self):
@@ -52,14 +97,6 @@ class Meter:
             self.thread.join()
 
 
-def told(text):
-    """The number in `text`; not-a-number, which a sum keeps, where the GPU does not tell ([N/A])."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
 def gpu_of(device):
-    """nvidia-smi's name of a torch device, which it may number otherwise; None for a CPU."""
+    """nvidia-smi's name of a torch device, which it may number differently; None for a CPU."""
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None

@@ -1,0 +1,265 @@
+"""The command line of the training scripts: the arguments that all of them have, their defaults, and their checks."""
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+from adapter import read_adapter
+from data import UserError, as_user_error
+from methods import METHODS, OPTIONS, check_merges, methods_of, settings
+from run import check_out
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one line."""
+
+    def error(self, message):
+        raise UserError(f"{message} (--help lists all arguments)")
+
+    def parse_args(self, args=None, namespace=None):
+        for text in sys.argv[1:] if args is None else args:
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # the tokenizers would raise it, from their depths
+                self.error(f"{text!r}: not UTF-8")
+        return super().parse_args(args, namespace)
+
+
+def run_as_script(main):
+    """Calls main(). An error that the user can mend becomes one line on standard error, and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+
+
+def whole(text):
+    """An argument that counts something: 1 or more."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': expected a whole number of 1 or more")
+    return int(text)
+
+
+def whole_or_zero(text):
+    return 0 if text == "0" else whole(text)
+
+
+def positive(text):
+    """An argument that is a size or a rate: above 0."""
+    return _number(text, lambda x: 0 < x < float("inf"), "a number above 0")
+
+
+def not_negative(text):
+    return _number(text, lambda x: 0 <= x < float("inf"), "a number of 0 or more")
+
+
+def probability(text):
+    return _number(text, lambda x: 0 <= x < 1, "a number from 0 to below 1")
+
+
+def _number(text, holds, expected):
+    with contextlib.suppress(ValueError):
+        if holds(float(text)):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"'{text}': expected {expected}")
+
+
+# ------------------------------------------------------------------------------------------------ the arguments
+
+
+def add_arguments(parser, layout, defaults):
+    """Adds what all training scripts have. `defaults` says in words what a default is, where scripts differ."""
+    methods = methods_of(layout)
+    sizes = listed({name: METHODS[name].r[layout] for name in methods if layout in METHODS[name].r})
+    rates = listed({name: METHODS[name].lr[layout] for name in methods if METHODS[name].lr[layout]})
+    taken = {option for name in methods for option in METHODS[name].takes}
+
+    group = parser.add_argument_group("method")
+    group.add_argument("--method", choices=methods, help=f"(default: {defaults.get('method', 'hut')})")
+    group.add_argument(
+        "--r",
+        type=int,
+        help="the method's size: a rank, the width of an adapter or network, a number of coefficients or vectors "
+        f"(default: {sizes})",
+    )
+    for name, option in OPTIONS.items():
+        flag = "--" + name.replace("_", "-")
+        if name not in taken:
+            parser.set_defaults(**{name: None})
+            continue
+        takers = {m: METHODS[m].takes[name] for m in methods if name in METHODS[m].takes}
+        values = ", ".join(dict.fromkeys(str(v) for v in takers.values() if v is not None)) or "off"
+        group.add_argument(
+            flag, **option | {"help": f"{option['help']}; for {' '.join(takers)} (default: {values})"}
+        )
+    group.add_argument("--init-adapter", metavar="FILE", help="start from this adapter, without its head")
+
+    group = parser.add_argument_group("model and data")
+    group.add_argument("--model", help=f"hub name, directory, or mini (default: {defaults['model']})")
+    group.add_argument(
+        "--data", metavar="DIR", help="folder of the data set (default: fetched once into the cache)"
+    )
+    group.add_argument("--train-file", metavar="F", help="instead of the training file in --data")
+    group.add_argument("--dev-file", metavar="F", help="instead of the development file in --data")
+    group.add_argument(
+        "--limit-train", type=whole, metavar="N", help="use N training examples, the same for every seed"
+    )
+
+    group = parser.add_argument_group("training")
+    group.add_argument("--epochs", type=whole, help=f"(default: {defaults['settings']})")
+    group.add_argument("--batch-size", type=whole, help=f"examples a batch (default: {defaults['settings']})")
+    group.add_argument("--accumulate", type=whole, default=1, help="batches an optimiser step (default: 1)")
+    group.add_argument(
+        "--lr",
+        type=positive,
+        help=f"peak learning rate (default: the paper's for the task, where it prints one for the method; else {rates})",
+    )
+    group.add_argument(
+        "--head-lr", type=positive, help="that of the head (default: --lr; the paper names one rate)"
+    )
+    warmup = f"below 1 a share of all steps, else steps (default: {defaults['warmup']})"
+    group.add_argument("--warmup", type=not_negative, help=warmup)
+    group.add_argument(
+        "--weight-decay",
+        type=not_negative,
+        metavar="W",
+        help="AdamW's; it pulls M_A, M_B and gamma to 0, not to the frozen model's 1 "
+        f"(default: {defaults['weight_decay']})",
+    )
+    group.add_argument(
+        "--clip", type=positive, metavar="NORM", help="clip the gradient's norm (default: no clipping)"
+    )
+    group.add_argument(
+        "--dropout",
+        type=probability,
+        metavar="P",
+        help=f"everywhere that is trained (default: {defaults['dropout']})",
+    )
+    longest = defaults.get(
+        "max_len", "the paper's: 512, or 128 for lora and the adapters; at most the position table"
+    )
+    group.add_argument(
+        "--max-len", type=whole, metavar="TOKENS", help=f"truncate to this (default: {longest})"
+    )
+    seeds = group.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=int, help="(default: 0)")
+    seeds.add_argument("--seeds", type=whole, metavar="N", help="run seeds 0 … N−1 and report mean ± std")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda if there is one)")
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of the frozen model's arithmetic; adapter, head and optimiser are float32 "
+        "(default: bfloat16 on a GPU that has it, else float32)",
+    )
+
+    group = parser.add_argument_group("files")
+    group.add_argument(
+        "--out", metavar="DIR", help="run folder (default: runs/<task>-<method>-r<r>-seed<seed>)"
+    )
+    group.add_argument("--resume", action="store_true", help="go on with the run in --out where it stopped")
+    group.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    group.add_argument("--adapter", metavar="FILE", help="a saved adapter, for --eval-only and --predict")
+    evaluate = "score --adapter (E2E: into --out, or eval/ beside it); no training"
+    group.add_argument("--eval-only", action="store_true", help=evaluate)
+    group.add_argument("--export", metavar="DIR", help="write the merged model in HuggingFace's layout")
+    parser.set_defaults(submit=None)  # not every script has a --submit
+
+
+def fill_in(args, layout, shared, mini, mini_data):
+    """Checks the arguments against each other, and gives each that was left out its default; see `settings`.
+
+    shared     {setting: value} of the task and the script
+    mini       those of the bundled model and data; they replace `shared` where --model is mini and --data is not given
+    mini_data  the folder of the bundled data
+    """
+    check_adapter(args, methods_of(layout))
+    method = args.method = args.method or shared["method"]
+    row, bundled = METHODS[method], (args.model or shared["model"]) == "mini" and not args.data
+    has = {"r": bool(row.r), **{name: name in row.takes for name in OPTIONS}}
+    for name in has:
+        if not has[name] and (given := getattr(args, name)) is not None:
+            print(f"--{name} {given}: --method {method} has no such thing; it is left out")
+            setattr(args, name, None)
+    for name in ("submit", "export"):
+        if (folder := getattr(args, name)) and Path(folder).is_file():
+            raise UserError(f"--{name} {folder}: a file: expected a folder, or a name that is free")
+    if args.export:
+        with as_user_error():
+            check_merges(method, layout)
+    if bundled:
+        args.data = str(mini_data)
+    for name, value in settings(method, args.task, layout, shared, mini if bundled else None).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.head_lr = args.head_lr or args.lr
+    if bundled and not args.adapter:
+        chosen = {name: getattr(args, name) for name in (*mini, "lr")}
+        print(f"mini: the bundled model and data, with settings of their own: {listed(chosen)}")
+
+
+def check_adapter(args, methods):
+    """Checks that --adapter is given exactly when it is needed; what `args` leaves open is filled in from its file.
+
+    That is its method and RECORDED. Another model, length or stride is the user's to choose: the fingerprint
+    of the base guards the first. Contradicting the others is an error.
+    """
+    if (args.eval_only or args.predict) and not args.adapter:
+        raise UserError("--eval-only and --predict need --adapter FILE")
+    if args.predict and (args.eval_only or args.submit or args.export):
+        raise UserError("--predict: leave --eval-only, --submit and --export to a call of their own")
+    if not args.adapter:
+        return
+    if not (args.eval_only or args.predict):
+        raise UserError(
+            "--adapter is for --eval-only and --predict; to start training from one, use --init-adapter"
+        )
+    found = read_adapter(args.adapter)
+    if found["task"] != args.task:
+        raise UserError(f"{args.adapter}: trained on {found['task']}, not {args.task}")
+    if found["method"] not in methods:
+        raise UserError(
+            f"{args.adapter}: made with --method {found['method']}: this script has {' '.join(methods)}"
+        )
+    for key, value in {"method": found["method"], **found["config"]}.items():
+        given = vars(args).get(key)
+        if given is None:
+            setattr(args, key, value)
+        elif value is not None and given != value and key not in ("model", "max_len", "doc_stride"):
+            raise UserError(f"{args.adapter}: trained with {key} {value}, not {given}: leave --{key} out")
+
+
+def run_folders(args):
+    """(folder of all, the arguments of each run: those of `args` with its seed and its folder as `out`).
+
+    Raises UserError if one of the folders holds a run that would be lost.
+    """
+    name = f"{args.task}-{args.method}" + (f"-r{args.r}" if args.r else "")
+    out = Path(args.out or f"runs/{name}" + ("" if args.seeds else f"-seed{args.seed}"))
+    folders = {seed: out / f"seed{seed}" for seed in range(args.seeds)} if args.seeds else {args.seed: out}
+    if not args.adapter:
+        for folder in folders.values():
+            check_out(folder, args.resume, args.overwrite)
+    return out, [
+        argparse.Namespace(**vars(args) | {"seed": s, "out": folder}) for s, folder in folders.items()
+    ]
+
+
+def check_max_len(args, longest, shortest=1):
+    """Sets --max-len where it was left out. Raises UserError if it does not fit the model's position table."""
+    if args.max_len and not shortest <= args.max_len <= longest:
+        raise UserError(
+            f"--max-len {args.max_len}: expected {shortest} to {longest}, what the position table holds"
+        )
+    args.max_len = args.max_len or min(METHODS[args.method].max_len or 512, longest)
+
+
+def listed(values):
+    """{"lr": 0.01, "epochs": 8} -> "lr 0.01, epochs 8"."""
+    return ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
+    )

@@ -1,0 +1,358 @@
+"""A training run: its folder, what it counts and logs, how it saves and goes on, and the learning rate's schedule.
+
+The loop itself is not here: each script shows its own.
+"""
+
+import json
+import math
+import platform
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import tokenizers
+import torch
+from tqdm import tqdm
+
+from adapter import count, load, save, trainable, write_adapter
+from data import UserError, as_user_error, no_nan, write_json, write_json_lines
+from device import Meter, gpu_of, peak_memory
+from hut import copy_tensors
+
+FILES = ("args.json", "metrics.jsonl", "result.json", "adapter.pt", "adapter-last.pt", "checkpoint.pt")
+# These arguments do not change what a run computes, and may differ when it is resumed.
+FREE = ("seed", "seeds", "out", "resume", "overwrite", "adapter", "eval_only", "predict", "submit", "export", "device",
+        "cache_features")  # fmt: skip
+
+
+def adamw(model, args):
+    """AdamW over the trainable parameters: the adapter's peak rate is args.lr, the head's args.head_lr."""
+    parts = zip(trainable(model), (args.lr, args.head_lr), strict=True)
+    groups = [{"params": [*part.values()], "peak": lr} for part, lr in parts if part]
+    return torch.optim.AdamW(groups, weight_decay=args.weight_decay)
+
+
+def schedule(step, total, warmup):
+    """The learning rate's factor at optimiser step `step`, from 0: linear up over `warmup` steps, then linear to 0.
+
+    transformers starts at a factor of 0, which makes the first step do nothing; this starts at 1 / (warmup +
+    1).
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return (total - step) / max(total - warmup, 1)
+
+
+class Run:
+    """Where a training run stands, and the files that say so. The loop is the script's: this counts, saves, restores.
+
+    epoch     epochs completed
+    position  optimiser steps completed in this epoch
+    step      optimiser steps completed in all, of `total`
+    unit      what a step's loss is a mean over and speed is counted in, such as "examples"
+    """
+
+    STATE = ("epoch", "position", "step", "seen", "loss_sum", "seconds", "energy", "log", "best", "last")
+    SAVE_EVERY = 600  # seconds between checkpoints within an epoch
+
+    def __init__(self, args, model, base, optimizer, steps, unit):
+        self.args, self.model, self.base, self.optimizer, self.unit = args, model, base, optimizer, unit
+        self.steps, self.total = steps, args.epochs * steps
+        self.warmup = int(args.warmup if args.warmup >= 1 else args.warmup * self.total)
+        self.epoch = self.position = self.step = self.seen = 0
+        self.loss_sum, self.seconds, self.log, self.best, self.last = 0.0, 0.0, [], None, None
+        self.energy = {"utilisation": 0.0, "power": 0.0}  # kWh, before a resumption
+        self.steps_here = self.seen_here = 0
+        self.stopping = False
+        self.device = next(model.parameters()).device
+        self.meter = Meter(gpu_of(self.device))
+
+    def begin(self, dtype):
+        """Opens the run folder, goes on from its checkpoint with --resume, and prints what will be done."""
+        args, (adapter, head) = self.args, trainable(self.model)
+        settings = {key: value for key, value in vars(args).items() if key not in FREE} | {"seed": args.seed}
+        saved = open_folder(args.out, settings, args.resume, args.overwrite)
+        if saved:
+            self._restore(saved)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+        self.saved_at = time.time()
+
+        counts = {"adapter": count(adapter.values()), "head": count(head.values())}
+        self.parameters = counts | {
+            "frozen": count(p for p in self.model.parameters() if not p.requires_grad)
+        }
+        and_head, head_lr = (f" + {counts['head']:,} head", f" (head {args.head_lr:g})") if head else ("", "")
+        frozen = f"{self.parameters['frozen']:,} are frozen"
+        print(f"{args.method}: {counts['adapter']:,} adapter{and_head} parameters are trained, {frozen}")
+        print(
+            f"{args.epochs} epochs of {self.steps:,} steps of {args.batch_size * args.accumulate} examples; "
+            f"AdamW, lr {args.lr:g}{head_lr}, {self.warmup} warm-up steps; "
+            f"{self.device}, {str(dtype)[6:]}, seed {args.seed}"
+        )
+        if self.step:
+            print(f"goes on after epoch {self.epoch}, step {self.step} of {self.total}")
+
+    def remaining(self, groups):
+        """What is still to do of this epoch's groups of batches, behind a progress bar."""
+        left, done = groups[self.position :], self.position
+        self.seen_here = 0
+        self.epoch_started = self.stepped_at = time.time()
+        title = f"epoch {self.epoch + 1}"
+        self.bar = tqdm(left, title, initial=done, total=len(groups), disable=None, leave=False)
+        return self.bar
+
+    def advance(self, loss, weight):
+        """Counts an optimiser step of mean `loss` over `weight` examples or tokens; saves now and then.
+
+        Raises UserError if the loss is not finite. Ends the program, saved, if the user has asked for that.
+        """
+        if not math.isfinite(loss):
+            raise self._not_finite()
+        self.stepped_at = time.time()
+        self.step, self.position, self.seen = self.step + 1, self.position + 1, self.seen + weight
+        self.loss_sum += loss * weight
+        self.steps_here, self.seen_here = self.steps_here + 1, self.seen_here + weight
+        speed = f"{self.speed():,.0f} {self.unit}/s"
+        self.bar.set_postfix_str(f"loss {loss:.3f}, lr {self.lr():.1e}, {speed}", refresh=False)
+        if self.steps_here == 20:
+            each = (time.time() - self.epoch_started) / 20
+            left = clock(each * (self.total - self.step))
+            tqdm.write(f"about {left} to go at {1000 * each:.0f} ms a step, scoring not counted")
+        if self.stopping:
+            self._save_and_exit()
+        if time.time() - self.saved_at > self.SAVE_EVERY:
+            self.save()
+
+    def end_epoch(self, scores, better):
+        """Logs the epoch and writes the folder's files; adapter.pt is this epoch's where it is `better`."""
+        train_loss = self.loss_sum / self.seen
+        row = {
+            "epoch": self.epoch + 1,
+            "step": self.step,
+            "train_loss": train_loss,
+            **scores,
+            "lr": self.lr(),
+        }
+        timing = {
+            "seconds": self.elapsed(),
+            "energy_kwh": self.spent(),
+            f"{self.unit}_per_second": self.speed(),
+        }
+        self.log.append(row | {"timing": timing})
+        self.epoch, self.position, self.seen, self.loss_sum = self.epoch + 1, 0, 0, 0.0
+        self.last = {"epoch": self.epoch, **scores}
+        write_adapter(self.args.out / "adapter-last.pt", self.args, self.model, self.base)
+        if better:
+            self.best = self.last
+            write_adapter(self.args.out / "adapter.pt", self.args, self.model, self.base)
+        write_json_lines(self.args.out / "metrics.jsonl", self.log)
+        self.save()
+        numbers = "  ".join(f"{key} {value:.4f}" for key, value in scores.items() if isinstance(value, float))
+        flag = "  predicts a single class" if scores.get("single_class") else ""
+        print(f"epoch {self.epoch}  {clock(self.elapsed())}  train_loss {train_loss:.4f}  {numbers}{flag}")
+        if self.stopping:
+            self._save_and_exit()
+
+    def finish(self, timing=None, **more):
+        """Writes result.json, with the entries of `timing` and `more` added, and returns what it says."""
+        args = self.args
+        self.meter.stop()
+        result = {
+            "task": args.task,
+            "method": args.method,
+            "r": args.r,
+            "targets": args.targets,
+            "seed": args.seed,
+        }
+        result |= {"parameters": self.parameters, "best": self.best, "last": self.last, **more}
+        spent = {key: self.log[-1]["timing"][key] for key in ("seconds", "energy_kwh")}
+        result["timing"] = spent | {"peak_memory_bytes": peak_memory(self.device), **(timing or {})}
+        write_json(args.out / "result.json", result)
+        return result
+
+    def save(self):
+        """checkpoint.pt: all that resuming needs. Batches are drawn from (seed, epoch), and have no state to save."""
+        adapter, head = trainable(self.model)
+        tensors = {name: p.detach() for name, p in (adapter | head).items()}
+        if not all(p.isfinite().all() for p in tensors.values()):
+            raise self._not_finite()
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        state = {key: getattr(self, key) for key in self.STATE} | {
+            "seconds": self.elapsed(),
+            "energy": self.spent(),
+        }
+        state |= {"tensors": tensors, "optimizer": self.optimizer.state_dict()}
+        save(self.args.out / "checkpoint.pt", state | {"rng": {"cpu": torch.get_rng_state(), "cuda": cuda}})
+        self.saved_at = time.time()
+
+    def elapsed(self):
+        """Seconds, those before a resumption included."""
+        return self.seconds + time.time() - self.meter.started
+
+    def spent(self):
+        """kWh by device.py's two measures, those before a resumption included; None where not measured."""
+        now = self.meter.kwh
+        return {key: None if None in (kwh, now[key]) else kwh + now[key] for key, kwh in self.energy.items()}
+
+    def speed(self):
+        """Examples or tokens a second in this epoch's training, 0 if none was left to do."""
+        return self.seen_here and self.seen_here / (self.stepped_at - self.epoch_started)
+
+    def lr(self):
+        return self.optimizer.param_groups[0]["lr"]
+
+    def _restore(self, saved):
+        adapter, head = trainable(self.model)
+        with as_user_error(f"{self.args.out / 'checkpoint.pt'}: "):
+            copy_tensors(saved["tensors"], adapter | head)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["rng"]["cpu"])
+        if self.device.type == "cuda" and saved["rng"]["cuda"] is not None:
+            torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
+        for key in self.STATE:
+            setattr(self, key, saved[key])
+
+    def _not_finite(self):
+        good = self.args.out / "checkpoint.pt"
+        kept = f"; {good} is the last good state" if good.exists() else ""
+        return UserError(
+            f"the loss is not finite at step {self.step + 1} of {self.total}, task {self.args.task}, "
+            f"lr {self.lr():g}: lower --lr{kept}"
+        )
+
+    def _stop(self, number, frame):
+        """Notes Ctrl-C, so that the step can end and be saved; a second one ends the program at once."""
+        if self.stopping:
+            sys.exit(130)
+        self.stopping = True
+
+    def _save_and_exit(self):
+        self.bar.close()
+        self.save()
+        again = shlex.join(sys.argv if "--resume" in sys.argv else [*sys.argv, "--resume"])
+        print(f"\nstopped after step {self.step} of {self.total} and saved; go on with: python {again}")
+        sys.exit(130)
+
+
+def clock(seconds):
+    """95 -> 1:35, 7265 -> 2:01:05"""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+# ------------------------------------------------------------------------------------------------ the run folder
+
+
+def check_out(folder, resume, overwrite):
+    """The names of a run's files in the folder. UserError if there are any and no flag says what becomes of them."""
+    present = [name for name in FILES if (folder / name).exists()]
+    if present and not (resume or overwrite):
+        raise UserError(
+            f"{folder} holds another run: --resume goes on with it, --overwrite replaces it, "
+            "--out names another place"
+        )
+    return present
+
+
+def open_folder(folder, settings, resume, overwrite):
+    """Makes the run folder and its args.json, or with --resume reads its checkpoint.pt; -> what that holds, or None.
+
+    Raises UserError if the folder holds a run and neither flag is given, or one that was started with other
+    settings.
+    """
+    present = check_out(folder, resume, overwrite)
+    if resume and present:
+        recorded = recorded_settings(folder / "args.json")
+        for key, value in settings.items():
+            before = recorded.get(key)
+            if (before or None) != (value or None):  # a switch that is off may be False, None or not there
+                raise UserError(
+                    f"--resume: {folder} was started with {key} {before}, not {value}: "
+                    "give the same arguments, or another --out"
+                )
+        keys = ("tensors", "optimizer", "rng", *Run.STATE)
+        return load(folder / "checkpoint.pt", *keys) if "checkpoint.pt" in present else None
+    for name in present:
+        (folder / name).unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "args.json", {"args": settings, **environment()})
+    return None
+
+
+def recorded_settings(path):
+    """What a run was started with. Raises UserError if its args.json is missing or damaged; the run stays as it is."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["args"])
+    except (OSError, ValueError, KeyError, TypeError):
+        problem = f"{path}: missing or damaged: expected what the run was started with"
+        raise UserError(f"--resume: {problem}; --overwrite starts it anew") from None
+
+
+def environment():
+    """What a number may depend on besides the arguments."""
+    here = Path(__file__).parent
+
+    def git(*command):
+        done = subprocess.run(["git", "-C", here, *command], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    revision = git("rev-parse", "HEAD") if (here / ".git").exists() else None
+    if revision and git("status", "--porcelain", "--untracked-files=no"):
+        revision += " with changes"
+    modules = {"torch": torch, "numpy": numpy, "tokenizers": tokenizers}
+    gpu = torch.cuda.is_available()
+    return {
+        "versions": {"python": platform.python_version()} | {n: m.__version__ for n, m in modules.items()},
+        "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+        "git": revision,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+# ------------------------------------------------------------------------------------------------ over seeds
+
+
+def mean_and_std(results, key):
+    """(mean, std with n − 1) of each score of the results' `key`: {score: number}; None where a run has none."""
+    mean, std = {}, {}
+    for name in results[0][key]:
+        values = [no_nan(result[key].get(name)) for result in results]
+        if name == "epoch" or not any(isinstance(value, float) for value in values):
+            continue
+        known = None not in values
+        mean[name] = statistics.fmean(values) if known else None
+        std[name] = statistics.stdev(values) if known and len(values) > 1 else None
+    return mean, std
+
+
+def report(results, out, seeds, keys):
+    """Prints each seed's results and, for --seeds, mean ± std of each score, which go into `out`/result.json."""
+    for result in results:
+        print(f"seed {result['seed']}: " + "; ".join(f"{key}: {in_words(result[key])}" for key in keys))
+    if not seeds:
+        return
+    both = {key: mean_and_std(results, key) for key in keys}
+    together = {name: results[0][name] for name in ("task", "method", "r", "targets", "parameters")}
+    for i, name in enumerate(("mean", "std")):
+        together[name] = {key: pair[i] for key, pair in both.items()}
+    write_json(out / "result.json", {**together, "seeds": list(range(seeds)), "runs": results})
+    for key, (mean, std) in both.items():
+        means = (
+            f"{name} {value:.4f} ± {std[name] or 0:.4f}" for name, value in mean.items() if value is not None
+        )
+        print(f"{key} of {len(results)} seeds: {', '.join(means)}")
+
+
+def in_words(scores):
+    return ", ".join(
+        f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in scores.items()
+    )
