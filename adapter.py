@@ -116,19 +116,20 @@ def merged(model, method):
         return merge(model, method)
 
 
-def export(args, model, directory, logits, **config):
+def export(args, model, directory, logits, examples, **config):
     """Writes the merged model to --export in HuggingFace's layout, after comparing its logits with the unmerged one's.
 
-    logits     a function of a model: its logits in float32 on the development set, batch by batch
     directory  the checkpoint whose tokenizer goes with it
+    logits     a function of a model: its logits in float32 on the development set, batch by batch
+    examples   what these are of, in words
     config     entries for config.json
     """
-    plain, folder, largest, examples = merged(model, args.method).eval(), Path(args.export), 0.0, 0
+    plain, folder = merged(model, args.method).eval(), Path(args.export)
     model.eval()
     with torch.no_grad():
-        for ours, theirs in zip(logits(model), logits(plain), strict=True):
-            largest, examples = max(largest, (ours - theirs).abs().max().item()), examples + len(ours)
-    print(f"largest logit difference, merged − unmerged, on {examples:,} rows of dev logits: {largest:.2e}")
+        pairs = zip(logits(model), logits(plain), strict=True)
+        largest = max((ours - theirs).abs().max().item() for ours, theirs in pairs)
+    print(f"largest logit difference, merged − unmerged, on {examples}: {largest:.2e}")
     if not largest <= LARGEST_DIFFERENCE:
         raise UserError(f"--export: above {LARGEST_DIFFERENCE:g}; nothing was written")
     plain.save_pretrained(folder, **config)

@@ -93,7 +93,7 @@ def add_arguments(parser, layout, defaults):
             parser.set_defaults(**{name: None})
             continue
         takers = {m: METHODS[m].takes[name] for m in methods if name in METHODS[m].takes}
-        values = ", ".join(dict.fromkeys(str(v) for v in takers.values() if v is not None)) or "off"
+        values = ", ".join(dict.fromkeys("off" if v is False else str(v) for v in takers.values()))
         group.add_argument(
             flag, **option | {"help": f"{option['help']}; for {' '.join(takers)} (default: {values})"}
         )

@@ -66,7 +66,7 @@ METHODS = {
     "read": Method(
         apply_read, "Nguyen, Wang, Li & Wu, 2023, Algorithm 1",
         lr=dict.fromkeys(LAYOUTS, 1e-3), mini={ENCODER: 3e-3, DECODER: 5e-3, T5: 5e-3},
-        r=dict.fromkeys(LAYOUTS, WIDTH), takes={"cell": "gru", "start": "zero", "unscaled": None},
+        r=dict.fromkeys(LAYOUTS, WIDTH), takes={"cell": "gru", "start": "zero", "unscaled": False},
     ),
     "head": Method(
         baselines.apply_nothing, "the head alone: the floor", lr={ENCODER: 5e-3}, mini={ENCODER: 1e-2}, merges=(ENCODER,)
@@ -134,6 +134,10 @@ def methods_of(layout):
     return [name for name, row in METHODS.items() if layout in row.lr]
 
 
+def layout_of(model):
+    return getattr(model, "roberta", model).LAYOUT
+
+
 def settings(method, task, layout, shared, mini=None):
     """What a run takes where its command leaves it open: {setting: value}.
 
@@ -157,6 +161,9 @@ def adapt(model, method, given, head=True):
     READ and LST return another object with the same layers; the others work in place. Raises ValueError as
     they do.
     """
+    known = methods_of(layout_of(model))
+    if method not in known:
+        raise ValueError(f"method '{method}': expected one of {' '.join(known)}")
     row = METHODS[method]
     arguments = {name: given.get(name, default) for name, default in row.takes.items()}
     if row.r:
@@ -170,7 +177,7 @@ def adapt(model, method, given, head=True):
 
 def merge(model, method):
     """A copy of `model` with plain layers, to be used or exported as any checkpoint is; `model` stays as it is."""
-    check_merges(method, getattr(model, "roberta", model).LAYOUT)
+    check_merges(method, layout_of(model))
     merged = copy.deepcopy(model)
     for name, module in model.named_modules():
         if hasattr(module, "to_linear"):

@@ -268,7 +268,7 @@ def main():
                 ids, mask, where, _ = batch_of([pairs[i] for i in batch], device)
                 yield model(ids, mask, where=where)
 
-        export(args, model, checkpoint_dir, dev_logits)
+        export(args, model, checkpoint_dir, dev_logits, f"{len(pairs):,} dev examples")
 
 
 if __name__ == "__main__":

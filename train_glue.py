@@ -249,14 +249,12 @@ def main():
     if args.submit:
         submit(args, model, tokens, device, dtype)
     if args.export:
-        dev_inputs = [inputs for inputs, _ in dev.values()]
-        export(
-            args,
-            model,
-            checkpoint_dir,
-            lambda model: (all_logits(model, inputs, device, torch.float32) for inputs in dev_inputs),
-            **label_names(args.task),
-        )
+
+        def dev_logits(model):
+            return (all_logits(model, inputs, device, torch.float32) for inputs, _ in dev.values())
+
+        examples = f"{sum(len(labels) for _, labels in dev.values()):,} dev examples"
+        export(args, model, checkpoint_dir, dev_logits, examples, **label_names(args.task))
 
 
 if __name__ == "__main__":

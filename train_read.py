@@ -230,7 +230,7 @@ def main():
                 ids, mask = pad(sources[batch], config.pad_token_id, device)
                 yield model(ids, mask, model.shifted(pad(targets[batch], config.pad_token_id, device)[0]))
 
-        export(args, model, checkpoint_dir, validation_logits)
+        export(args, model, checkpoint_dir, validation_logits, f"{len(sources):,} validation examples")
 
 
 if __name__ == "__main__":

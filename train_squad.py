@@ -216,14 +216,14 @@ def main():
     if args.submit:
         submit(args, model, *sets["dev"], device, dtype)
     if args.export:
+        windows = sets["dev"][1]
 
         def dev_logits(model):
-            windows = sets["dev"][1]
             for batch in sorted_batches([len(window.ids) for window in windows], EVAL_BATCH):
                 ids, mask, of_text = squad.batch_of([windows[i] for i in batch], config.pad_token_id, device)
                 yield torch.stack(model(ids, mask), -1)[of_text]
 
-        export(args, model, checkpoint_dir, dev_logits)
+        export(args, model, checkpoint_dir, dev_logits, f"{len(windows):,} dev windows")
 
 
 if __name__ == "__main__":

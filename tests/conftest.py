@@ -10,7 +10,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from training import run_as_script
+from arguments import run_as_script
 
 torch.set_num_threads(1)  # the models of these tests are too small for two, which would wait for each other
 

@@ -1,17 +1,17 @@
-"""baselines.py: how each method starts, what it trains and how much of it, what merges, what is saved, decoding."""
+"""baselines.py and every row of methods.py: how a method starts, what it trains, what merges, what is saved, decoding."""
 
+import argparse
 import copy
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+import adapter
 import baselines
-import training
-from baselines import GPT2_R, METHODS, ROBERTA_R, UNMERGED
 from data import UserError
+from methods import METHODS, adapt, methods_of, settings
 from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, GPT2Config, RobertaClassifier, RobertaConfig, beam_search
 
 ENCODER = RobertaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24,
@@ -19,7 +19,10 @@ ENCODER = RobertaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_
 DECODER = GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=3, n_head=2, initializer_range=0.3)
 IDS = torch.tensor([[0, 5, 6, 7, 2], [0, 8, 9, 2, 1]])
 LAYER = r"(weight|bias)"
-TRAINED = {  # names of a body's trained parameters, as regular expressions
+TRAINED = {  # names of a body's trained parameters, as regular expressions; a method that is not here trains something
+    "head": "nothing",
+    "frozen": "nothing",
+    "hut": r"blocks\.\d\.attention\.[qv]\.(M_[AB]|gamma|beta)",
     "full": ".*",
     "bitfit": ".*bias",
     "top2": r"blocks\.[12]\..*",
@@ -31,8 +34,9 @@ TRAINED = {  # names of a body's trained parameters, as regular expressions
     "fourierft": r"blocks\.\d\.attention\.[qv]\.c",
     "prefix": r"blocks\.\d\.attention\.(keys|values)",
 }
-every_method = pytest.mark.parametrize("method", METHODS)
-both_models = pytest.mark.parametrize("kind", ["encoder", "decoder"])
+KINDS = ("encoder", "decoder")
+both_models = pytest.mark.parametrize("kind", KINDS)
+every_row = pytest.mark.parametrize(("kind", "method"), [(k, m) for k in KINDS for m in methods_of(k)])
 
 
 def plain(kind):
@@ -45,9 +49,7 @@ def adapted(kind, method, seed=0):
     """A small model with the method in it, as the scripts put it in; `seed` is of what is trained."""
     model = plain(kind)
     torch.manual_seed(seed)
-    r = 4 if method in ROBERTA_R or method == "hut" else None
-    training.put_in(model, SimpleNamespace(method=method, r=r, targets="qv", frozen_seed=0))
-    return model
+    return adapt(model, method, {"r": 4}, head=False).eval()
 
 
 def randomise(model, seed=0):
@@ -109,7 +111,7 @@ def test_initial_values():
 
     def values(method):
         torch.manual_seed(0)
-        body = baselines.apply(RobertaClassifier(wide), method, 64).roberta
+        body = adapt(RobertaClassifier(wide), method, {"r": 64}).roberta
         return {
             name.rpartition("blocks.0.")[2]: t.detach()
             for name, t in [*body.named_parameters(), *body.named_buffers()]
@@ -229,25 +231,29 @@ def test_prefix_is_attention_to_m_more_columns():
 # ------------------------------------------------------------------------------------------------ what is trained
 
 
-@both_models
-@every_method
-def test_gradients_reach_what_is_trained_and_nothing_else(method, kind):
-    """Would catch: a frozen tensor that trains, a trained one that no gradient reaches, a head that is not left alone."""
+@every_row
+def test_gradients_reach_what_is_trained_and_nothing_else(kind, method):
+    """Would catch: a frozen tensor that trains, one that no gradient reaches, a head that is not left alone."""
     model = randomise(adapted(kind, method))
-    body = getattr(model, "roberta", model)
-    trained = {name for name, p in body.named_parameters() if p.requires_grad}
-    assert (
-        trained
-        == {name for name, _ in body.named_parameters() if re.fullmatch(TRAINED[method], name)}
-        != set()
-    )
-    assert not any(p.requires_grad for name, p in model.named_parameters() if name.startswith("classifier."))
+    trained = {name.removeprefix("roberta.") for name, p in model.named_parameters() if p.requires_grad}
+    names = {
+        name.removeprefix("roberta.")
+        for name, _ in model.named_parameters()
+        if not name.startswith("classifier.")
+    }
+    assert trained <= names
+    if method in TRAINED:
+        assert trained == {name for name in names if re.fullmatch(TRAINED[method], name)}
+    if not trained:
+        return
     model(IDS).square().sum().backward()
-    reached = {name for name, p in body.named_parameters() if p.grad is not None and p.grad.any()}
-    shift = {
+    reached = {
+        n.removeprefix("roberta.") for n, p in model.named_parameters() if p.grad is not None and p.grad.any()
+    }
+    no_effect = {
         name for name in trained if name.endswith(".k.bias")
-    }  # adds the same to all of a row's scores: no effect
-    assert reached | shift == trained
+    }  # it adds the same to all of a row's scores
+    assert reached | no_effect == trained
 
 
 COUNTS = [
@@ -270,56 +276,76 @@ def test_trained_parameters_of_the_published_sizes(name, method, r, count):
     """Would catch: tensors of other shapes, in other places, or a head that is counted."""
     with torch.device("meta"):
         model = RobertaClassifier(ROBERTA_LARGE) if name == "roberta" else GPT2(GPT2_MEDIUM)
-        training.put_in(model, SimpleNamespace(method=method, r=r, targets="qv", frozen_seed=0))
-    adapter, head = training.trainable(model, "classifier.")
-    assert training.count(adapter.values()) == count and head == {}
+        adapt(model, method, {"r": r}, head=False)
+    trained, head = adapter.trainable(model)
+    assert adapter.count(trained.values()) == count and head == {}
 
 
 def test_default_sizes_are_those_of_the_counts():
     """Would catch: a default that is not the one whose count is known."""
-    for name, table in (("roberta", ROBERTA_R), ("gpt2", GPT2_R)):
-        first = {method: r for model, method, r, _ in reversed(COUNTS) if model == name and method in table}
-        assert first == {method: table[method] for method in first}
-        assert not set(table) - set(METHODS)
+    for model, method, r, _ in reversed(COUNTS):  # the first row of a method is its default
+        layout = {"roberta": "encoder", "gpt2": "decoder"}[model]
+        known = {m: size for name, m, size, _ in reversed(COUNTS) if name == model}
+        assert METHODS[method].r.get(layout) == known[method], (model, method, r)
+
+
+def test_what_a_run_takes_is_the_papers_where_it_prints_it():
+    """Would catch: a rival at HUT's rate; an entry of Table 6 that another setting overrides; mini's over the paper's."""
+    shared = {"batch_size": 1, "epochs": 2, "warmup": 3}
+    found = settings("lora", "cola", "encoder", shared)
+    assert found == {"batch_size": 4, "epochs": 20, "warmup": 3, "lr": 2e-4, "r": 8, "targets": "qv"}
+    found = settings("hut", "cola", "encoder", shared)
+    assert (found["lr"], found["batch_size"], found["epochs"]) == (
+        1e-3,
+        1,
+        2,
+    )  # the task's row has the last two
+    found = settings("lora", "cola", "encoder", shared, mini={"epochs": 5})
+    assert (found["lr"], found["batch_size"], found["epochs"]) == (METHODS["lora"].mini["encoder"], 1, 5)
+    assert settings("bitfit", "cola", "encoder", shared)["lr"] == METHODS["bitfit"].lr["encoder"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_is_whole(name):
+    """Would catch: a method without a rate on the bundled models, a size or a merge in a layout that it does not go into."""
+    row = METHODS[name]
+    assert row.source and row.lr and set(row.lr) <= set(row.mini)
+    assert not row.r or set(row.r) == set(row.lr)
+    assert set(row.merges) <= set(row.lr)
 
 
 # ------------------------------------------------------------------------------------------------ merging, files
 
 
-@both_models
-@every_method
-def test_merged_equals_unmerged_or_says_that_it_does_not_merge(method, kind):
+@every_row
+def test_merged_equals_unmerged_or_says_that_it_does_not_merge(kind, method):
     """Would catch: an update that is merged otherwise than it is run; a layer left over; a model changed by merging."""
     model = randomise(adapted(kind, method))
     before = copy.deepcopy(model.state_dict())
-    if method in UNMERGED:
+    if kind not in METHODS[method].merges:
         with pytest.raises(UserError, match=f"^--method {method} does not merge"):
-            training.merged(model, method)
+            adapter.merged(model, method)
     else:
-        merged = training.merged(model, method)
+        merged = adapter.merged(model, method)
         assert list(merged.state_dict()) == list(plain(kind).state_dict())
-        assert all(type(module).__module__ != "baselines" for module in merged.modules())
-        assert (merged(IDS) - plain(kind)(IDS)).abs().max() > 1e-3
+        assert all(type(m) is type(n) for m, n in zip(merged.modules(), plain(kind).modules(), strict=True))
+        assert method in ("head", "frozen") or (merged(IDS) - plain(kind)(IDS)).abs().max() > 1e-3
         close(merged(IDS), model(IDS))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-@both_models
-@every_method
-def test_only_what_is_trained_is_saved_and_it_is_enough(method, kind, tmp_path):
+@every_row
+def test_only_what_is_trained_is_saved_and_it_is_enough(kind, method, tmp_path):
     """Would catch: random frozen tensors (A, B, places) that are saved, or are not the same when they are made again."""
     model = randomise(adapted(kind, method), seed=1)
-    adapter = {name: p.detach() for name, p in training.trainable(model)[0].items()}
-    path = tmp_path / "adapter.pt"
-    parts = {"method": method, "config": {}, "task": "cola", "base": "same", "adapter": adapter, "head": {}}
-    training.save(path, parts)
+    args, path = argparse.Namespace(method=method, task="cola", r=4), tmp_path / "adapter.pt"
+    adapter.write_adapter(path, args, model, "same")
     other = adapted(kind, method, seed=99)
-    training.load_adapter(path, other, "same", method)
+    adapter.load_adapter(path, args, other, "same")
     assert torch.equal(other(IDS), model(IDS))
-    if method not in ("full", "top2"):
-        assert sum(t.numel() for t in adapter.values()) < 0.5 * sum(
-            p.numel() for p in plain(kind).parameters()
-        )
+    saved = torch.load(path, weights_only=True)
+    assert set(saved["adapter"]) == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert saved["config"] == {"r": 4} and saved["head"] == {}
 
 
 def test_layers_share_what_is_random():
@@ -328,7 +354,7 @@ def test_layers_share_what_is_random():
         drawn = []
         for seed, torch_seed in ((0, 0), (0, 1), (1, 0)):
             torch.manual_seed(torch_seed)
-            layers = baselines.apply(plain("decoder"), method, 4, "qv", seed).blocks
+            layers = adapt(plain("decoder"), method, {"r": 4, "frozen_seed": seed}).blocks
             tensors = [
                 getattr(layers[i].attention.get_submodule(t), n) for n in names for i in (0, 2) for t in "qv"
             ]
@@ -337,12 +363,13 @@ def test_layers_share_what_is_random():
         assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
-def test_layers_of_other_shapes():
+@pytest.mark.parametrize("method", [m for m in methods_of("encoder") if "targets" in METHODS[m].takes])
+def test_layers_of_other_shapes(method):
     """Would catch: a random part of q's shape put over u or d."""
-    for method in baselines.TARGETED:
-        model = randomise(baselines.apply(plain("encoder"), method, 4, "qkvoud"))
-        assert len(training.trainable(model)[0]) == 3 * 6 * (1 if method == "fourierft" else 2)
-        close(baselines.merge(model)(IDS), model(IDS))
+    model = randomise(adapt(plain("encoder"), method, {"r": 4, "targets": "qkvoud"}, head=False))
+    adapted_layers = [m for m in model.modules() if hasattr(m, "to_linear")]
+    assert len(adapted_layers) == 3 * 6
+    close(adapter.merged(model, method)(IDS), model(IDS))
 
 
 # ------------------------------------------------------------------------------------------------ decoding
@@ -362,7 +389,7 @@ class Rereading:
         return self.start()
 
 
-@pytest.mark.parametrize("method", ["frozen", "hut", *METHODS])
+@pytest.mark.parametrize("method", methods_of("decoder"))
 def test_generates_what_rereading_gives(method):
     """Would catch: a prefix that comes twice, is hidden by the mask or stored in the cache; an adapter that is left out."""
     model = randomise(adapted("decoder", method)).requires_grad_(False)
@@ -377,16 +404,17 @@ def test_generates_what_rereading_gives(method):
         assert len(greedy) == 8
     wanted = [beam_search(Rereading(model, p), torch.tensor([p]), 8, 50256, 2, 3, 0.9)[0] for p in prompts]
     assert model.generate(prompts, 8, beam_size=3, no_repeat_ngram_size=2) == wanted
-    if method not in ("frozen", *UNMERGED):
-        assert (
-            training.merged(model, method).generate(prompts, 8, beam_size=3, no_repeat_ngram_size=2) == wanted
-        )
+    if "decoder" in METHODS[method].merges:
+        merged = adapter.merged(model, method)
+        assert merged.generate(prompts, 8, beam_size=3, no_repeat_ngram_size=2) == wanted
 
 
-@every_method
-@pytest.mark.parametrize(("kind", "side"), [("encoder", "right"), ("decoder", "right"), ("decoder", "left")])
-def test_padding_does_not_matter(method, kind, side):
+@every_row
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_does_not_matter(kind, method, side):
     """Would catch: a prefix's columns on the wrong side of the mask."""
+    if (kind, side) == ("encoder", "left"):
+        return  # a classifier reads the first token
     model = randomise(adapted(kind, method))
     text, pad = torch.tensor([[0, 5, 6, 2]]), torch.ones(1, 3, dtype=torch.long)
     mask = [torch.ones_like(text), torch.zeros_like(pad)]
@@ -402,7 +430,6 @@ def test_padding_does_not_matter(method, kind, side):
 @pytest.mark.parametrize(
     ("method", "r", "targets", "message"),
     [
-        ("magic", 1, "qv", "method 'magic': expected one of full bitfit"),
         ("lora", 0, "qv", "r = 0: expected a whole number"),
         ("houlsby", None, "qv", "r = None: expected a whole number"),
         ("vera", 2.0, "qv", "r = 2.0: expected a whole number"),
@@ -417,26 +444,29 @@ def test_bad_arguments_raise_and_change_nothing(method, r, targets, message):
     model = plain("encoder")
     names = list(model.state_dict())
     with pytest.raises(ValueError, match=message):
-        baselines.apply(model, method, r, targets)
+        adapt(model, method, {"r": r, "targets": targets})
     assert list(model.state_dict()) == names and all(p.requires_grad for p in model.parameters())
 
 
-@every_method
-def test_a_model_is_adapted_once(method):
-    """Would catch: an adapter in an adapter. What leaves the model plain (full, bitfit, top2) may be followed by another."""
-    model = adapted("decoder", method)
-    if method in ROBERTA_R:
-        with pytest.raises(ValueError, match="already adapted"):
-            baselines.apply(model, "houlsby", 4)
+@every_row
+def test_a_model_is_adapted_once(kind, method):
+    """Would catch: an adapter in an adapter. What leaves the layers plain (full, bitfit) may be followed by another."""
+    model = adapted(kind, method)
+    if type(model) is type(plain(kind)) and {type(m) for m in model.modules()} == {
+        type(m) for m in plain(kind).modules()
+    }:
+        adapt(model, method, {"r": 4})
     else:
-        baselines.apply(model, "houlsby", 4)
+        with pytest.raises(ValueError, match="adapted once"):
+            adapt(model, method, {"r": 4})
 
 
-@both_models
-@every_method
-def test_works_under_bfloat16_autocast_and_trains_float32(method, kind):
+@every_row
+def test_works_under_bfloat16_autocast_and_trains_float32(kind, method):
     """Would catch: an operation whose operands autocast leaves in different dtypes; parameters cast down."""
     model = adapted(kind, method).train()
+    if not adapter.trainable(model)[0]:
+        return
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(IDS, torch.ones_like(IDS))
     logits.float().square().sum().backward()

@@ -18,8 +18,9 @@ import metrics
 import train_e2e
 from data import UserError, e2e
 from data.hub import load_tokenizer
+from methods import METHODS, methods_of
 from model import GPT2
-from training import UNMERGED, Run
+from run import Run
 
 MR = "name[The Eagle], eatType[pub], priceRange[£20-25], customer rating[5 out of 5], familyFriendly[no], near[Café Sol]"
 LINEAR = (
@@ -231,11 +232,12 @@ def test_loss_falls_and_methods(run_e2e, command, tmp_path):
     assert json.loads((tmp_path / "frozen" / "result.json").read_text())["test"]["BLEU"] < 0.5
 
 
-@pytest.mark.parametrize("method", ["lora", "top2", "lin", "prefix", "read"])
+@pytest.mark.parametrize("method", [name for name in methods_of("decoder") if name != "frozen"])
 def test_life_of_a_baseline(run_e2e, command, tmp_path, capsys, method):
     """Would catch: a method that decodes otherwise from its file, or merged, than it did in its run."""
-    merges = method not in UNMERGED
-    run_e2e(*command, "--method", method, *(["--export", tmp_path / "merged"] if merges else []))
+    merges = "decoder" in METHODS[method].merges
+    size = ["--r", 4] if METHODS[method].r else []
+    run_e2e(*command, *size, "--method", method, *(["--export", tmp_path / "merged"] if merges else []))
     outputs = (tmp_path / "out" / "outputs.txt").read_text()
     capsys.readouterr()
     basics = [*command[:4], *command[-4:]]

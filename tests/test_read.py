@@ -1,4 +1,4 @@
-"""read/network.py, read/cache.py, energy.py: what READ computes, what it leaves alone, its states on disk, its energy."""
+"""read/network.py, read/cache.py, device.py: what READ computes, what it leaves alone, its states on disk, its energy."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from conftest import fails, without_timing
 from torch import nn
 from torch.nn import functional as F
 
+import adapter
 import baselines
-import energy
+import device
 import model as model_module
 import train_glue
-import training
 from model import (
     GPT2,
     GPT2_MEDIUM,
@@ -28,7 +28,7 @@ from model import (
 )
 from read.cache import HEADER, read_states, write_states
 from read.network import CELLS, LayerRNN, UntiedLayers, apply_read
-from training import Run
+from run import Run
 
 ENCODER = RobertaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24,
                         max_position_embeddings=20, initializer_range=0.3)  # fmt: skip
@@ -44,9 +44,9 @@ def plain(kind):
     return (RobertaClassifier(ENCODER) if kind == "encoder" else GPT2(DECODER)).eval()
 
 
-def adapted(kind, cell="gru", zero_start=False, width=8):
+def adapted(kind, cell="gru", start="random", width=8):
     """READ beside `plain(kind)`, its head trainable as in the scripts; U is not zero, so that it does something."""
-    model = apply_read(plain(kind), width, cell, zero_start)
+    model = apply_read(plain(kind), width, cell, start)
     if kind == "encoder":
         model.classifier.requires_grad_(True)
     return model
@@ -66,7 +66,7 @@ def test_starts_as_the_frozen_model_bit_for_bit(kind, cell):
 
     And a network that changes nothing at all: with another U the logits must differ.
     """
-    model = adapted(kind, cell, zero_start=True).train()
+    model = adapted(kind, cell, start="zero").train()
     if kind == "encoder":
         model.classifier.eval()  # the head has dropout of its own, which stays
     assert torch.equal(model(IDS, MASK), plain(kind)(IDS, MASK))
@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_refused(options, message):
     with pytest.raises(ValueError, match="a Linear: expected one of RobertaClassifier"):
         apply_read(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="--method read does not merge"):
-        training.merged(adapted("encoder"), "read")
+        adapter.merged(adapted("encoder"), "read")
 
 
 # ------------------------------------------------------------------------------------------------ what it leaves alone
@@ -198,7 +198,7 @@ def test_nothing_in_the_backbone_is_differentiated(kind, cell):
 @both_models
 def test_what_counts_saved_tensors_can_count(kind):
     """The test above would pass with hooks that see nothing: BitFit must keep tensors in every block."""
-    assert tensors_kept(baselines.apply(plain(kind), "bitfit"), kind)["in"] > 3 * 3
+    assert tensors_kept(baselines.apply_bitfit(plain(kind)), kind)["in"] > 3 * 3
 
 
 def test_states_are_the_backbones_own():
@@ -435,9 +435,9 @@ def nvidia_smi(tmp_path, monkeypatch):
         path.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
         path.chmod(0o755)
         minutes = iter(range(1000))
-        monkeypatch.setattr(energy.time, "monotonic", lambda: 60.0 * next(minutes))
+        monkeypatch.setattr(device.time, "monotonic", lambda: 60.0 * next(minutes))
         monkeypatch.setenv("PATH", f"{path.parent}{os.pathsep}{os.environ['PATH']}")
-        meter = energy.Meter("GPU-0")
+        meter = device.Meter("GPU-0")
         meter.thread.join()
         return meter.kwh
 
@@ -460,6 +460,6 @@ def test_energy_that_is_not_measured_is_null(nvidia_smi, tmp_path, monkeypatch):
         "power": pytest.approx(0.015),
     }
     monkeypatch.setenv("PATH", str(tmp_path))
-    for meter in (energy.Meter("GPU-0"), energy.Meter(energy.gpu_of(torch.device("cpu")))):
+    for meter in (device.Meter("GPU-0"), device.Meter(device.gpu_of(torch.device("cpu")))):
         assert meter.kwh == nothing
         meter.stop()

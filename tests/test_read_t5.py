@@ -25,11 +25,11 @@ def plain(cell="gru"):
     return T5(T5Config(vocab_size=61, d_model=24, d_kv=10, d_ff=40, num_layers=2, num_heads=3)).eval()
 
 
-def adapted(cell="gru", zero_start=False, scaled=True):
+def adapted(cell="gru", start="random", unscaled=False):
     """READ beside `plain`; U is not zero, and large, so that it does something."""
     torch.manual_seed(1)
-    model = apply_read(plain(cell), 8, cell, zero_start, scaled)
-    if not zero_start:
+    model = apply_read(plain(cell), 8, cell, start, unscaled)
+    if start == "random":
         for parameter in model.network.parameters():
             parameter.data *= 5
     return model
@@ -47,18 +47,18 @@ def test_starts_as_the_frozen_model_bit_for_bit(cell):
     """
     frozen = plain(cell).requires_grad_(False)
     inputs = IDS, MASK, frozen.shifted(LABELS)
-    model = adapted(cell, zero_start=True).train()
+    model = adapted(cell, start="zero").train()
     assert torch.equal(model(*inputs), frozen(*inputs))
     assert (adapted(cell)(*inputs) - frozen(*inputs)).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("scaled", [True, False])
-def test_it_is_the_formula(scaled):
+@pytest.mark.parametrize("unscaled", [True, False])
+def test_it_is_the_formula(unscaled):
     """Would catch: another state, order or attention; padding that is read; an encoder's RNN that feeds the decoder.
 
     By hand, for one token of the target at a time, with the cell's own steps.
     """
-    model, frozen = adapted(scaled=scaled), plain()
+    model, frozen = adapted(unscaled=unscaled), plain()
     with torch.no_grad():
         logits, states = frozen(IDS, MASK, frozen.shifted(LABELS), return_states=True)
         theirs = model(IDS, MASK, frozen.shifted(LABELS))
@@ -85,7 +85,7 @@ def test_it_is_the_formula(scaled):
             h = steps["decoder"](unit(x)[None], h)
         last = states.decoder[-1][b, t]
         correction = read.decoder.up.weight @ h[0] + read.shift
-        corrected = last + (last.square().mean().sqrt() * correction if scaled else correction)
+        corrected = last + (correction if unscaled else last.square().mean().sqrt() * correction)
         expected = frozen.word.weight @ (frozen.decoder.norm(corrected) * 24**-0.5)
         torch.testing.assert_close(theirs[b, t], expected, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(theirs[b, t], logits[b, t], atol=1e-2)

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import baselines
+from adapter import merged
+from data import UserError
 from hut import apply_hut, merge_hut
+from methods import METHODS, adapt
 from model import read_config
 from read.t5 import T5, T5_3B, T5_BASE, T5_LARGE, T5_SMALL, T5Config, buckets
 
@@ -231,12 +233,12 @@ TRAINED = {  # names of the trained parameters, as regular expressions, and thei
 }
 
 
-@pytest.mark.parametrize("method", baselines.T5_METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_what_a_method_trains(method):
     """Would catch: a side, a block or a place left out; BitFit that trains nothing, as T5 has no bias."""
     pattern, count = TRAINED[method]
     with torch.device("meta"):
-        model = baselines.apply(T5(T5_BASE), method, baselines.T5_R.get(method))
+        model = adapt(T5(T5_BASE), method, {"r": METHODS[method].r.get("encoder-decoder")})
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert sum(p.numel() for p in trained.values()) == count
     assert all(re.fullmatch(pattern, name) for name in trained)
@@ -244,12 +246,12 @@ def test_what_a_method_trains(method):
     assert len(blocks) == (0 if method == "prompt" else 24)
 
 
-@pytest.mark.parametrize("method", baselines.T5_METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_methods_start_decode_and_merge(model, method):
     """Would catch: a start elsewhere than said, a cached step that leaves the method out, a merge that is another model."""
     plain = copy.deepcopy(model)
     torch.manual_seed(0)
-    baselines.apply(model, method, baselines.T5_R.get(method) and 3)
+    adapt(model, method, {"r": 3})
     inputs = IDS, MASK, model.shifted(LABELS)
     with torch.no_grad():
         near = torch.allclose(model(*inputs), plain(*inputs), atol=0.1 if method == "houlsby" else 1e-5)
@@ -264,11 +266,11 @@ def test_methods_start_decode_and_merge(model, method):
         for i, token in enumerate(tokens):
             logits[i, [0, *tokens[:i]]] = -torch.inf
             assert logits[i].argmax() == token
-    if method in baselines.UNMERGED:
-        with pytest.raises(ValueError, match="does not merge"):
-            baselines.merge(model)
+    if "encoder-decoder" in METHODS[method].merges:
+        close(merged(model, method)(*inputs), model(*inputs))
     else:
-        close(baselines.merge(model)(*inputs), model(*inputs))
+        with pytest.raises(UserError, match="does not merge"):
+            merged(model, method)
 
 
 def test_hut_in_layers_without_bias(model):
@@ -286,5 +288,5 @@ def test_hut_in_layers_without_bias(model):
 
 def test_methods_of_the_other_models_are_refused(model):
     """Would catch: a prefix in front of keys that have relative positions, an adapter built for one stack."""
-    with pytest.raises(ValueError, match="method 'prefix': expected one of full bitfit houlsby lora prompt"):
-        baselines.apply(model, "prefix", 7)
+    with pytest.raises(ValueError, match="method 'prefix': expected one of hut read full"):
+        adapt(model, "prefix", {"r": 7})

@@ -16,9 +16,10 @@ from conftest import fails, without_timing
 
 import model as model_module
 import train_glue
-import training
+from data import no_nan
+from methods import METHODS, methods_of
 from model import RobertaClassifier
-from training import UNMERGED, Run, schedule
+from run import Run, mean_and_std, schedule
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,11 +81,11 @@ def test_other_methods_learn_what_they_should(glue, command, tmp_path, method):
     assert result["parameters"]["head"] == 650
 
 
-@pytest.mark.parametrize("method", ["vera", "fourierft", "bitfit", "houlsby", "prefix", "read"])
+@pytest.mark.parametrize("method", methods_of("encoder"))
 def test_life_of_a_baseline(glue, command, tmp_path, capsys, method):
     """Would catch: an adapter file that does not score again what its run reported (VeRA's A and B are not in it)."""
-    size = [] if method == "bitfit" else ["--r", 6]
-    export = [] if method in UNMERGED else ["--export", tmp_path / "merged"]
+    size = ["--r", 6] if METHODS[method].r else []
+    export = [] if "encoder" not in METHODS[method].merges else ["--export", tmp_path / "merged"]
     glue(*command[:-2], *size, "--method", method, "--seed", 3, *export)
     assert (tmp_path / "merged" / "config.json").exists() == bool(export)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
@@ -431,7 +432,7 @@ def test_schedule():
 
 def test_undefined_scores_are_null_and_worth_least():
     """Would catch: NaN in a JSON file, or as the best epoch."""
-    assert training.no_nan({"a": [float("nan"), 1.0]}) == {"a": [None, 1.0]}
+    assert no_nan({"a": [float("nan"), 1.0]}) == {"a": [None, 1.0]}
     assert train_glue.worth(float("nan")) < train_glue.worth(-1.0)
     results = [{"best": {"epoch": 1, "pearson": 0.5}}, {"best": {"epoch": 2, "pearson": float("nan")}}]
-    assert training.mean_and_std(results, "best") == ({"pearson": None}, {"pearson": None})
+    assert mean_and_std(results, "best") == ({"pearson": None}, {"pearson": None})

@@ -9,12 +9,13 @@ import torch
 from conftest import LABELS, fails, without_timing
 
 import train_read
-import training
+from adapter import prepare, read_adapter
 from data import glue
 from data.glue import Example, label_of, read_protocol, source_text, target_text
 from data.hub import load_tokenizer
+from methods import methods_of
 from read.t5 import T5
-from training import Run
+from run import Run
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_the_papers_splits():
 # ------------------------------------------------------------------------------------------------ a run
 
 
-@pytest.mark.parametrize("method", train_read.METHODS)
+@pytest.mark.parametrize("method", methods_of("encoder-decoder"))
 def test_life_of_a_method(read, command, tmp_path, capsys, method):
     """Would catch: a method that does not train, an adapter file that does not score again what its run reported."""
     size = [] if method in ("full", "bitfit", "lst") else ["--r", 4]
@@ -163,13 +164,15 @@ def test_the_unscaled_correction_is_another_and_is_remembered(read, command, tmp
     losses = [without_timing(tmp_path / name)[0][0]["train_loss"] for name in ("out", "unscaled")]
     assert losses[0] != losses[1]
     adapter = tmp_path / "unscaled" / "adapter.pt"
-    assert training.read_adapter(adapter)["config"]["unscaled"] is True
-    remembered = argparse.Namespace(**training.read_adapter(adapter)["config"], method="read", dropout=None)
-    assert train_read.prepare(remembered, command[3], 0, torch.device("cpu"))[0].scaled is False
+    assert read_adapter(adapter)["config"]["unscaled"] is True
+    remembered = argparse.Namespace(**read_adapter(adapter)["config"], method="read", dropout=None, seed=0)
+    assert prepare(remembered, T5, command[3], torch.device("cpu"))[0].unscaled is True
     message = fails(
         capsys, read, *command[:6], "--adapter", tmp_path / "out" / "adapter.pt", "--eval-only", "--unscaled"
     )
     assert "trained with unscaled False" in message
+    read(*command, "--epochs", 1, "--method", "bitfit", "--unscaled", "--out", tmp_path / "bitfit")
+    assert "--unscaled True: --method bitfit has no such thing; it is left out" in capsys.readouterr().out
 
 
 def test_a_sentinel_beside_a_label_is_no_label(read, command, tiny_t5, monkeypatch, tmp_path):
@@ -214,7 +217,7 @@ def test_a_run_cut_short_ends_in_the_same_bits(read, command, tmp_path, monkeypa
     class Killed(BaseException):
         pass
 
-    steps = Run.optimizer_step
+    steps = Run.advance
 
     def cut(run, *arguments):
         steps(run, *arguments)
@@ -222,10 +225,10 @@ def test_a_run_cut_short_ends_in_the_same_bits(read, command, tmp_path, monkeypa
             run.save()
             raise Killed
 
-    monkeypatch.setattr(Run, "optimizer_step", cut)
+    monkeypatch.setattr(Run, "advance", cut)
     with pytest.raises(Killed):
         read(*command, "--out", tmp_path / "cut")
-    monkeypatch.setattr(Run, "optimizer_step", steps)
+    monkeypatch.setattr(Run, "advance", steps)
     read(*command, "--out", tmp_path / "cut", "--resume")
     assert without_timing(tmp_path / "cut") == expected
 
@@ -243,12 +246,11 @@ def test_predict(read, command, tmp_path, capsys):
     [
         (["--task", "rte"], "--task rte: expected one of cola sst2 mrpc qqp stsb mnli qnli"),
         (["--method", "vera"], "invalid choice: 'vera'"),
-        (["--method", "hut", "--export", "merged"], "does not merge into a T5"),
+        (["--method", "hut", "--export", "merged"], "--method hut does not merge"),
         (["--export", "merged"], "--method read does not merge"),
         (["--method", "lst", "--export", "merged"], "--method lst does not merge"),
         (["--r", "0"], "r = 0: expected"),
         (["--cell", "untied"], "2 blocks and 3 in the decoder"),
-        (["--method", "hut", "--unscaled"], "--unscaled: --method hut has no such thing"),
         (["--task", "mnli", "--dev-file", "dev.tsv"], "--dev-file: mnli validates on its mismatched"),
         (["--max-len", "4"], "--max-len 4: expected 5 or more"),
         (["--patience", "0"], "--patience: '0': expected a whole number"),
@@ -271,4 +273,4 @@ def test_the_default_method_is_read(read, command, tmp_path):
     """Would catch: the other scripts' default."""
     read(*command, "--epochs", 1)
     assert json.loads((tmp_path / "out" / "args.json").read_text())["args"]["cell"] == "gru"
-    assert training.read_adapter(tmp_path / "out" / "adapter.pt")["method"] == "read"
+    assert read_adapter(tmp_path / "out" / "adapter.pt")["method"] == "read"

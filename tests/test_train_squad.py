@@ -15,8 +15,9 @@ import model as model_module
 import train_squad
 from data import squad
 from data.hub import load_tokenizer
+from methods import METHODS, methods_of
 from model import RobertaSpan
-from training import UNMERGED, Run
+from run import Run
 
 
 def official(start, count):
@@ -118,12 +119,12 @@ def test_the_set_can_be_learned(run_squad, command, tmp_path, capsys):
     assert rows[-1]["train_loss"] < 0.2 * rows[0]["train_loss"] and result["last"]["exact_match"] == 100
 
 
-@pytest.mark.parametrize("method", ["head", "read", "lora", "vera", "prefix"])
+@pytest.mark.parametrize("method", methods_of("encoder"))
 def test_life_of_a_method(run_squad, command, tmp_path, capsys, method):
     """Would catch: an adapter file that does not score again what its run reported; a stride that is not its own."""
-    size = [] if method == "head" else ["--r", 4]
+    size = ["--r", 4] if METHODS[method].r else []
     basics = [*command[:10], *command[12:], *size]  # without --r
-    export = [] if method in UNMERGED else ["--export", tmp_path / "merged"]
+    export = [] if "encoder" not in METHODS[method].merges else ["--export", tmp_path / "merged"]
     run_squad(*basics, "--method", method, "--epochs", 1, *export)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert (tmp_path / "merged" / "config.json").exists() == bool(export)
