@@ -1,4 +1,4 @@
-"""A trained adapter: the model it goes into, its file on disk, and the merged model that is exported from it."""
+"""A trained adapter: the model it goes into, its file on disk, and the merged model that is exported."""
 
 import hashlib
 from pathlib import Path
@@ -16,7 +16,7 @@ KEYS = ("method", "config", "task", "base", "adapter", "head")
 RECORDED = ("r", *OPTIONS, "model", "max_len", "doc_stride")  # what "config" holds of a script's arguments
 LARGEST_DIFFERENCE = 1e-3  # of a logit, merged − unmerged, in float32
 
-# ------------------------------------------------------------------------------------------------ the model
+# ---------------------------------------------------------------- the model
 
 
 def prepare(args, model_class, directory, device, **options):
@@ -37,7 +37,7 @@ def prepare(args, model_class, directory, device, **options):
 
 
 def fingerprint(model):
-    """sha256 over the names, shapes and bytes of the model's tensors, without its head, before it is adapted."""
+    """sha256 over the names, shapes and bytes of a plain model's tensors, the head's left out."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if not name.startswith(model.HEAD):
@@ -57,11 +57,11 @@ def count(tensors):
     return sum(t.numel() for t in tensors)
 
 
-# ------------------------------------------------------------------------------------------------ files
+# ---------------------------------------------------------------- files
 
 
 def write_adapter(path, args, model, base):
-    """Writes what `load_adapter` reads: the trained tensors, and what a model has to be for them to go into it."""
+    """Writes what `load_adapter` reads: the trained tensors, and which model they go into."""
     config = {key: value for key, value in vars(args).items() if key in RECORDED}
     content = {"method": args.method, "config": config, "task": args.task, "base": base}
     for key, part in zip(("adapter", "head"), trainable(model), strict=True):
@@ -74,7 +74,7 @@ def read_adapter(path):
 
 
 def load_adapter(path, args, model, base, with_head=True):
-    """Copies the tensors of an adapter file into `model`, as `prepare` returns it with the fingerprint `base`."""
+    """Copies an adapter file's tensors into `model`, which `prepare` has made with the fingerprint `base`."""
     found = read_adapter(path)
     if found["method"] != args.method:
         raise UserError(f"{path}: made with --method {found['method']}, not {args.method}")
@@ -95,7 +95,7 @@ def save(path, content):
 
 
 def load(path, *keys):
-    """The dict saved at `path`, which must have `keys`. Raises UserError, naming the file, if it is damaged."""
+    """The dict saved at `path`. UserError, naming the file, if it is damaged or lacks one of `keys`."""
     try:
         with as_user_error():
             content = load_file(path)
@@ -107,7 +107,7 @@ def load(path, *keys):
     return content
 
 
-# ------------------------------------------------------------------------------------------------ merging
+# ---------------------------------------------------------------- merging
 
 
 def merged(model, method):
@@ -117,7 +117,7 @@ def merged(model, method):
 
 
 def export(args, model, directory, logits, examples, **config):
-    """Writes the merged model to --export in HuggingFace's layout, after comparing its logits with the unmerged one's.
+    """Writes the merged model to --export in HuggingFace's layout, if its logits are the unmerged one's.
 
     directory  the checkpoint whose tokenizer goes with it
     logits     a function of a model: its logits in float32 on the development set, batch by batch

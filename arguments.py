@@ -1,4 +1,4 @@
-"""The command line of the training scripts: the arguments that all of them have, their defaults, and their checks."""
+"""The command line that the training scripts share: its arguments, their defaults and their checks."""
 
 import argparse
 import contextlib
@@ -35,7 +35,7 @@ def run_as_script(main):
         sys.exit(2)
 
 
-# ------------------------------------------------------------------------------------------------ numbers
+# ---------------------------------------------------------------- numbers
 
 
 def whole(text):
@@ -69,11 +69,11 @@ def _number(text, holds, expected):
     raise argparse.ArgumentTypeError(f"'{text}': expected {expected}")
 
 
-# ------------------------------------------------------------------------------------------------ the arguments
+# ---------------------------------------------------------------- the arguments
 
 
 def add_arguments(parser, layout, defaults):
-    """Adds what all training scripts have. `defaults` says in words what a default is, where scripts differ."""
+    """Adds the arguments of all training scripts. `defaults` says in words where their defaults differ."""
     methods = methods_of(layout)
     sizes = listed({name: METHODS[name].r[layout] for name in methods if layout in METHODS[name].r})
     rates = listed({name: METHODS[name].lr[layout] for name in methods if METHODS[name].lr[layout]})
@@ -84,7 +84,7 @@ def add_arguments(parser, layout, defaults):
     group.add_argument(
         "--r",
         type=int,
-        help="the method's size: a rank, the width of an adapter or network, a number of coefficients or vectors "
+        help="the method's size: its rank, its width, its number of coefficients or of vectors "
         f"(default: {sizes})",
     )
     for name, option in OPTIONS.items():
@@ -117,7 +117,8 @@ def add_arguments(parser, layout, defaults):
     group.add_argument(
         "--lr",
         type=positive,
-        help=f"peak learning rate (default: the paper's for the task, where it prints one for the method; else {rates})",
+        help="peak learning rate (default: the paper's, where it prints one for method and task; "
+        f"else ours: {rates})",
     )
     group.add_argument(
         "--head-lr", type=positive, help="that of the head (default: --lr; the paper names one rate)"
@@ -174,7 +175,7 @@ def fill_in(args, layout, shared, mini, mini_data):
     """Checks the arguments against each other, and gives each that was left out its default; see `settings`.
 
     shared     {setting: value} of the task and the script
-    mini       those of the bundled model and data; they replace `shared` where --model is mini and --data is not given
+    mini       those of the bundled model and data, which are meant by --model mini without --data
     mini_data  the folder of the bundled data
     """
     check_adapter(args, methods_of(layout))
@@ -203,7 +204,7 @@ def fill_in(args, layout, shared, mini, mini_data):
 
 
 def check_adapter(args, methods):
-    """Checks that --adapter is given exactly when it is needed; what `args` leaves open is filled in from its file.
+    """Checks that --adapter is given exactly when it is needed, and fills in what its file knows of the run.
 
     That is its method and RECORDED. Another model, length or stride is the user's to choose: the fingerprint
     of the base guards the first. Contradicting the others is an error.
@@ -250,7 +251,7 @@ def run_folders(args):
 
 
 def check_max_len(args, longest, shortest=1):
-    """Sets --max-len where it was left out. Raises UserError if it does not fit the model's position table."""
+    """Sets --max-len if it was left out. Raises UserError if the model's position table is shorter."""
     if args.max_len and not shortest <= args.max_len <= longest:
         raise UserError(
             f"--max-len {args.max_len}: expected {shortest} to {longest}, what the position table holds"

@@ -1,4 +1,4 @@
-"""The methods HUT is compared with, each a screenful: its formula, its source, what is trained, how it starts.
+"""The methods HUT is compared with, each with its formula, its source, what it trains and how it starts.
 
 `apply_…(model, …)` freezes a RobertaClassifier, RobertaSpan, GPT2 or T5 and puts a method into its body, in
 place; it returns the model. The trainable parameters are then the method, and all there is to save: the
@@ -35,12 +35,12 @@ def freeze(model, r=1):
 
 
 def apply_nothing(model):
-    """The model as it is, all of it frozen; with its head unfrozen, the floor that every method has to beat."""
+    """The model as it is, frozen. With its head unfrozen it is the floor that every method has to beat."""
     freeze(model)
     return model
 
 
-# ------------------------------------------------------------------------------------------------ parts of the model
+# ---------------------------------------------------------------- parts of the model
 
 
 def apply_full(model):
@@ -68,7 +68,7 @@ def apply_top2(model):
     return model
 
 
-# ------------------------------------------------------------------------------------------------ updates of a weight
+# ---------------------------------------------------------------- updates of a weight
 
 
 class Updated(nn.Module):
@@ -199,11 +199,11 @@ def apply_fourierft(model, r=1000, targets="qv", frozen_seed=0):
     return model
 
 
-# ------------------------------------------------------------------------------------------------ adapters
+# ---------------------------------------------------------------- adapters
 
 
 class Bottleneck(nn.Module):
-    """up(act(down(x))), (…, d) -> (…, d), through r dimensions; weights start N(0, 0.02), biases 0: close to nothing."""
+    """up(act(down(x))), (…, d) -> (…, d), through r dimensions. Weights start N(0, 0.02), biases at 0."""
 
     def __init__(self, d, r, act, device):
         super().__init__()
@@ -270,7 +270,7 @@ class BlockAdapter(nn.Module):
 
 
 def apply_pfeiffer(model, r=64):
-    """Pfeiffer et al. (2020, MAD-X; 2021, AdapterFusion): LN(up(relu(down(LN(h + x)))) + h + x), after the FFN.
+    """Pfeiffer et al. (2020; 2021, AdapterFusion): LN(up(relu(down(LN(h + x)))) + h + x), after the FFN.
 
     h is the output of the feed-forward layer, x what it is added to; LN is the layer's own, frozen, used
     twice. That is RoBERTa's order, post-norm. GPT-2, pre-norm, does not normalise the sum h + x. There the
@@ -288,7 +288,7 @@ def apply_pfeiffer(model, r=64):
 
 
 def apply_lin(model, r=6):
-    """Lin, Madotto & Fung (2020): x + up(relu(down(LN(x)))) on each block's output x, with an LN of its own."""
+    """Lin, Madotto & Fung (2020): x + up(relu(down(LN(x)))) on each block's output x, with its own LN."""
     body = freeze(model, r)
     for i, block in enumerate(body.blocks):
         d, device = block.d.out_features, block.d.weight.device
@@ -297,11 +297,11 @@ def apply_lin(model, r=6):
     return model
 
 
-# ------------------------------------------------------------------------------------------------ prefix
+# ---------------------------------------------------------------- prefix
 
 
 class Prefix(nn.Module):
-    """Attention with m learned `keys` and `values` (m, d) in front of those of its input; all positions see them.
+    """Attention with m learned `keys` and `values` (m, d) in front of its input's; all positions see them.
 
     `forward` is the attention's own with m more columns in the mask. The prefix is no token: it has no
     position and is not in the cache.
@@ -339,7 +339,7 @@ class Prefix(nn.Module):
 
 
 def apply_prefix(model, r=7):
-    """Prefix-tuning (Li & Liang, 2021) with vectors learned directly, without a network that makes them; PreLayer.
+    """Prefix-tuning (Li & Liang, 2021) with vectors that are learned directly: the paper's PreLayer.
 
     r key and r value vectors stand in front of every layer's. They start N(0, 0.02), close to zero, but they
     draw attention from the input: this does NOT start at the frozen model.
@@ -351,7 +351,7 @@ def apply_prefix(model, r=7):
 
 
 class Prompt(nn.Module):
-    """m learned vectors (m, d) in front of the embedded input: x (B, L, d), mask (B, L) or None -> both, longer by m.
+    """m learned vectors in front of the embedded x (B, L, d), mask (B, L) or None -> both, longer by m.
 
     They start as the embeddings of words that are drawn from the vocabulary.
     """

@@ -56,7 +56,7 @@ def peak_memory(device):
 class Meter:
     """Samples a GPU with nvidia-smi, each second from now on; `kwh` is what it has taken so far.
 
-    "utilisation"  E = U p_0 / 6000, with U the sum over minutes of the utilisation in percent (READ, equations 15, 16)
+    "utilisation"  E = U p_0 / 6000, U the sum over minutes of the utilisation in percent (READ, eqs. 15, 16)
     "power"        the integral over the power that the GPU says it draws
 
     A sample stands for the time since the one before. None where nothing is measured: without a GPU, without

@@ -1,6 +1,6 @@
-"""Every method that can be trained, a row each: how it is put in, where it merges, its sizes and rates, its source.
+"""Every method that can be trained, a row each: how it is put in, where it merges, its sizes and rates.
 
-A new method is its layers and a function beside them (as in hut.py or baselines.py), and one row here. Every
+A new method is its layers and a function beside them, as in hut.py or baselines.py, and a row here. Every
 script, experiment and test that goes over the methods finds it by its row.
 """
 
@@ -17,23 +17,23 @@ ENCODER, DECODER, T5 = LAYOUTS = ("encoder", "decoder", "encoder-decoder")  # a 
 
 
 class Method(NamedTuple):
-    """A row. Sizes and rates go by the model's layout; the tables of the paper by task.
+    """A row. Sizes and rates go by the model's layout, the paper's entries by task.
 
-    put_in   (model, r=…, **what it takes) -> the model, frozen and with the method in it; the head stays frozen
-    source   where the method is from
-    lr       {layout: peak learning rate}; the method goes into these layouts and no others. Ours, unless `paper` has one
-    mini     {layout or task: rate on the bundled models}, the best of those tried there
-    r        {layout: size}: the paper's; a method without one takes no --r
-    takes    {argument: default} of `put_in` besides r; OPTIONS has their help
-    merges   the layouts in which plain weights compute the same, as its layers' `to_linear` gives them
-    paper    {task: (lr, batch size, epochs)} as the paper prints them; shorter where the task's row has the rest
-    max_len  tokens; None: the paper's 512
+    put_in   (model, r=…, **what it takes) -> the model, frozen and with the method in it; so is the head
+    source   the paper that the method is from
+    lr       {layout: peak learning rate}, ours; the method goes into models of these layouts and no others
+    mini     {layout or task: the rate on the bundled models}
+    r        {layout: size}, the paper's; a method without a size takes no --r
+    takes    {argument of put_in besides r: its default}; OPTIONS describes the arguments
+    merges   the layouts in which its layers' `to_linear` gives plain weights that compute the same
+    paper    {task: (lr, batch size, epochs)}: the paper's Tables 6 and 7; the task's row has what is left out
+    max_len  tokens, if not the paper's 512
     """
 
     put_in: Callable
     source: str
     lr: dict
-    mini: dict = {}
+    mini: dict
     r: dict = {}
     takes: dict = {}
     merges: tuple = ()
@@ -43,13 +43,16 @@ class Method(NamedTuple):
 
 OPTIONS = {
     "targets": {"help": "layers to adapt: letters of qkvoud"},
-    "cell": {"choices": CELLS, "help": "of READ; untied: a GRU for each layer, without recurrency"},
-    "start": {"choices": ("zero", "random"), "help": "of READ's U: the frozen model, or the library's default; the paper "
-              "names none"},
-    "unscaled": {"action": "store_true", "default": None, "help": "READ beside a T5 adds its correction as the paper's "
-                 "Algorithm 1 prints it, not in proportion to what it corrects"},
-    "frozen_seed": {"type": int, "help": "of the random tensors that VeRA and FourierFT do not train; one for all runs, so "
-                    "that adapters of different runs can be used together"},
+    "cell": {"choices": CELLS, "help": "untied: a GRU for each layer, without recurrency"},
+    "start": {"choices": ("zero", "random"), "help": "of U: the frozen model, or the library's default"},
+    "unscaled": {
+        "action": "store_true", "default": None,
+        "help": "add a T5's correction as Algorithm 1 prints it, not in proportion to what it corrects",
+    },
+    "frozen_seed": {
+        "type": int,
+        "help": "of random tensors that are not trained; one for all runs, so that adapters can be mixed",
+    },
 }  # fmt: skip
 
 QV, RANDOM = {"targets": "qv"}, {"targets": "qv", "frozen_seed": 0}
@@ -57,11 +60,15 @@ QV, RANDOM = {"targets": "qv"}, {"targets": "qv", "frozen_seed": 0}
 METHODS = {
     "hut": Method(
         apply_hut, "Zhang, Zhou & Chen, 2024, equations 8 to 10",
-        lr={ENCODER: 5e-3, DECODER: 2e-3, T5: 1e-3}, mini={ENCODER: 1e-2, "squad": 4e-2, DECODER: 5e-2, T5: 2.5e-2},
-        r={ENCODER: 8, DECODER: 4, T5: 8}, takes=QV, merges=(ENCODER, DECODER),  # a T5 has no place for beta
-        paper={"sst2": (1e-4,), "mrpc": (5e-3,), "cola": (1e-3,), "qnli": (2e-4,), "rte": (2e-3,), "stsb": (5e-3,),
-               "mnli": (2e-4,), "qqp": (2e-4,), "wnli": (2e-3,),  # these three and squad are ours: Table 6 has none
-               "squad": (2e-4,), "e2e": (2e-3,)},
+        lr={ENCODER: 5e-3, DECODER: 2e-3, T5: 1e-3},
+        mini={ENCODER: 1e-2, "squad": 4e-2, DECODER: 5e-2, T5: 2.5e-2},
+        r={ENCODER: 8, DECODER: 4, T5: 8}, takes=QV,
+        merges=(ENCODER, DECODER),  # a T5 has no place for beta
+        paper={
+            "sst2": (1e-4,), "mrpc": (5e-3,), "cola": (1e-3,), "qnli": (2e-4,), "rte": (2e-3,),
+            "stsb": (5e-3,), "e2e": (2e-3,),
+            "mnli": (2e-4,), "qqp": (2e-4,), "wnli": (2e-3,), "squad": (2e-4,),  # ours: the paper has none
+        },
     ),
     "read": Method(
         apply_read, "Nguyen, Wang, Li & Wu, 2023, Algorithm 1",
@@ -69,61 +76,75 @@ METHODS = {
         r=dict.fromkeys(LAYOUTS, WIDTH), takes={"cell": "gru", "start": "zero", "unscaled": False},
     ),
     "head": Method(
-        baselines.apply_nothing, "the head alone: the floor", lr={ENCODER: 5e-3}, mini={ENCODER: 1e-2}, merges=(ENCODER,)
+        baselines.apply_nothing, "the head alone, the floor",
+        lr={ENCODER: 5e-3}, mini={ENCODER: 1e-2}, merges=(ENCODER,),
     ),
     "frozen": Method(
-        baselines.apply_nothing, "the model as it is, scored without training", lr={DECODER: None}, mini={DECODER: None},
-        merges=(DECODER,),
+        baselines.apply_nothing, "the model as it is, scored without training",
+        lr={DECODER: None}, mini={DECODER: None}, merges=(DECODER,),
     ),
     "full": Method(
-        baselines.apply_full, "every weight", lr={ENCODER: 5e-5, DECODER: 5e-5, T5: 1e-4},
-        mini={ENCODER: 5e-4, DECODER: 1e-3, T5: 1e-3}, merges=LAYOUTS,
+        baselines.apply_full, "every weight",
+        lr={ENCODER: 5e-5, DECODER: 5e-5, T5: 1e-4}, mini={ENCODER: 5e-4, DECODER: 1e-3, T5: 1e-3},
+        merges=LAYOUTS,
     ),
     "top2": Method(
-        baselines.apply_top2, "Li & Liang, 2021", lr={ENCODER: 1e-4, DECODER: 1e-4}, mini={ENCODER: 5e-4, DECODER: 2e-3},
-        merges=(ENCODER, DECODER),
+        baselines.apply_top2, "Li & Liang, 2021",
+        lr={ENCODER: 1e-4, DECODER: 1e-4}, mini={ENCODER: 5e-4, DECODER: 2e-3}, merges=(ENCODER, DECODER),
     ),
     "bitfit": Method(
-        baselines.apply_bitfit, "Ben Zaken, Ravfogel & Goldberg, 2022, section 3", lr=dict.fromkeys(LAYOUTS, 1e-3),
-        mini={ENCODER: 5e-3, DECODER: 2.5e-2, T5: 2.5e-2}, merges=LAYOUTS,
+        baselines.apply_bitfit, "Ben Zaken, Ravfogel & Goldberg, 2022, section 3",
+        lr=dict.fromkeys(LAYOUTS, 1e-3), mini={ENCODER: 5e-3, DECODER: 2.5e-2, T5: 2.5e-2}, merges=LAYOUTS,
     ),
     "houlsby": Method(
-        baselines.apply_houlsby, "Houlsby et al., 2019, section 2.1", lr=dict.fromkeys(LAYOUTS, 5e-4),
-        mini={ENCODER: 2.5e-3, DECODER: 1e-2, T5: 2.5e-3}, r={ENCODER: 64, DECODER: 112, T5: 64}, max_len=128,
-        paper={"sst2": (3e-4, 32, 5), "mrpc": (3e-4, 32, 10), "cola": (3e-4, 32, 10), "qnli": (3e-4, 32, 5),
-               "rte": (3e-4, 32, 20), "stsb": (3e-4, 32, 10)},
+        baselines.apply_houlsby, "Houlsby et al., 2019, section 2.1",
+        lr=dict.fromkeys(LAYOUTS, 5e-4), mini={ENCODER: 2.5e-3, DECODER: 1e-2, T5: 2.5e-3},
+        r={ENCODER: 64, DECODER: 112, T5: 64}, max_len=128,
+        paper={
+            "sst2": (3e-4, 32, 5), "mrpc": (3e-4, 32, 10), "cola": (3e-4, 32, 10),
+            "qnli": (3e-4, 32, 5), "rte": (3e-4, 32, 20), "stsb": (3e-4, 32, 10),
+        },
     ),
     "pfeiffer": Method(
-        baselines.apply_pfeiffer, "Pfeiffer et al., 2021", lr={ENCODER: 5e-4, DECODER: 5e-4},
-        mini={ENCODER: 2.5e-3, DECODER: 1e-2}, r={ENCODER: 64, DECODER: 64}, max_len=128,
-        paper={"sst2": (3e-5, 32, 20), "mrpc": (3e-4, 32, 20), "cola": (3e-4, 32, 20), "qnli": (3e-4, 32, 10),
-               "rte": (3e-4, 32, 20), "stsb": (3e-4, 32, 20)},
+        baselines.apply_pfeiffer, "Pfeiffer et al., 2021",
+        lr={ENCODER: 5e-4, DECODER: 5e-4}, mini={ENCODER: 2.5e-3, DECODER: 1e-2},
+        r={ENCODER: 64, DECODER: 64}, max_len=128,
+        paper={
+            "sst2": (3e-5, 32, 20), "mrpc": (3e-4, 32, 20), "cola": (3e-4, 32, 20),
+            "qnli": (3e-4, 32, 10), "rte": (3e-4, 32, 20), "stsb": (3e-4, 32, 20),
+        },
     ),
     "lin": Method(
-        baselines.apply_lin, "Lin, Madotto & Fung, 2020", lr={ENCODER: 5e-4, DECODER: 5e-4},
-        mini={ENCODER: 2.5e-3, DECODER: 1e-2}, r={ENCODER: 6, DECODER: 6},
+        baselines.apply_lin, "Lin, Madotto & Fung, 2020",
+        lr={ENCODER: 5e-4, DECODER: 5e-4}, mini={ENCODER: 2.5e-3, DECODER: 1e-2}, r={ENCODER: 6, DECODER: 6},
     ),
     "prefix": Method(
-        baselines.apply_prefix, "Li & Liang, 2021", lr={ENCODER: 5e-3, DECODER: 5e-3}, mini={ENCODER: 2.5e-2, DECODER: 1e-1},
-        r={ENCODER: 7, DECODER: 7},
+        baselines.apply_prefix, "Li & Liang, 2021",
+        lr={ENCODER: 5e-3, DECODER: 5e-3}, mini={ENCODER: 2.5e-2, DECODER: 1e-1}, r={ENCODER: 7, DECODER: 7},
     ),
     "lora": Method(
-        baselines.apply_lora, "Hu et al., 2022, equation 3", lr=dict.fromkeys(LAYOUTS, 5e-4),
-        mini={ENCODER: 2.5e-3, DECODER: 1e-2, T5: 2.5e-3}, r={ENCODER: 8, DECODER: 4, T5: 32}, takes=QV, merges=LAYOUTS,
-        paper={"sst2": (4e-4, 4, 10), "mrpc": (3e-4, 4, 20), "cola": (2e-4, 4, 20), "qnli": (2e-4, 4, 10),
-               "rte": (4e-4, 4, 20), "stsb": (2e-4, 4, 10)},
+        baselines.apply_lora, "Hu et al., 2022, equation 3",
+        lr=dict.fromkeys(LAYOUTS, 5e-4), mini={ENCODER: 2.5e-3, DECODER: 1e-2, T5: 2.5e-3},
+        r={ENCODER: 8, DECODER: 4, T5: 32}, takes=QV, merges=LAYOUTS,
         max_len=128,  # as LoRA's authors have it; the paper prints 16, which would cut the texts
+        paper={
+            "sst2": (4e-4, 4, 10), "mrpc": (3e-4, 4, 20), "cola": (2e-4, 4, 20),
+            "qnli": (2e-4, 4, 10), "rte": (4e-4, 4, 20), "stsb": (2e-4, 4, 10),
+        },
     ),
     "vera": Method(
-        baselines.apply_vera, "Kopiczko, Blankevoort & Asano, 2024, equation 2", lr={ENCODER: 1e-2, DECODER: 1e-2},
-        mini={ENCODER: 5e-2, DECODER: 2.5e-1}, r={ENCODER: 256, DECODER: 1024}, takes=RANDOM, merges=(ENCODER, DECODER),
+        baselines.apply_vera, "Kopiczko, Blankevoort & Asano, 2024, equation 2",
+        lr={ENCODER: 1e-2, DECODER: 1e-2}, mini={ENCODER: 5e-2, DECODER: 2.5e-1},
+        r={ENCODER: 256, DECODER: 1024}, takes=RANDOM, merges=(ENCODER, DECODER),
     ),
     "fourierft": Method(
-        baselines.apply_fourierft, "Gao et al., 2024, section 3.1", lr={ENCODER: 5e-2, DECODER: 5e-2},
-        mini={ENCODER: 2.5e-1, DECODER: 1.0}, r={ENCODER: 1000, DECODER: 1000}, takes=RANDOM, merges=(ENCODER, DECODER),
+        baselines.apply_fourierft, "Gao et al., 2024, section 3.1",
+        lr={ENCODER: 5e-2, DECODER: 5e-2}, mini={ENCODER: 2.5e-1, DECODER: 1.0},
+        r={ENCODER: 1000, DECODER: 1000}, takes=RANDOM, merges=(ENCODER, DECODER),
     ),
     "prompt": Method(
-        baselines.apply_prompt, "Lester, Al-Rfou & Constant, 2021", lr={T5: 3e-3}, mini={T5: 1e-1}, r={T5: 20}
+        baselines.apply_prompt, "Lester, Al-Rfou & Constant, 2021",
+        lr={T5: 3e-3}, mini={T5: 1e-1}, r={T5: 20},
     ),
     "lst": Method(apply_lst, "Sung, Cho & Bansal, 2022", lr={T5: 1e-3}, mini={T5: 1e-3}),
 }  # fmt: skip
@@ -155,7 +176,7 @@ def settings(method, task, layout, shared, mini=None):
 
 
 def adapt(model, method, given, head=True):
-    """`model` with a method in it: everything else is frozen, but for the head, if the model has one and `head` is true.
+    """`model` with a method in it; everything else is frozen, but for the head where `head` is true.
 
     given  {argument: value}, a command line's or an adapter file's; what is missing takes the row's default
     READ and LST return another object with the same layers; the others work in place. Raises ValueError as
@@ -176,7 +197,7 @@ def adapt(model, method, given, head=True):
 
 
 def merge(model, method):
-    """A copy of `model` with plain layers, to be used or exported as any checkpoint is; `model` stays as it is."""
+    """A copy of `model` with plain layers. ValueError where no plain weights compute the same."""
     check_merges(method, layout_of(model))
     merged = copy.deepcopy(model)
     for name, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""A training run: its folder, what it counts and logs, how it saves and goes on, and the learning rate's schedule.
+"""A training run: its optimiser and schedule, what it counts and logs, its folder, how it goes on.
 
 The loop itself is not here: each script shows its own.
 """
@@ -26,8 +26,8 @@ from hut import copy_tensors
 
 FILES = ("args.json", "metrics.jsonl", "result.json", "adapter.pt", "adapter-last.pt", "checkpoint.pt")
 # These arguments do not change what a run computes, and may differ when it is resumed.
-FREE = ("seed", "seeds", "out", "resume", "overwrite", "adapter", "eval_only", "predict", "submit", "export", "device",
-        "cache_features")  # fmt: skip
+FREE = ("seed", "seeds", "out", "resume", "overwrite", "adapter", "eval_only", "predict", "submit", "export",
+        "device", "cache_features")  # fmt: skip
 
 
 def adamw(model, args):
@@ -38,7 +38,7 @@ def adamw(model, args):
 
 
 def schedule(step, total, warmup):
-    """The learning rate's factor at optimiser step `step`, from 0: linear up over `warmup` steps, then linear to 0.
+    """The learning rate's factor at step `step`, from 0: linear up over `warmup` steps, then linear to 0.
 
     transformers starts at a factor of 0, which makes the first step do nothing; this starts at 1 / (warmup +
     1).
@@ -49,7 +49,7 @@ def schedule(step, total, warmup):
 
 
 class Run:
-    """Where a training run stands, and the files that say so. The loop is the script's: this counts, saves, restores.
+    """Where a training run stands, and its files. The loop is the script's: this counts, saves and restores.
 
     epoch     epochs completed
     position  optimiser steps completed in this epoch
@@ -177,7 +177,7 @@ class Run:
         return result
 
     def save(self):
-        """checkpoint.pt: all that resuming needs. Batches are drawn from (seed, epoch), and have no state to save."""
+        """checkpoint.pt: all that resuming needs. Batches come from (seed, epoch), and have no state."""
         adapter, head = trainable(self.model)
         tensors = {name: p.detach() for name, p in (adapter | head).items()}
         if not all(p.isfinite().all() for p in tensors.values()):
@@ -247,11 +247,11 @@ def clock(seconds):
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-# ------------------------------------------------------------------------------------------------ the run folder
+# ---------------------------------------------------------------- the run folder
 
 
 def check_out(folder, resume, overwrite):
-    """The names of a run's files in the folder. UserError if there are any and no flag says what becomes of them."""
+    """The names of a run's files in the folder. UserError if there are any and neither flag is given."""
     present = [name for name in FILES if (folder / name).exists()]
     if present and not (resume or overwrite):
         raise UserError(
@@ -262,7 +262,7 @@ def check_out(folder, resume, overwrite):
 
 
 def open_folder(folder, settings, resume, overwrite):
-    """Makes the run folder and its args.json, or with --resume reads its checkpoint.pt; -> what that holds, or None.
+    """Makes the run folder and args.json; with --resume it returns what checkpoint.pt holds, else None.
 
     Raises UserError if the folder holds a run and neither flag is given, or one that was started with other
     settings.
@@ -287,7 +287,7 @@ def open_folder(folder, settings, resume, overwrite):
 
 
 def recorded_settings(path):
-    """What a run was started with. Raises UserError if its args.json is missing or damaged; the run stays as it is."""
+    """What a run was started with. Raises UserError if its args.json is missing or damaged."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))["args"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -317,11 +317,11 @@ def environment():
     }
 
 
-# ------------------------------------------------------------------------------------------------ over seeds
+# ---------------------------------------------------------------- over seeds
 
 
 def mean_and_std(results, key):
-    """(mean, std with n − 1) of each score of the results' `key`: {score: number}; None where a run has none."""
+    """(mean, std with n − 1) of the results' `key`: {score: number} each, None where a run has none."""
     mean, std = {}, {}
     for name in results[0][key]:
         values = [no_nan(result[key].get(name)) for result in results]
@@ -334,7 +334,7 @@ def mean_and_std(results, key):
 
 
 def report(results, out, seeds, keys):
-    """Prints each seed's results and, for --seeds, mean ± std of each score, which go into `out`/result.json."""
+    """Prints each seed's results and, for --seeds, mean ± std, which go into `out`/result.json."""
     for result in results:
         print(f"seed {result['seed']}: " + "; ".join(f"{key}: {in_words(result[key])}" for key in keys))
     if not seeds:

@@ -1,4 +1,4 @@
-"""Fine-tunes GPT-2 to say restaurant descriptions (E2E NLG Challenge), generates, scores: python train_e2e.py --r 4
+"""Fine-tunes GPT-2 to describe restaurants (E2E NLG Challenge), generates, scores: python train_e2e.py --r 4
 
 From top to bottom: settings, arguments, scoring, generation, one run, main. A row of a CSV file becomes a
 score by this way: e2e.read, e2e.encode, Batches, batch_of, the model, generate, metrics.e2e_scores.
@@ -76,7 +76,7 @@ def arguments():
         "--ngram-scope",
         choices=("completion", "prompt"),
         help="where they may not repeat: in the completion, as in LoRA's decoder (default), or in prompt and "
-        "completion, as in transformers, which forbids the 4-grams that most references share with their input",
+        "completion, as in transformers, which forbids 4-grams that most references share with their input",
     )
     tokens = "(default: 64, as LoRA's decoder)"
     group.add_argument("--max-new-tokens", type=whole, metavar="N", help=tokens)
@@ -86,11 +86,11 @@ def arguments():
     return args
 
 
-# ------------------------------------------------------------------------------------------------ scoring
+# ---------------------------------------------------------------- scoring
 
 
 def batch_of(pairs, device):
-    """(prompt, completion) pairs -> ids (B, L), mask, where (B, L) the next token is to be learned, these tokens.
+    """(prompt, completion) pairs -> ids (B, L), mask, where (B, L) the next token is learned, these tokens.
 
     The prompt's last token predicts the completion's first. Padding may be any token: nothing that counts
     sees it.
@@ -121,7 +121,7 @@ def lengths_of(pairs):
     return [len(prompt) + len(completion) for prompt, completion in pairs]
 
 
-# ------------------------------------------------------------------------------------------------ generation
+# ---------------------------------------------------------------- generation
 
 
 def generate(args, model, tokenizer, contexts, device, dtype):
@@ -160,18 +160,16 @@ def generate_and_score(args, model, tokenizer, examples, folder, device, dtype):
     for context, output in list(zip(groups, outputs, strict=True))[:EXAMPLES]:
         print(f"  {context}\n    {output}")
     kind = "tokenised" if e2e.is_tokenised(examples) else "raw"
-    print(
-        f"{len(outputs)} test representations in {seconds:.0f} s: beam {args.beam_size}, "
-        f"length penalty {args.length_penalty:g}, no {args.no_repeat_ngram}-gram twice in the {args.ngram_scope}; "
-        f"{kind} references"
-    )
+    search = f"beam {args.beam_size}, length penalty {args.length_penalty:g}"
+    repeats = f"no {args.no_repeat_ngram}-gram twice in the {args.ngram_scope}"
+    print(f"{len(outputs)} test inputs in {seconds:.0f} s: {search}, {repeats}; {kind} references")
     with as_user_error():
         scores = e2e_scores(outputs, references)
     print(e2e_report(scores))
     return {**scores, "references": kind}, seconds
 
 
-# ------------------------------------------------------------------------------------------------ one run
+# ---------------------------------------------------------------- one run
 
 
 def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
@@ -228,7 +226,7 @@ def evaluate(args, model, tokenizer, splits, folder, device, dtype):
     return result
 
 
-# ------------------------------------------------------------------------------------------------ main
+# ---------------------------------------------------------------- main
 
 
 def main():

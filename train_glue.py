@@ -52,8 +52,8 @@ def arguments():
         metavar="DIR",
         nargs="?",
         const="",
-        help="for --method read: keep what the frozen model computes, and read it from there in every epoch (without "
-        "DIR: features/ in the run folder). 4 bytes × width × layers an example: CoLA with roberta-large 0.8 GB",
+        help="for --method read: keep what the frozen model computes, and read it in every epoch (without DIR, "
+        "from features/ in the run folder); 4 bytes × width × layers an example, 0.8 GB for the paper's CoLA",
     )
     parser.add_argument(
         "--submit", metavar="DIR", help="write test.tsv's predictions in the leaderboard's format"
@@ -75,7 +75,7 @@ def arguments():
     return args
 
 
-# ------------------------------------------------------------------------------------------------ scoring
+# ---------------------------------------------------------------- scoring
 
 
 def all_logits(model, inputs, device, dtype):
@@ -94,7 +94,7 @@ def predictions(logits):
 
 
 def score(task, model, sets, device, dtype):
-    """Scores on every development set: {"matthews": …}, with _mismatched behind the name for MNLI's second set.
+    """Scores on every development set: {"matthews": …}; those of MNLI's second set end in _mismatched.
 
     With "single_class": True where all predictions are one and the same: a run that has not learned the task.
     """
@@ -114,7 +114,7 @@ def worth(value):
     return -math.inf if math.isnan(value) else value
 
 
-# ------------------------------------------------------------------------------------------------ one run
+# ---------------------------------------------------------------- one run
 
 
 def train(args, model_class, checkpoint_dir, sets, device, dtype):
@@ -169,13 +169,13 @@ def cached(args, model, base, sets, device, dtype):
 
 
 def loss_sum(logits, target):
-    """Squared error for scores, cross entropy for classes; summed, to be divided by the examples of the whole step."""
+    """Squared error for scores, cross entropy for classes; summed, to be divided by the step's examples."""
     if logits.shape[1] == 1:
         return F.mse_loss(logits[:, 0], target, reduction="sum")
     return F.cross_entropy(logits, target, reduction="sum")
 
 
-# ------------------------------------------------------------------------------------------------ a trained adapter
+# ---------------------------------------------------------------- a trained adapter
 
 
 def predict(args, model, tokens, device, dtype):
@@ -210,7 +210,7 @@ def label_names(task):
     return {"id2label": names, "label2id": {name: i for i, name in names.items()}}
 
 
-# ------------------------------------------------------------------------------------------------ main
+# ---------------------------------------------------------------- main
 
 
 def main():

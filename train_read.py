@@ -80,7 +80,7 @@ def arguments():
     return args
 
 
-# ------------------------------------------------------------------------------------------------ scoring
+# ---------------------------------------------------------------- scoring
 
 
 def encode(args, tokenizer, examples):
@@ -106,7 +106,7 @@ def written(args, model, tokenizer, sources, device, dtype, batch_size=EVAL_BATC
 
 
 def score(args, model, tokenizer, sources, labels, device, dtype):
-    """The task's scores, their mean as "score", and how many outputs are no label, "invalid": these count as wrong."""
+    """The task's scores, their mean as "score", and "invalid": how many outputs are no label, and wrong."""
     texts = written(args, model, tokenizer, sources, device, dtype)
     found = [glue.label_of(args.task, text, label) for text, label in zip(texts, labels, strict=True)]
     predicted = [value for value, _ in found]
@@ -119,7 +119,7 @@ def score(args, model, tokenizer, sources, labels, device, dtype):
 
 
 def in_use(args, model, tokenizer, sources, device, dtype):
-    """What a label costs when sources come one by one: median ms each, and peak memory of a process so far idle."""
+    """What a label costs when sources come one by one: median ms, and the peak memory of this process."""
     times = []
     for source in sources[:IN_USE]:
         started = time.perf_counter()
@@ -137,7 +137,7 @@ def worth(scores):
     return -math.inf if math.isnan(scores["score"]) else scores["score"]
 
 
-# ------------------------------------------------------------------------------------------------ one run
+# ---------------------------------------------------------------- one run
 
 
 def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
@@ -182,15 +182,14 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
         scores = score(args, model, tokenizer, *held["validation"], device, dtype)
         run.end_epoch(scores, better=run.best is None or worth(scores) > worth(run.best))
         if scores["invalid"]:
-            print(
-                f"  {scores['invalid']} of {len(splits['validation'])} outputs are no label, and count as wrong"
-            )
+            outputs = f"{scores['invalid']} of {len(splits['validation'])} outputs"
+            print(f"  {outputs} are no label, and count as wrong")
 
     load_adapter(args.out / "adapter.pt", args, model, base)
     return run.finish(test=score(args, model, tokenizer, *held["test"], device, dtype))
 
 
-# ------------------------------------------------------------------------------------------------ main
+# ---------------------------------------------------------------- main
 
 
 def main():

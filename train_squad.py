@@ -33,7 +33,7 @@ from methods import ENCODER
 from metrics import squad_scores
 from run import Run, adamw, report, schedule
 
-DEFAULTS = {  # the paper names no settings for SQuAD: these are its Table 6's for QNLI, whose pairs are made from SQuAD
+DEFAULTS = {  # the paper names none for SQuAD: these are Table 6's for QNLI, whose pairs are made from SQuAD
     **{"method": "hut", "model": "roberta-large", "seed": 0},
     **{"epochs": 10, "batch_size": 8, "warmup": 0.06, "weight_decay": 0},
 }
@@ -61,8 +61,8 @@ def arguments():
         "--doc-stride",
         type=whole_or_zero,
         metavar="TOKENS",
-        help="a text longer than --max-len is read in windows that overlap by this (default: ours, 128 or a third "
-        "of --max-len)",
+        help="a text longer than --max-len is read in windows that overlap by this (default: ours, 128 or a "
+        "third of --max-len)",
     )
     parser.add_argument(
         "--limit-dev", type=whole, metavar="N", help="score the first N questions of the dev file"
@@ -81,7 +81,7 @@ def arguments():
     return args
 
 
-# ------------------------------------------------------------------------------------------------ scoring
+# ---------------------------------------------------------------- scoring
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ def score(model, questions, windows, device, dtype):
     return squad_scores(answers, [[words for _, words in question.answers] for question in questions])
 
 
-# ------------------------------------------------------------------------------------------------ one run
+# ---------------------------------------------------------------- one run
 
 
 def train(args, model_class, checkpoint_dir, sets, device, dtype):
@@ -163,7 +163,7 @@ def loss_sum(start, end, target):
     ) / 2
 
 
-# ------------------------------------------------------------------------------------------------ a trained adapter
+# ---------------------------------------------------------------- a trained adapter
 
 
 def predict(args, model, tokenizer, device, dtype):
@@ -175,7 +175,7 @@ def predict(args, model, tokenizer, device, dtype):
 
 
 def submit(args, model, questions, windows, device, dtype):
-    """Writes {id: answer} of the dev set to predictions.json in --submit, for the official script to score."""
+    """Writes {id: answer} of the dev set to predictions.json in --submit, as the official script reads it."""
     answers = answers_of(model, questions, windows, device, dtype)
     found = {question.id: answer for question, (answer, _) in zip(questions, answers, strict=True)}
     path = Path(args.submit) / "predictions.json"
@@ -184,7 +184,7 @@ def submit(args, model, questions, windows, device, dtype):
     print(f"{path}: {len(found):,} answers")
 
 
-# ------------------------------------------------------------------------------------------------ main
+# ---------------------------------------------------------------- main
 
 
 def main():

@@ -1,4 +1,4 @@
-"""Reading and fetching GLUE, E2E, SQuAD and checkpoints; batching; the bundled mini set. Here: text files, JSON."""
+"""Reading and fetching data and checkpoints, batching, the bundled mini set. Here: text files and JSON."""
 
 import contextlib
 import json
@@ -8,12 +8,12 @@ from model import write_file
 
 
 class UserError(ValueError):
-    """An error that the user can mend: a file, a line, an argument. Scripts print it as one line and exit with 2."""
+    """An error that the user can mend. Scripts print it as one line and exit with 2."""
 
 
 @contextlib.contextmanager
 def as_user_error(where=""):
-    """Turns ValueError into UserError around calls to modules that import no more than torch, such as hut.py."""
+    """Turns ValueError into UserError around calls to hut.py and model.py, which import only torch."""
     try:
         yield
     except UserError:
@@ -23,7 +23,7 @@ def as_user_error(where=""):
 
 
 def read_text(path, hint):
-    """A file's text, without a byte order mark. Raises UserError if it is missing (with `hint`) or not UTF-8."""
+    """A file's text, without a byte order mark. Raises UserError, with `hint`, if it can't be read."""
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
@@ -51,7 +51,7 @@ def write_json_lines(path, rows):
 
 
 def no_nan(content):
-    """`content` with None for NaN, which JSON does not have: a score that is not defined, as a constant's correlation."""
+    """`content` with None for NaN, which JSON does not have: a constant's correlation is not defined."""
     if isinstance(content, dict):
         return {key: no_nan(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

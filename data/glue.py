@@ -18,7 +18,7 @@ class Example(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A row: where a task's texts and labels stand in its files, what its labels are called, what a run of it takes.
+    """A row: where a task's texts and labels stand in its files, what its labels mean, what a run takes.
 
     folder      the name of its folder
     texts       the columns of its one or two texts, as the header names them
@@ -66,15 +66,16 @@ TASKS = {
                  dev=("dev_matched", "dev_mismatched"), test=("test_matched", "test_mismatched")),
     "qnli": Task("QNLI", ("question", "sentence"), "label", ("accuracy",), 8, 10, labels=ENTAILMENT),
     "rte": Task("RTE", ("sentence1", "sentence2"), "label", ("accuracy",), 16, 80, labels=ENTAILMENT),
-    "wnli": Task("WNLI", ("sentence1", "sentence2"), "label", ("accuracy",), 16, 40, names=("different", "same")),
+    "wnli": Task("WNLI", ("sentence1", "sentence2"), "label", ("accuracy",), 16, 40,
+                 names=("different", "same")),
 }  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------ reading
+# ---------------------------------------------------------------- reading
 
 
 def read_split(task, path, labelled=True):
-    """The examples of one file, checked row by row; -> (examples, number of rows skipped, which is 0 but for QQP).
+    """(the examples of one file, the number of rows skipped: 0 but for QQP). Every row is checked.
 
     Raises UserError, with file and line, for a file that is missing, empty or not UTF-8, a row with too few
     columns, an unknown label, and a score that is no number from 0 to 5.
@@ -127,7 +128,7 @@ def read_tsv(path):
 
 
 def read_mrpc_raw(folder):
-    """MRPC from Microsoft's own files: {"train": …, "dev": …, "test": …}, dev being the rows that GLUE's authors chose."""
+    """MRPC from Microsoft's files: {"train": …, "dev": …, "test": …}; GLUE's authors chose the dev rows."""
     ids = folder / "dev_ids.tsv"
     ids = {tuple(row[:2]) for row in read_tsv(ids if ids.exists() else folder / "mrpc_dev_ids.tsv")}
     splits = {"train": [], "dev": [], "test": []}
@@ -148,7 +149,7 @@ def read_mrpc_raw(folder):
 
 
 def load(task, data=None, train_file=None, dev_file=None, splits=("train", "dev")):
-    """{file's name: its examples} for "train", "dev" and "test" in `splits`; MNLI has two dev and two test files.
+    """{file's name: its examples} of the `splits` "train", "dev", "test"; MNLI has two dev and test files.
 
     `data` is the folder that holds CoLA/, SST-2/ …; without it the official files are fetched once into the
     cache. `train_file` and `dev_file` stand in for single files of it; one dev file is then all there is of
@@ -177,7 +178,7 @@ def load(task, data=None, train_file=None, dev_file=None, splits=("train", "dev"
     return found
 
 
-# ------------------------------------------------------------------------------------------------ fetching
+# ---------------------------------------------------------------- fetching
 
 GLUE = "https://dl.fbaipublicfiles.com/glue/data/"
 SENTEVAL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
@@ -213,7 +214,7 @@ def download(task, folder=None, glue=GLUE, senteval=SENTEVAL):
     return folder
 
 
-# ------------------------------------------------------------------------------------------------ text to text
+# ---------------------------------------------------------------- text to text
 
 # As T5 reads and writes the tasks (Raffel et al., 2020, appendix D): what its texts are called, in the order
 # of Example's, and the label words, in the order of the classes.
@@ -229,7 +230,7 @@ TEXT_TO_TEXT = {
 
 
 def source_text(task, example):
-    """What T5 reads: "mrpc sentence1: … sentence2: …"; for MNLI the hypothesis comes first, as its authors have it."""
+    """What T5 reads: "mrpc sentence1: … sentence2: …"; T5's authors put MNLI's hypothesis first."""
     texts = [f"{name}: {text}" for name, text in zip(TEXT_TO_TEXT[task][0], example, strict=False)]
     return " ".join([task, *(texts[::-1] if task == "mnli" else texts)])
 
@@ -241,8 +242,10 @@ def target_text(task, label):
 
 
 def label_of(task, text, label):
-    """What T5 wrote -> (a class or score, whether it is one). What is none counts as wrong, whatever `label` is: it is
-    taken for another class, or for the end of the scale that is farther from the score.
+    """What T5 wrote -> (a class or score, whether it is one).
+
+    An output that is none counts as wrong, whatever `label` is: it becomes another class, or the end of the
+    scale that is farther from the score.
     """
     words = TEXT_TO_TEXT[task][1]
     if text in words:
@@ -251,7 +254,7 @@ def label_of(task, text, label):
 
 
 def read_protocol(task, splits):
-    """The READ paper's {"train", "validation", "test"} of a task's train and dev files, whose test labels are not public.
+    """The READ paper's {"train", "validation", "test"}, from a task's train and dev files.
 
     Below 10,000 training rows dev is cut in two halves; else 1,000 training rows are held out, and dev is the
     test set. MNLI validates on the mismatched dev set and tests on the matched one. The halves and the rows
@@ -273,11 +276,11 @@ def read_protocol(task, splits):
     return {"train": train, "validation": validation, "test": test}
 
 
-# ------------------------------------------------------------------------------------------------ tokens
+# ---------------------------------------------------------------- tokens
 
 
 def encode(tokenizer, examples, max_len):
-    """Token ids of each example, special tokens put in by the tokenizer's own template, at most `max_len` of them.
+    """Token ids of each example, at most `max_len`, with the special tokens of the tokenizer's template.
 
     A pair is truncated at its longer text first.
     """

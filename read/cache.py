@@ -41,7 +41,7 @@ def write_states(path, about, parts):
 
 
 def read_states(path, about):
-    """The states that were written with the same `about`: a float32 tensor whose rows are read when they are used.
+    """The states that were written with the same `about`: a float32 tensor, read row by row when it is used.
 
     Raises ValueError if the file was written with another `about`, and for one that is no such file, or not
     whole.
@@ -69,7 +69,7 @@ def read_states(path, about):
 
 
 class States:
-    """Cached states in the place of tokens: states(indices) -> (states (B, N, d),) on `device`, for a FromStates."""
+    """Cached states in the place of tokens, for a FromStates: states(indices) -> (states (B, N, d),)."""
 
     def __init__(self, states, tokens):
         self.states, self.lengths, self.device = states, tokens.lengths, tokens.device
@@ -79,7 +79,7 @@ class States:
 
 
 class FromStates(nn.Module):
-    """What is trained of a ReadClassifier, whose parameters these are: states (B, N, d) -> logits (B, num_labels)."""
+    """The trained part of a ReadClassifier, by the same names: states (B, N, d) -> logits (B, num_labels)."""
 
     def __init__(self, model):
         super().__init__()
@@ -89,7 +89,7 @@ class FromStates(nn.Module):
 
 
 def cached_states(model, tokens, path, autocast, **about):
-    """The States of `tokens` by a ReadClassifier: read from `path`, where they are put if there is no such file.
+    """The States of `tokens` by a ReadClassifier, read from `path`; they are written there if it is missing.
 
     about  what else they depend on: the checkpoint, the length that texts are cut to, the dtype
     """

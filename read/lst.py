@@ -4,7 +4,7 @@ Beside the frozen T5 runs one an eighth as wide. Each of its blocks reads a mixt
 said and of what the backbone's block at its height says, projected down:
 
     s_0  = down_0 x                                       x: the embedded tokens
-    s_i  = block_i(g_i s_{i-1} + (1 - g_i) down_i phi_i)  g_i = sigmoid(alpha_i / T), T = 0.1, alpha_i learned, from 0
+    s_i  = block_i(g_i s_{i-1} + (1 - g_i) down_i phi_i)  g_i = sigmoid(alpha_i / T), T = 0.1, alpha_i from 0
     out  = g norm(phi_N) + (1 - g) (up norm(s_N))         what the output layer reads
 
 As in READ nothing enters the backbone on the way back; but this is a whole small T5, which attends too: to
@@ -52,9 +52,9 @@ class Ladder(nn.Module):
 
 @torch.no_grad()
 def prune(backbone, side, memory=None):
-    """Copies into `side`, block by block, the rows and columns of the backbone's weights that weigh most, by their
-    absolute sums: of the stream the same in all blocks; of every head, and of the feed-forward layer, each
-    block its own.
+    """Copies the rows and columns of the backbone's weights with the largest absolute sums into `side`.
+
+    The places kept of the stream are the same in all blocks. Every head and feed-forward layer keeps its own.
 
     memory  the places of the encoder's stream, which a decoder's cross.k and cross.v read
     -> the places of the stream, (d / 8,)

@@ -4,7 +4,7 @@ The backbone is run as it is, without autograd, and a recurrent network runs ove
 not over the tokens: its steps are phi_1 … phi_N, the output of block 1 … N at one position. Its last state
 h_N, projected up, corrects the last of them:
 
-    h_i    = RNN(phi_i, h_{i-1}),  h_0 = 0,  i = 1 … N        (Algorithm 1, with the reductions of appendix B.1)
+    h_i    = RNN(phi_i, h_{i-1}),  h_0 = 0,  i = 1 … N        (Algorithm 1, reduced as in appendix B.1)
     phi_N' = phi_N + U h_N                                    (what the head reads, or GPT-2's last norm)
 
 No block is differentiated: the backward pass goes through the head (and norm), U and the N steps of the RNN.
@@ -13,20 +13,20 @@ alone (an answer's span needs all); and GPT-2 stays causal, and runs it on the n
 
 Parameters, at width h beside a backbone of width d, N layers (`tests/test_read.py`):
 
-    GRU       3 h (d + h) + 6 h, and U: h d       RoBERTa-large, h = 256: 983,040 + 1,536 + 262,144 = 1,246,720
+    GRU       3 h (d + h) + 6 h, and U: h d    RoBERTa-large, h = 256: 983,040 + 1,536 + 262,144 = 1,246,720
     LSTM      4 h (d + h) + 8 h, and U: h d
     RNN         h (d + h) + 2 h, and U: h d
     untied    N times the GRU's
 
 A T5 has a recurrent network on each side, joined by the frozen cross-attention:
 
-    h^E_i  = RNN_E(phi^E_i, h^E_{i-1})                    i over the encoder's blocks, at each of its m tokens
-    E      = Psi h^E_N                                    the encoder's last state, for all blocks of the decoder
-    x_j    = phi^D_j + sigma_j E                          sigma_j (n, m): block j's cross-attention, its heads' mean
-    h^D_j  = RNN_D(x_j, h^D_{j-1})                        j over the decoder's blocks, at each of its n tokens
-    logits = lm_head(final norm(phi^D_N + |phi^D_N| (U h^D_N + b)))      |x|: the root mean square of x (d numbers)
+    h^E_i  = RNN_E(phi^E_i, h^E_{i-1})              i over the encoder's blocks, at each of its m tokens
+    E      = Psi h^E_N                              the encoder's last state, for all blocks of the decoder
+    x_j    = phi^D_j + sigma_j E                    sigma_j (n, m): block j's cross-attention, its heads' mean
+    h^D_j  = RNN_D(x_j, h^D_{j-1})                  j over the decoder's blocks, at each of its n tokens
+    logits = lm_head(final norm(phi^D_N + |phi^D_N| (U h^D_N + b)))    |x|: the root mean square over d
 
-|phi^D_N| is ours, the paper's sum has no such factor (`unscaled`): it undoes the division of the RNNs' inputs by
+|phi^D_N| is ours: the paper's sum has no such factor (`unscaled`). It undoes the division of the inputs by
 their size, so that the correction is in proportion to the stream, however large that has grown. What the
 frozen decoder reads of the encoder is not corrected. No token of the target sees a later one: sigma_j is that
 of the token itself. So READ decodes step by step, with the backbone's cache and E. Parameters: two RNNs, Psi
@@ -70,7 +70,7 @@ class LayerRNN(nn.Module):
 
 
 class UntiedLayers(nn.Module):
-    """The paper's ablation without recurrency (Table 2): a network of its own for each layer, their corrections summed.
+    """The paper's ablation without recurrency (Table 2): a network for each layer, their corrections summed.
 
     Each takes one step, from h = 0. states (…, N, d) -> (…, d).
     """
@@ -84,7 +84,7 @@ class UntiedLayers(nn.Module):
 
 
 class Beside(nn.Module):
-    """Turns a model into one whose layers it shares, frozen and in eval mode, with something trained beside them.
+    """Turns a model into one that shares its layers, frozen and in eval mode, with a network beside them.
 
     It stands in front of the model's class in a list of bases. BACKBONE names the modules that stay in eval
     mode: a backbone is one function, whatever the epoch. The head's own parameters are left as they are.
@@ -153,7 +153,7 @@ class ReadGPT2(Beside, GPT2):
         return states[..., -1, :] + self.network(states)
 
 
-# ------------------------------------------------------------------------------------------------ T5
+# ---------------------------------------------------------------- T5
 
 
 class TwoSidedRNN(nn.Module):
@@ -175,7 +175,7 @@ class TwoSidedRNN(nn.Module):
         return self.encoder(torch.stack(states, -2))
 
     def decode(self, E, states, cross):
-        """E, phi^D_1 … phi^D_N (B, n, d), cross-attention weights (B, n_head, n, m) of each -> U h^D_N + b (B, n, d)."""
+        """E, phi^D_1 … phi^D_N (B, n, d), cross-attention (B, n_head, n, m) -> U h^D_N + b (B, n, d)."""
         joined = [
             F.rms_norm(x, x.shape[-1:], eps=1e-6) + w.mean(1) @ E for x, w in zip(states, cross, strict=True)
         ]
@@ -183,7 +183,7 @@ class TwoSidedRNN(nn.Module):
 
 
 class UntiedTwoSided(nn.Module):
-    """The paper's ablation without recurrency (Table 2): networks of its own for each pair of blocks, their sum.
+    """The paper's ablation without recurrency (Table 2): two networks for each pair of blocks, summed.
 
     Each takes one step, from h = 0, and so E is one for each. Raises ValueError where the sides differ in
     depth.
@@ -231,7 +231,7 @@ class ReadT5(Beside, T5):
         return last + correction
 
 
-# ------------------------------------------------------------------------------------------------ put in
+# ---------------------------------------------------------------- put in
 
 
 KINDS = {RobertaClassifier: ReadClassifier, RobertaSpan: ReadSpan, GPT2: ReadGPT2, T5: ReadT5}
