@@ -24,7 +24,7 @@ from training import Parser, run_as_script, write_text
 MAIN_SCORES = {task: scores[0] for task, scores in GLUE_SCORES.items()} | {"e2e": "BLEU"}
 RUN_FILES = ("args.json", "metrics.jsonl", "result.json")
 TOKENS = 128  # length of the example that Figure 3 counts
-CHARACTER = 6.3  # width of a character of the figures' 11 px text, in pixels, rounded up
+CHARACTER, LINE = 6.3, 14  # width and height of the figures' 11 px text, in pixels
 
 
 class RunFolder(NamedTuple):
@@ -109,23 +109,25 @@ class Axis:
     """Turns a value into pixels from `start` to `end`, with some room on both sides of `values`."""
 
     def __init__(self, values, start, end, log=False):
-        self.start, self.end, self.unit = start, end, math.log10 if log else float
-        low, high = self.unit(min(values)), self.unit(max(values))
-        room = 0.07 * (high - low) or 0.05 * abs(high) or 1
+        self.start, self.end, self.log = start, end, log
+        values = [math.log10(value) for value in values] if log else values
+        low, high = min(values), max(values)
+        room = max(0.07 * (high - low), 0.2) if log else 0.07 * (high - low) or 0.05 * abs(high) or 1
         self.low, self.high = low - room, high + room
 
     def __call__(self, value):
-        return self.start + (self.unit(value) - self.low) / (self.high - self.low) * (self.end - self.start)
+        value = math.log10(value) if self.log else value
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self):
-        """At most five round numbers. A logarithmic axis has powers of ten, and 2 and 5 times if few."""
-        if self.unit is float:
-            unit = 10 ** math.floor(math.log10((self.high - self.low) / 5))
-            step = next(m * unit for m in (1, 2, 5, 10) if (self.high - self.low) / (m * unit) <= 5)
-            return [i * step for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
-        powers = [10**i for i in range(math.floor(self.low), math.ceil(self.high))]
-        found = [m * p for p in powers for m in (1, 2, 5) if self.low <= math.log10(m * p) <= self.high]
-        return found if len(found) <= 5 else [value for value in found if value in powers]
+        """Five round numbers or fewer. A logarithmic axis has powers of ten, or 1, 2 and 5 times these."""
+        if self.log:
+            powers = [10**i for i in range(math.floor(self.low), math.ceil(self.high))]
+            found = [m * p for p in powers for m in (1, 2, 5) if self.low <= math.log10(m * p) <= self.high]
+            return found if len(found) <= 5 else [value for value in found if value in powers]
+        power = 10 ** math.floor(math.log10((self.high - self.low) / 5))
+        step = next(m * power for m in (1, 2, 5, 10) if (self.high - self.low) / (m * power) <= 5)
+        return [i * step for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
 
 
 def text(x, y, words, kind="", anchor="start"):
@@ -142,7 +144,8 @@ def dot(x, y, kind, radius=4):
 
 def svg(width, height, name, parts):
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    return f'<svg {size} role="img" aria-label="{escape(name)}">{"".join(parts)}</svg>'
+    head = f'xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{escape(name)}"'
+    return f"<svg {head}>{''.join(parts)}</svg>"
 
 
 def grid(x, x_ticks, y, bottom):
@@ -154,7 +157,7 @@ def grid(x, x_ticks, y, bottom):
     return parts
 
 
-def scatter(title, x_title, points, width, height, log=False):
+def scatter(title, x_title, points, width=480, height=290, log=False, style=""):
     """A dot for each (label, x, mean, std), with a bar of ± std; where x is None, a dashed line instead.
 
     The labels stand in a column to the right, the best score on top. A line joins each to its dot.
@@ -164,13 +167,18 @@ def scatter(title, x_title, points, width, height, log=False):
     x = Axis([value for _, value, _, _ in points if value is not None], left, right, log)
     y = Axis([end for *_, mean, std in points for end in (mean - std, mean + std)], bottom, top)
     points = sorted(points, key=lambda point: -point[2])
-    gap = (bottom - top) / max(len(points) - 1, 1)
-    parts = [text(2, 12, title, "name"), text((left + right) / 2, height - 4, x_title, "mute", "middle")]
+    label_y = 0
+    parts = [
+        style,
+        text(2, 12, title, "name"),
+        text((left + right) / 2, height - 4, x_title, "mute", "middle"),
+    ]
     parts += grid(x, x.ticks(), y, bottom)
     dots = []
     for place, (label, value, mean, std) in enumerate(points):
         kind, at_x, at_y = kind_of(label), right if value is None else x(value), y(mean)
-        label_y = top + place * gap
+        label_y = max(at_y, label_y + LINE)  # below the last label, and with room for those that follow
+        label_y = min(label_y, bottom - LINE * (len(points) - 1 - place))
         parts.append(line([(at_x, at_y), (column - 4, label_y)], f"leader {kind}"))
         parts.append(text(column, label_y + 4, label, f"label {kind}"))
         if value is None:
@@ -261,12 +269,13 @@ def learning_curves(groups):
 
 def config_of(model):
     """(name, config) to count GFLOPs on: the model that was run, or the paper's if its config is gone."""
-    published = {"roberta-base": ROBERTA_BASE, None: ROBERTA_LARGE}
+    published = {"roberta-base": ROBERTA_BASE, "roberta-large": ROBERTA_LARGE}
+    if model in published:
+        return model, published[model]
     try:
-        path = MINI / "roberta" if model == "mini" else str(model)
-        return model, published.get(model) or read_config(path, RobertaConfig, "roberta")
+        return model, read_config(MINI / "roberta" if model == "mini" else model, RobertaConfig, "roberta")
     except (ValueError, OSError):
-        return "roberta-large", ROBERTA_LARGE
+        return f"roberta-large ({model} has no config.json here)", ROBERTA_LARGE
 
 
 def paper_count(method, r, config, tokens):
@@ -308,23 +317,21 @@ def figure_3(content):
     sizes = {(cell["method"], cell["r"]) for cell in cells}
     if len({method for method, _ in sizes}) < 2:
         return []
-    name, config = config_of(content.get("settings", {}).get("model"))
+    name, config = config_of(content.get("settings", {}).get("model") or "roberta-large")
     tokens, figures = min(TOKENS, config.max_length), []
     for x_title, (count, caption) in COUNTS.items():
         counts, points = {size: count(*size, config, tokens) for size in sizes}, {}
         for cell in cells:
             if (counted := counts[cell["method"], cell["r"]]) is not None:
                 points.setdefault(cell["task"], []).append(point(cell, counted / 1e9))
-        drawings = [scatter(task, x_title, of_task, 480, 290) for task, of_task in points.items()]
-        caption += (
-            f" Counted on {escape(name)}, 1 × {tokens} tokens. Bars: ± one standard deviation over seeds."
-        )
+        drawings = [scatter(task, x_title, of_task) for task, of_task in points.items()]
+        caption += f" Counted on {escape(name)}, {tokens} tokens. Bars: ± one standard deviation over seeds."
         figures += [figure(drawings, f"<b>Figure 3. {caption}")] if drawings else []
     return figures
 
 
 def picture(tables):
-    """The SVG file of --picture: score against trained parameters, for a task of the first table with scores.
+    """The SVG of --picture: score against trained parameters, for the first task of the first scored table.
 
     Methods that train nothing but a head, or nothing at all, are dashed lines.
     """
@@ -337,10 +344,9 @@ def picture(tables):
     task = cells[0]["task"]
     points = [point(cell, cell["parameters"] or None) for cell in cells if cell["task"] == task]
     title = f"{task}: {MAIN_SCORES[task]} in hundredths, ± one standard deviation over seeds"
-    drawing = scatter(title, "trained parameters, without the head (log scale)", points, 720, 380, log=True)
-    paper = '<rect width="100%" height="100%" fill="var(--paper)"/>'
-    head, _, parts = drawing.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"').partition(">")
-    return f"{head}><style>{COLOURS}{DRAWING}</style>{paper}{parts}"
+    x_title = "trained parameters, without the head (log scale)"
+    style = f'<style>{COLOURS}{DRAWING}</style><rect width="720" height="380" fill="var(--paper)"/>'
+    return scatter(title, x_title, points, 720, 380, log=True, style=style)
 
 
 def r_finding(content):
@@ -353,12 +359,12 @@ def r_finding(content):
         points = [(f"hut r{r}", int(r), 100 * score, 0) for r, score in of_r.items()]
         points += [(f"seed {seed}", most_seeds["r"], 100 * score, 0) for seed, score in of_seeds.items()]
         if points:
-            drawings.append(scatter(task, "r (log scale)", points, 480, 290, log=True))
+            drawings.append(scatter(task, "r (log scale)", points, log=True))
         r_range, seed_range = groups["r"]["range"], groups["seeds"]["range"]
         if r_range is not None and seed_range is not None:
             caption += (
-                f" On {escape(task)}, r moves the score by {100 * r_range:.1f} ({len(of_r)} values of r), the seed "
-                f"by {100 * seed_range:.1f} ({len(of_seeds)} seeds): r moves it "
+                f" On {escape(task)}, r moves the score by {100 * r_range:.1f} ({len(of_r)} values of r), "
+                f"the seed by {100 * seed_range:.1f} ({len(of_seeds)} seeds): r moves it "
                 f"{'no more' if r_range <= seed_range else 'more'} than the seed does."
             )
     return [figure(drawings, caption)] if drawings else []
@@ -419,7 +425,7 @@ def table_section(number, folder, content, runs):
         state.append(f"incomplete: {len(cells)} of {whole} cells" if whole else "incomplete")
     bad = [f"{failed} failed"] if failed else []
     state += bad + ([f"{unfinished} incomplete run{'s' * (unfinished > 1)}"] if unfinished else [])
-    bad += [f"{single_class} of a single class"] if single_class else []
+    bad += [f"{single_class} predicting a single class"] if single_class else []
 
     tables = [table(found["header"], found["rows"]) for found in content["tables"]]
     summary, *notes = [paragraph(note) for found in content["tables"] for note in found["notes"]] or [""]
@@ -474,7 +480,7 @@ def runs_section(number, runs):
         f"{len(runs)} run folder{'s' if len(runs) > 1 else ''} outside of tables",
         f"{unfinished} of {len(runs)} incomplete" if unfinished else "",
         table(header, rows, words=4),
-        "<p>Mean ± standard deviation over the finished runs that differ in nothing but the seed.</p>",
+        "<p>Mean ± standard deviation over the finished runs that differ only in the seed.</p>",
         about_runs(runs, groups, {}, is_open=True),
     )
 
