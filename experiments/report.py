@@ -353,7 +353,7 @@ def r_finding(content):
     """What a table with `spread` found about r: a drawing a task, with a dot for each r and each seed."""
     most_seeds = max(content["cells"], key=lambda cell: len(cell.get("seeds", ())), default={"r": None})
     drawings = []
-    caption = f"<b>Score against r, at seed 0, and of all seeds at r = {most_seeds['r']}.</b>"
+    caption = f"<b>Score against r.</b> Orange: each r at seed 0. Blue: each seed at r = {most_seeds['r']}."
     for task, groups in content.get("spread", {}).items():
         of_r, of_seeds = groups["r"]["scores"], groups["seeds"]["scores"]
         points = [(f"hut r{r}", int(r), 100 * score, 0) for r, score in of_r.items()]

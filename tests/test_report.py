@@ -178,6 +178,17 @@ def test_curve_and_band(tmp_path):
     assert y(80) < y(10) and ">60.0<" in drawn
 
 
+@pytest.mark.parametrize("means", [[50] * 13 + [90], [50] + [90] * 13, [*range(0, 140, 10)]])
+def test_labels_do_not_overlap(means):
+    """Would catch: two labels in one place, a label outside of the figure, one that moved without need."""
+    drawn = report.scatter("t", "x", [(f"m{i}", i, mean, 1) for i, mean in enumerate(means)])
+    heights = [float(y) for y in re.findall(r'y="([\d.]+)" class="label', drawn)]
+    dots = [float(y) for y in re.findall(r'cy="([\d.]+)"', drawn)]
+    assert len(heights) == 14 and min(b - a for a, b in pairwise(heights)) > 11
+    assert heights[0] >= 28 and heights[-1] <= 262
+    assert heights[0] == dots[0] + 4, "the best has room beside its dot"
+
+
 METHODS = [("full", None), ("head", None), ("bitfit", None), ("houlsby", 64), ("houlsby", 8),
            ("pfeiffer", 64), ("pfeiffer", 16), ("lin", 8), ("top2", None), ("prefix", 8), ("lora", 8),
            ("vera", 256), ("fourierft", 1000), ("hut", 8)]  # fmt: skip
