@@ -1,17 +1,15 @@
-"""What a fine-tuned model looks at: the words of its input in shades of red (the paper's Figure 4), on a page of HTML.
+"""What a fine-tuned model looks at: the words of its input in shades of red, as in the paper's Figure 4.
 
     python -m experiments.visualise --adapter A [--adapter B] --question TEXT --context TEXT --html page.html
     python -m experiments.visualise --adapter A [--adapter B] --id ID --data DIR     a question of the dev set
     python -m experiments.visualise --adapter A --text TEXT [TEXT]                    a GLUE adapter
     python -m experiments.visualise --adapter A --faithfulness 200 --data DIR         whether red words matter
 
-The paper says only that a shade is the relation of the last layer's output to the input. Here are two such relations:
-(a) the attention that the answer pays to each word in the last layer, and (b) gradient × input. Which of them says what
-a model's answer depends on is measured by --faithfulness.
+The paper says only that a shade is the relation of the last layer's output to the input. Here are two such
+relations. --faithfulness measures which of them says what a model's answer depends on.
 """
 
 import argparse
-import html
 import math
 import random
 import re
@@ -19,6 +17,7 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,26 +29,26 @@ from tqdm import tqdm
 import training
 from data import UserError, glue, squad
 from data.hub import MINI, checkpoint, load_tokenizer
+from experiments.page import page
 from metrics import squad_scores
 from model import RobertaClassifier, RobertaSpan
-from training import mendable
 
 MEASURES = {
     "attention": (
         "(a) Attention in the last layer",
-        "The attention that the tokens of the answer (for a GLUE task: the first token, which the classifier reads) pay to "
-        "each word in the last layer, mean of the heads and of those tokens. What goes to special tokens is not shown. This "
-        "is where one layer looks, not an attribution: it need not be what the answer depends on.",
+        "How much the tokens of the answer attend to each word, mean over heads and tokens. For a GLUE task "
+        "it is the first token, which the classifier reads. Special tokens are left out. This is where one "
+        "layer looks, not an attribution: the answer need not depend on it.",
     ),
     "gradient": (
         "(b) Gradient × input",
-        "The gradient of the answer's logit (of a span: start plus end; for a GLUE task: the predicted class) with respect "
-        "to each word's embeddings, times these embeddings: to first order, what a word adds to the logit. This is an "
-        "attribution. Words that take from the logit have no colour.",
+        "The gradient of the answer's logit (a span's start plus end, or the predicted class) with respect "
+        "to each word's embedding, times that embedding: to first order, what the word adds to the logit. "
+        "This is an attribution. Words that take from the logit have no colour.",
     ),
 }
-MASKED = 0.2  # the share of the words outside the answer that --faithfulness masks
-DRAWS = 5  # of as many random words, for comparison
+MASKED = 0.2  # share of the words outside the answer that --faithfulness masks
+DRAWS = 5  # how often as many random words are masked for comparison
 
 # ------------------------------------------------------------------------------------------------ models
 
@@ -58,6 +57,7 @@ class Subject(NamedTuple):
     """A fine-tuned model, and how its input is made."""
 
     name: str
+    base: str  # the checkpoint's name
     task: str
     model: nn.Module
     tokenizer: Tokenizer
@@ -65,94 +65,82 @@ class Subject(NamedTuple):
     doc_stride: int | None
 
 
-class Reading(NamedTuple):
-    """One input as a model reads it, and what comes out.
+class Word(NamedTuple):
+    tokens: list[int]
+    text: int  # the word is texts[text][start:end]
+    start: int
+    end: int
 
-    ids      (1, L)
-    places   for each token the (text, start, end) of its characters in `texts`; None for special tokens
-    looking  the tokens whose attention is shown
-    span     the (text, start, end) of the answer; None for a class
-    outcome  ids like these -> the logit of this very answer, and its probability (None for a score)
-    """
+
+class Reading(NamedTuple):
+    """One input as a model reads it, and what comes out."""
 
     texts: tuple[str, ...]
-    ids: torch.Tensor
-    places: list[tuple[int, int, int] | None]
+    ids: torch.Tensor  # (1, L)
+    words: list[Word]  # without what was not read
     answer: str
-    looking: list[int]
-    span: tuple[int, int, int] | None
-    outcome: Callable
+    looking: list[int]  # the tokens whose attention is drawn
+    span: tuple[int, int, int] | None  # the answer's (text, start, end), None for a class
+    outcome: Callable  # ids like these -> the logit of this answer, and its probability (None for a score)
 
 
-def load(path, model_name, device):
+def load_subject(path, model_name, device):
     """The model of an adapter file, on the checkpoint that the file names or on `model_name`."""
     found = training.read_adapter(path)
-    task, config = found["task"], found["config"]
+    task, method, config = found["task"], found["method"], found["config"]
     if task not in (*glue.TASKS, "squad"):
         raise UserError(f"{path}: trained on {task}: expected an adapter of SQuAD or of a GLUE task")
-    if found["method"] == "read":
-        raise UserError(
-            f"{path}: READ runs the backbone without gradients: there is none with respect to the words"
-        )
-    base_name = model_name or config["model"]
-    directory = checkpoint(MINI / "roberta" if base_name == "mini" else base_name)
-    with mendable():
+    if method == "read":
+        raise UserError(f"{path}: READ runs its backbone without gradients, so words have none")
+    base = model_name or config["model"]
+    directory = checkpoint(MINI / "roberta" if base == "mini" else base)
+    with training.mendable():
         if task == "squad":
             model, head = RobertaSpan.from_pretrained(directory), "qa_outputs"
         else:
-            model, head = (
-                RobertaClassifier.from_pretrained(directory, num_labels=glue.TASKS[task].num_labels),
-                "classifier",
-            )
-    base = training.fingerprint(model, head)
-    model.to(device)
-    model = training.put_in(
-        model, argparse.Namespace(method=found["method"], **config), model.get_submodule(head)
-    )
-    training.load_adapter(path, model, base, found["method"], head)
+            labels = glue.TASKS[task].num_labels
+            model, head = RobertaClassifier.from_pretrained(directory, num_labels=labels), "classifier"
+    base_hash = training.fingerprint(model, head)
+    options = argparse.Namespace(method=method, **config)
+    model = training.put_in(model.to(device), options, model.get_submodule(head)).eval()
+    training.load_adapter(path, model, base_hash, method, head)
     tokenizer = load_tokenizer(directory, model.config.vocab_size)
-    size = f" r={config['r']}" if config["r"] else ""
-    name = f"{found['method']}{size} ({path})"
-    return Subject(name, task, model.eval(), tokenizer, config["max_len"], config.get("doc_stride"))
+    name = f"{method} r={config['r']} ({path})" if config["r"] else f"{method} ({path})"
+    return Subject(name, base, task, model, tokenizer, config["max_len"], config.get("doc_stride"))
+
+
+def read(subject, texts):
+    return (read_squad if subject.task == "squad" else read_glue)(subject, *texts)
 
 
 def read_squad(subject, question, context):
     """The Reading of a question: its likeliest answer, in the window of the text that holds it."""
-    model, texts = subject.model, (question.strip(), context)
-    windows = squad.encode(
-        subject.tokenizer, [squad.Question("--question", *texts)], subject.max_len, subject.doc_stride
-    )
+    model, texts, tokenizer = subject.model, (question.strip(), context), subject.tokenizer
+    asked = squad.Question("--question", *texts)
+    windows = squad.encode(tokenizer, [asked], subject.max_len, subject.doc_stride)
     if not windows:
         raise UserError("--context: no text that the tokenizer knows")
-    device = next(model.parameters()).device
-    best = None
-    for window in windows:
-        ids, _, of_text = squad.batch_of([window], model.config.pad_token_id, device)
-        with torch.no_grad():
-            start, end = (squad.log_probabilities(logits, of_text) for logits in model(ids))
-        first, last, score = (t.item() for t in squad.best_spans(start, end, of_text))
-        if best is None or score > best[0]:
-            best = (score, window, ids, of_text, first, last)
-    _, window, ids, of_text, first, last = best
+
+    @torch.no_grad()
+    def likeliest(window):
+        ids, _, of_text = squad.batch_of([window], model.config.pad_token_id, next(model.parameters()).device)
+        start, end = (squad.log_probabilities(logits, of_text) for logits in model(ids))
+        first, last, score = squad.best_spans(start, end, of_text)
+        return score.item(), first.item(), last.item(), window, ids, of_text
+
+    _, first, last, window, ids, of_text = max(map(likeliest, windows), key=lambda found: found[0])
 
     def outcome(ids):
-        start, end = (logits[0] for logits in model(ids))
-        both = [squad.log_probabilities(logits[None], of_text)[0] for logits in (start, end)]
-        return start[first] + end[last], (both[0][first] + both[1][last]).exp().item()
+        start, end = model(ids)
+        start_log, end_log = (squad.log_probabilities(logits, of_text)[0] for logits in (start, end))
+        return start[0, first] + end[0, last], (start_log[first] + end_log[last]).exp().item()
 
-    subject.tokenizer.no_truncation()
-    whole = subject.tokenizer.encode(*texts)  # its question stands where every window's does
-    places = [
-        (0, *offsets) if text == 0 else None
-        for offsets, text in zip(whole.offsets, whole.sequence_ids, strict=True)
-    ]
-    places = places[: window.first] + [(1, *offsets) for offsets in window.offsets.tolist()]
-    places = [place and trimmed(texts, *place) for place in [*places, *[None] * (ids.shape[1] - len(places))]]
-    span = trimmed(
-        texts, 1, *(int(window.offsets[i - window.first, side]) for i, side in ((first, 0), (last, 1)))
-    )
+    of_question = tokenizer.encode(texts[0], add_special_tokens=False).offsets
+    places = [None, *((0, *offsets) for offsets in of_question)]
+    places += [None] * (window.first - len(places)) + [(1, *offsets) for offsets in window.offsets.tolist()]
+    span = trimmed(texts, 1, places[first][1], places[last][2])
     answer = squad.cut(context, window, first, last)
-    return Reading(texts, ids, places, answer, list(range(first, last + 1)), span, outcome)
+    return Reading(texts, ids, words_of(texts, places), answer, [*range(first, last + 1)], span, outcome)
 
 
 def read_glue(subject, *texts):
@@ -161,10 +149,8 @@ def read_glue(subject, *texts):
     subject.tokenizer.enable_truncation(subject.max_len, strategy="longest_first")
     encoding = subject.tokenizer.encode(*texts)
     ids = torch.tensor([encoding.ids], device=next(model.parameters()).device)
-    places = [
-        None if text is None else trimmed(texts, text, *offsets)
-        for offsets, text in zip(encoding.offsets, encoding.sequence_ids, strict=True)
-    ]
+    tokens = zip(encoding.sequence_ids, encoding.offsets, strict=True)
+    places = [None if text is None else (text, *offsets) for text, offsets in tokens]
     with torch.no_grad():
         logits = model(ids)[0]
     predicted = int(logits.argmax())
@@ -174,34 +160,29 @@ def read_glue(subject, *texts):
         logits = model(ids)[0]
         return logits[predicted], logits.softmax(0)[predicted].item() if spec.labels else None
 
-    return Reading(texts, ids, places, answer, [0], None, outcome)
+    return Reading(texts, ids, words_of(texts, places), answer, [0], None, outcome)
 
 
 def trimmed(texts, text, start, end):
-    """The place without spaces around it: some tokenizers count the space before a word to it."""
+    """The place without spaces around it. Some tokenizers count the space before a word as part of it."""
     characters = texts[text][start:end]
     start += len(characters) - len(characters.lstrip())
     return text, start, start + len(characters.strip())
 
 
-class Word(NamedTuple):
-    tokens: list[int]
-    text: int
-    start: int
-    end: int
+def words_of(texts, places):
+    """Words, from each token's place: the (text, start, end) of its characters, None for a special token.
 
-
-def words_of(reading):
-    """Sub-words joined: tokens with letters or digits that follow each other without a space, tokens of one character, and
-    a token of a space alone with the word behind it.
+    Tokens with letters or digits are joined where no space is between them. So are the tokens of one
+    character, and a token of a space alone with the word behind it.
     """
     words, spelt = [], False
-    for token, place in enumerate(reading.places):
+    for token, place in enumerate(places):
         if place is None:
             continue
-        text, start, end = place
+        text, start, end = trimmed(texts, *place)
         last, before = words[-1] if words else Word([], -1, 0, 0), spelt
-        spelt = any(map(str.isalnum, reading.texts[text][start:end]))
+        spelt = any(map(str.isalnum, texts[text][start:end]))
         follows = start == last.end and ((before and spelt) or last.start == last.end)
         if text == last.text and (start < last.end or follows):
             words[-1] = last._replace(tokens=[*last.tokens, token], end=max(end, last.end))
@@ -219,29 +200,29 @@ def in_answer(word, span):
 
 @torch.no_grad()
 def attention_of(model, ids):
-    """Attention of the last layer, (n_head, L, L) from each token to each; a method's prefix takes what is missing to 1."""
+    """Attention of the last layer, (n_head, L, L), from each token to each.
+
+    Whatever the method, a block has one module named q and one named k. Prefix-tuning puts `keys` (m, d)
+    before k's output. They take a part of the attention, so that a row sums to less than 1.
+    """
     block, found = model.roberta.blocks[-1], {}
-    outer = getattr(block, "block", block).attention  # in an adapter on the block's output is the model's own
-    inner = getattr(outer, "attention", outer)  # in a Prefix is the model's own
+    modules = {name.rpartition(".")[2]: module for name, module in block.named_modules()}
+    prefix = [tensor for name, tensor in block.named_parameters() if name.rpartition(".")[2] == "keys"]
 
     def keep(name):
-        return getattr(inner, name).register_forward_hook(
-            lambda module, inputs, output: found.update({name: output[0]})
-        )
+        return modules[name].register_forward_hook(lambda m, i, output: found.update({name: output[0]}))
 
     hooks = [keep("q"), keep("k")]
     model.roberta(ids)
     for hook in hooks:
         hook.remove()
-    keys = found["k"] if inner is outer else torch.cat([outer.keys, found["k"]])
-    q, k = (
-        t.unflatten(-1, (inner.n_head, -1)).transpose(0, 1) for t in (found["q"], keys)
-    )  # (n_head, L, d / n_head)
+    both = found["q"], torch.cat([*prefix, found["k"]])
+    q, k = (t.unflatten(-1, (model.config.num_attention_heads, -1)).transpose(0, 1) for t in both)
     return (q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])).softmax(-1)[:, :, -ids.shape[1] :]
 
 
 def gradient_times_input(model, reading):
-    """(L,): the gradient of the answer's logit with respect to each token's word embedding, times that embedding."""
+    """(L,): the gradient of the answer's logit with respect to each token's embedding, times that."""
     found = []
 
     def keep(module, inputs, output):
@@ -255,39 +236,34 @@ def gradient_times_input(model, reading):
     return (gradient * found[0]).detach().sum(-1)[0]
 
 
-def relations(model, reading, words):
-    """{measure: how strongly the answer is related to each word}, as MEASURES say; a word is the sum of its tokens."""
+def relations(model, reading):
+    """{measure: how strongly the answer is related to each word}, which is the sum over its tokens."""
     attention = attention_of(model, reading.ids).mean(0)[reading.looking].mean(0)
     each = {"attention": attention, "gradient": gradient_times_input(model, reading)}
     return {
-        name: [sum(tokens[i].item() for i in word.tokens) for word in words] for name, tokens in each.items()
+        name: [sum(values[i].item() for i in word.tokens) for word in reading.words]
+        for name, values in each.items()
     }
 
 
-# ------------------------------------------------------------------------------------------------ faithfulness
-
-
-def mask_token(tokenizer):
-    for name in ("<mask>", "[MASK]"):
-        if tokenizer.token_to_id(name) is not None:
-            return tokenizer.token_to_id(name)
-    raise UserError("--faithfulness: the tokenizer has no <mask>")
+# ----------------------------------------------------------------------------------------------- faithfulness
 
 
 def falls(subject, reading, rng):
-    """How far the answer's probability falls when words outside the answer are masked: {"attention", "gradient",
-    "random", "like attention", "like gradient": fall}, and the probability before. None if there is no word outside it.
+    """How far the answer's probability falls when words outside the answer are masked.
 
-    MASKED of the words are masked, the reddest ones or random ones; for these the mean of DRAWS choices. Those "like"
-    a measure's are as many of each text, of the question and of the context: a measure that does no more than prefer the
-    question, which is short and which all depends on, is no better than they are.
+    Returns the probability before, and {"attention", "like attention", "gradient", "like gradient", "random":
+    fall}; or None if there is no word outside the answer. Each measure has its reddest words masked. "random"
+    is the mean of DRAWS choices of as many words. "like" a measure they are as many of each text, too: all
+    answers depend on the question, which is short, and a measure that only prefers it is no better than that.
     """
-    words = words_of(reading)
-    related = relations(subject.model, reading, words)
+    words, related = reading.words, relations(subject.model, reading)
     outside = [i for i, word in enumerate(words) if not in_answer(word, reading.span)]
     if not outside:
         return None
-    count, mask = max(1, round(MASKED * len(outside))), mask_token(subject.tokenizer)
+    count, mask = max(1, round(MASKED * len(outside))), subject.tokenizer.token_to_id("<mask>")
+    if mask is None:
+        raise UserError("--faithfulness: the tokenizer has no <mask>")
 
     @torch.no_grad()
     def probability(chosen):
@@ -295,208 +271,170 @@ def falls(subject, reading, rng):
         ids[0, [token for i in chosen for token in words[i].tokens]] = mask
         return reading.outcome(ids)[1]
 
-    def at_random(counts):
-        """The mean fall when as many words of each text are masked as `counts` says: {text: number}."""
-        of_text = {text: [i for i in outside if words[i].text == text] for text in counts}
-        draws = (
-            [i for text, n in counts.items() for i in rng.sample(of_text[text], n)] for _ in range(DRAWS)
-        )
+    def random_fall(groups):
+        """The mean fall for random words: n of each of `groups`, [(words, n)]."""
+        draws = ([i for group, n in groups for i in rng.sample(group, n)] for _ in range(DRAWS))
         return before - statistics.fmean(map(probability, draws))
 
     before, fall = probability([]), {}
     for name, value in related.items():
         reddest = sorted(outside, key=lambda i: -value[i])[:count]
         fall[name] = before - probability(reddest)
-        fall[f"like {name}"] = at_random(Counter(words[i].text for i in reddest))
-    fall["random"] = before - statistics.fmean(probability(rng.sample(outside, count)) for _ in range(DRAWS))
+        counts = Counter(words[i].text for i in reddest)
+        groups = [([i for i in outside if words[i].text == text], n) for text, n in counts.items()]
+        fall[f"like {name}"] = random_fall(groups)
+    fall["random"] = random_fall([(outside, count)])
     return before, fall
 
 
 def faithfulness(subject, inputs):
     """Prints the mean fall of each measure over `inputs`, each the texts of one example."""
-    read, rng = (read_squad if subject.task == "squad" else read_glue), random.Random(0)
-    found = [falls(subject, read(subject, *texts), rng) for texts in tqdm(inputs, leave=False, disable=None)]
+    rng = random.Random(0)
+    found = [falls(subject, read(subject, texts), rng) for texts in tqdm(inputs, leave=False, disable=None)]
     found = [pair for pair in found if pair]
-    before = statistics.fmean(pair[0] for pair in found)
-    print(f"\n{subject.name}: {len(found)} dev examples, mean probability of the answer {before:.3f}")
+    mean_before = statistics.fmean(before for before, _ in found)
+    print(f"\n{subject.name}: {len(found)} dev examples, mean probability of the answer {mean_before:.3f}")
     print(f"when {MASKED:.0%} of the words outside the answer are masked it falls by (mean ± standard error)")
     titles = {}
     for name, (title, _) in MEASURES.items():
         titles |= {name: title, f"like {name}": "    random words, as many of each text"}
     for name, title in (titles | {"random": "random words"}).items():
-        values = [pair[1][name] for pair in found]
+        values = [fall[name] for _, fall in found]
         error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
         mean = statistics.fmean(values)
-        print(f"  {title:40} {mean:.3f} ± {error:.3f}, {mean / before:.0%} of it")
+        print(f"  {title:40} {mean:.3f} ± {error:.3f}, {mean / mean_before:.0%} of it")
 
 
-# ------------------------------------------------------------------------------------------------ the page
-
-STYLE = """
-:root { color-scheme: light dark; --red: 255 75 75; --ink: #161616; --paper: #fff; --soft: #5c5c5c; --line: #ccc }
-@media (prefers-color-scheme: dark) {
-  :root { --red: 190 15 15; --ink: #f2f2f2; --paper: #161616; --soft: #a8a8a8; --line: #444 } }
-body { font: 16px/1.7 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem;
-  color: var(--ink); background: var(--paper) }
-h1 { font-size: 1.4rem } h2 { font-size: 1.15rem; margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem }
-h3 { font-size: 1rem; margin-bottom: 0; overflow-wrap: anywhere } .soft { color: var(--soft); font-size: .9rem }
-.strip { border: 1px solid var(--line); border-radius: .4rem; padding: .6rem .8rem; margin: .4rem 0;
-  overflow-wrap: anywhere; white-space: pre-wrap }
-.strip .unread { color: var(--soft); opacity: .6 }
-.strip [style] { background: rgb(var(--red) / var(--a)); border-radius: .15rem; padding: .1rem 0 }
-.answer { text-decoration: underline 2px; font-weight: 600 }
-.legend { display: flex; gap: .6rem; align-items: center }
-.legend i { width: 12rem; height: 1rem; border: 1px solid var(--line);
-  background: linear-gradient(90deg, transparent, rgb(var(--red))) }
-"""
+# ------------------------------------------------------------------------------------------------ drawing
 
 
-def page(title, shown, right):
-    """The whole HTML page. `shown`: [(subject, reading, words, relations)], one or two; `right`: the right answers."""
-    parts = [f"<h1>{html.escape(title)}</h1>"]
-    if right:
-        parts.append(f"<p>Right: <b>{html.escape(' / '.join(right))}</b></p>")
-    if any(reading.span for _, reading, _, _ in shown):
-        parts.append(
-            '<p class="soft">Each model\'s own answer is <span class="answer">underlined</span>.</p>'
-        )
-    if any(unread(reading, words) for _, reading, words, _ in shown):
-        parts.append(
-            '<p class="soft">Grey text was not read: it lies outside what the model takes at a time.</p>'
-        )
-    for name, (heading, explanation) in MEASURES.items():
-        top = scale(shown, name)
-        parts.append(f"<h2>{html.escape(heading)}</h2><p>{html.escape(explanation)}</p>")
-        parts.append(f'<p class="legend soft">0 <i></i> {top:.3g} &nbsp; the same scale for every model</p>')
-        for subject, reading, words, related in shown:
-            parts.append(f"<h3>{html.escape(subject.name)}</h3>")
-            parts.append(f'<p class="soft">{html.escape(conclusion(reading, right))}</p>')
-            parts += [
-                f'<p class="strip">{strip(reading, words, related[name], top, t)}</p>'
-                for t in range(len(reading.texts))
-            ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-    return (
-        f'<!doctype html>\n<html lang="en">\n{head}\n<style>{STYLE}</style>\n'
-        + "\n".join(parts)
-        + "\n</html>\n"
-    )
+class Explanation(NamedTuple):
+    subject: Subject
+    reading: Reading
+    related: dict[str, list[float]]  # what `relations` returns
 
 
-def pieces(reading, words, values, text):
-    """One text cut in pieces: (characters, the word that they are, its value). Between words: (…, None, 0), and before the
-    first word that was read and behind the last: (…, None, None).
+def painted(reading, values, top, paint):
+    """The texts in pieces, each painted by `paint(characters, kind, value, depth)` and put together again.
+
+    A piece is a "word", a word in the "answer", what stands "between" words, or "unread": outside the words
+    that were read. `depth` is that of the red, from 0 to 1.
     """
-    whole, at, between = reading.texts[text], 0, None
-    for word, value in zip(words, values, strict=True):
-        if word.text == text:
-            yield whole[at : word.start], None, between
-            yield whole[word.start : word.end], word, value
-            at, between = word.end, 0.0
-    yield whole[at:], None, None
+    for text, whole in enumerate(reading.texts):
+        parts, at, between = [], 0, "unread"
+        for word, value in zip(reading.words, values, strict=True):
+            if word.text == text:
+                kind = "answer" if in_answer(word, reading.span) else "word"
+                parts.append(paint(whole[at : word.start], between, 0, 0))
+                parts.append(paint(whole[word.start : word.end], kind, value, max(value, 0) / top))
+                at, between = word.end, "between"
+        yield "".join([*parts, paint(whole[at:], "unread", 0, 0)])
 
 
-def unread(reading, words):
-    """Whether there is text that the model did not read, beyond --max-len or outside the answer's window."""
-    texts = (pieces(reading, words, [0.0] * len(words), text) for text in range(len(reading.texts)))
-    return any(value is None and characters.strip() for text in texts for characters, _, value in text)
+def as_html(characters, kind, value, depth):
+    shade = f' style="--depth:{depth:.3f}" title="{value:.4g}"' if kind in ("word", "answer") else ""
+    return f'<span class="{kind}"{shade}>{escape(characters)}</span>' if characters else ""
 
 
-def strip(reading, words, values, top, text):
-    """One text as HTML: its characters as they are, each word over its shade."""
-    parts = []
-    for characters, word, value in pieces(reading, words, values, text):
-        spelt = html.escape(characters)
-        if word:
-            marked = ' class="answer"' if in_answer(word, reading.span) else ""
-            spelt = f'<span{marked} style="--a:{max(value, 0) / top:.3f}" title="{value:.4g}">{spelt}</span>'
-        elif value is None and characters.strip():
-            spelt = f'<span class="unread">{spelt}</span>'
-        parts.append(spelt)
-    return "".join(parts)
+def as_ansi(characters, kind, value, depth):
+    """For the terminal: black on a 24-bit background from white to red, and dim text that was not read."""
+    pale = round(255 - 180 * depth)
+    colour = {"between": "0", "unread": "2"}.get(kind, f"30;48;2;255;{pale};{pale}")
+    return f"\033[{colour}m{characters}\033[0m"
 
 
-def scale(shown, name):
+def has_unread(reading):
+    """Whether the model did not read some text, beyond --max-len or outside the answer's window."""
+    unread = painted(reading, [0] * len(reading.words), 1, lambda text, kind, *_: text * (kind == "unread"))
+    return any(text.strip() for text in unread)
+
+
+def deepest(explanations, measure):
     """The value of the deepest red: the largest of all models'."""
-    return max([value for _, _, _, related in shown for value in related[name] if value > 0], default=1.0)
+    values = [value for explanation in explanations for value in explanation.related[measure]]
+    return max((value for value in values if value > 0), default=1.0)
 
 
 def conclusion(reading, right):
     with torch.no_grad():
         probability = reading.outcome(reading.ids)[1]
-    said = f"answer: {reading.answer or '(none)'}" + (
-        "" if probability is None else f" (probability {probability:.3f})"
-    )
+    said = f"answer: {reading.answer or '(none)'}"
+    said += "" if probability is None else f" (probability {probability:.3f})"
     if right and reading.span:
         said += ", right" if squad_scores([reading.answer], [right])["exact_match"] else ", wrong"
     return said
 
 
-def show(shown, right):
-    """The same in the terminal: shades where it has colours, and the reddest words with their numbers everywhere."""
-    for name, (heading, _) in MEASURES.items():
-        top = scale(shown, name)
+def html_page(title, explanations, right):
+    """The whole page for one or two explanations of the same texts; `right`: the right answers."""
+    parts = [f"<h1>{escape(title)}</h1>"]
+    if right:
+        parts.append(f"<p>Right: <b>{escape(' / '.join(right))}</b></p>")
+    if any(one.reading.span for one in explanations):
+        parts.append(
+            '<p class="soft">Each model\'s own answer is <span class="answer">underlined</span>.</p>'
+        )
+    if any(has_unread(one.reading) for one in explanations):
+        parts.append(
+            '<p class="soft">Grey text was not read: it is outside what the model takes at a time.</p>'
+        )
+    for measure, (heading, explained) in MEASURES.items():
+        top = deepest(explanations, measure)
+        parts.append(f"<section><h2>{escape(heading)}</h2><p>{escape(explained)}</p>")
+        parts.append(f'<p class="legend soft">0 <i></i> {top:.3g} &nbsp; the same scale for every model</p>')
+        for subject, reading, related in explanations:
+            parts.append(f"<h3>{escape(subject.name)}</h3>")
+            parts.append(f'<p class="soft">{escape(conclusion(reading, right))}</p>')
+            texts = painted(reading, related[measure], top, as_html)
+            parts += [f'<p class="strip">{text}</p>' for text in texts]
+        parts.append("</section>")
+    return page(title, "\n".join(parts))
+
+
+def print_all(explanations, right):
+    """The same in the terminal: the reddest words with their numbers, and shades where it has colours."""
+    for measure, (heading, _) in MEASURES.items():
+        top = deepest(explanations, measure)
         print(f"\n{heading}; deepest red: {top:.3g}")
-        for subject, reading, words, related in shown:
-            print(
-                f"{subject.name}: {conclusion(reading, right)}"
-                + "; not all was read" * unread(reading, words)
-            )
+        for subject, reading, related in explanations:
+            print(f"{subject.name}: {conclusion(reading, right)}{'; not all was read' * has_unread(reading)}")
             if sys.stdout.isatty():
-                for text in range(len(reading.texts)):
-                    print("  " + coloured(reading, words, related[name], top, text))
-            order = sorted(range(len(words)), key=lambda i: -related[name][i])[:8]
-            spelt = (reading.texts[words[i].text][words[i].start : words[i].end] for i in order)
-            print(
-                "  "
-                + ", ".join(f"{word} {related[name][i]:.3f}" for word, i in zip(spelt, order, strict=True))
-            )
-
-
-def coloured(reading, words, values, top, text):
-    """One text with ANSI's 24-bit backgrounds from white to red, in black."""
-    parts = []
-    for characters, word, value in pieces(reading, words, values, text):
-        pale = round(255 - 180 * max(value or 0, 0) / top)
-        colour = f"30;48;2;255;{pale};{pale}" if word else "2" if value is None else "0"  # 2: dim, not read
-        parts.append(f"\033[{colour}m{characters}\033[0m")
-    return "".join(parts)
+                print(*(f"  {text}" for text in painted(reading, related[measure], top, as_ansi)), sep="\n")
+            order = sorted(zip(related[measure], reading.words, strict=True), key=lambda pair: -pair[0])
+            reddest = [(reading.texts[word.text][word.start : word.end], value) for value, word in order[:8]]
+            print("  " + ", ".join(f"{word} {value:.3f}" for word, value in reddest))
 
 
 # ------------------------------------------------------------------------------------------------ main
 
 
+def some_text(given):
+    if not given.strip():
+        raise argparse.ArgumentTypeError("expected a text, in quotes")
+    return given
+
+
 def arguments():
     parser = training.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--adapter", action="append", required=True, metavar="FILE", help="an adapter.pt, or two of a task"
-    )
-    parser.add_argument(
-        "--model", help="the checkpoint the adapters were trained on (default: as they name it)"
-    )
-    parser.add_argument("--question", metavar="TEXT", help="of a SQuAD adapter, with --context")
-    parser.add_argument("--context", metavar="TEXT", help="where the answer is looked for")
-    parser.add_argument("--text", nargs="+", metavar="TEXT", help="of a GLUE adapter: a sentence or a pair")
-    parser.add_argument("--id", help="a dev example: SQuAD's id, GLUE's number in the file, from 1")
-    parser.add_argument(
+    add, add_input = parser.add_argument, parser.add_mutually_exclusive_group(required=True).add_argument
+    add("--adapter", action="append", required=True, metavar="FILE", help="an adapter.pt, or two of a task")
+    add("--model", help="the checkpoint the adapters were trained on (default: as they name it)")
+    add_input("--question", type=some_text, metavar="TEXT", help="for a SQuAD adapter, with --context")
+    add("--context", type=some_text, metavar="TEXT", help="the text in which the answer is looked for")
+    add_input("--text", type=some_text, nargs="+", metavar="TEXT", help="for a GLUE adapter: one or a pair")
+    add_input("--id", help="a dev example: SQuAD's id, GLUE's number in the file, from 1")
+    add_input(
         "--faithfulness", type=training.whole, metavar="N", help="measure it on the first N dev examples"
     )
-    parser.add_argument(
-        "--data", metavar="DIR", help="folder of the data set (default: fetched once into the cache)"
-    )
-    parser.add_argument("--dev-file", metavar="F", help="instead of the development file in --data")
-    parser.add_argument("--html", metavar="FILE", help="write the page; it needs no other file")
-    parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
+    add("--data", metavar="DIR", help="folder of the data set (default: fetched once into the cache)")
+    add("--dev-file", metavar="F", help="instead of the development file in --data")
+    add("--html", metavar="FILE", help="write the page; it needs no other file")
+    add("--device", help="cpu, cuda, … (default: cuda if there is one)")
     args = parser.parse_args()
     if len(args.adapter) > 2:
         raise UserError(f"--adapter: {len(args.adapter)} given: expected one or two")
     if (args.question is None) != (args.context is None):
         raise UserError("--question and --context go together")
-    given = [text for text in (args.question, args.context, *(args.text or ())) if text is not None]
-    if not all(text.strip() for text in given):
-        raise UserError("--question, --context and --text: expected a text, in quotes")
-    if sum(map(bool, (args.question, args.text, args.id, args.faithfulness))) != 1:
-        raise UserError("expected one of --question and --context, --text, --id, --faithfulness")
     if args.html is not None and args.faithfulness:
         raise UserError("--html: --faithfulness has no page")
     if args.html is not None and (Path(args.html).is_dir() or not Path(args.html).parent.is_dir()):
@@ -504,68 +442,59 @@ def arguments():
     return args
 
 
-def dev_examples(args, task, mini):
+def dev_examples(args, subject):
     """[(id, texts, right answers)] of the development set."""
-    if task == "squad":
-        questions = squad.load(
-            args.data or (MINI / "squad" if mini else None), dev_file=args.dev_file, splits=("dev",)
-        )["dev"]
-        return [
-            (q.id, (q.text, q.context), list(dict.fromkeys(words for _, words in q.answers)))
-            for q in questions
-        ]
-    spec = glue.TASKS[task]
-    examples = next(
-        iter(glue.load(task, args.data or (MINI if mini else None), None, args.dev_file, ("dev",)).values())
-    )
-    return [
-        (str(i), tuple(text for text in (e.first, e.second) if text is not None),
-         [spec.label_names[e.label] if spec.labels else f"{e.label:g} of 5"])
-        for i, e in enumerate(examples, 1)
-    ]  # fmt: skip
+    mini = MINI if subject.base == "mini" else None
+    if subject.task == "squad":
+        folder = args.data or (mini and mini / "squad")
+        questions = squad.load(folder, dev_file=args.dev_file, splits=("dev",))["dev"]
+        answers = [list(dict.fromkeys(words for _, words in q.answers)) for q in questions]
+        return [(q.id, (q.text, q.context), right) for q, right in zip(questions, answers, strict=True)]
+    spec, found = glue.TASKS[subject.task], []
+    files = glue.load(subject.task, args.data or mini, dev_file=args.dev_file, splits=("dev",))
+    for i, example in enumerate(next(iter(files.values())), 1):
+        right = spec.label_names[example.label] if spec.labels else f"{example.label:g} of 5"
+        found.append((str(i), (example.first, example.second)[: len(spec.texts)], [right]))
+    return found
 
 
 def main():
     args = arguments()
     device, _ = training.pick_device(args.device, "float32")
-    subjects = [load(path, args.model, device) for path in args.adapter]
+    subjects = [load_subject(path, args.model, device) for path in args.adapter]
     task = subjects[0].task
     if subjects[-1].task != task:
         raise UserError(f"--adapter: one is of {task}, the other of {subjects[-1].task}: expected one task")
     if args.faithfulness and task == "stsb":
         raise UserError("--faithfulness: stsb predicts a score, which has no probability")
-    if (args.question and task != "squad") or (args.text and task == "squad"):
-        wanted = "--question and --context" if task == "squad" else "--text"
+    count = len(glue.TASKS[task].texts) if task != "squad" else None
+    if (args.question and count) or (args.text and len(args.text) != count):
+        wanted = f"--text and {count} text(s), each in quotes" if count else "--question and --context"
         raise UserError(f"{args.adapter[0]}: trained on {task}: expected {wanted}")
     texts, right = tuple(args.text or (args.question, args.context)), []
-    if args.text and len(texts) != len(glue.TASKS[task].texts):
-        raise UserError(f"--text: {task} takes {len(glue.TASKS[task].texts)} text(s), each in quotes")
-    if args.id or args.faithfulness:
-        mini = (args.model or training.read_adapter(args.adapter[0])["config"]["model"]) == "mini"
-        examples = dev_examples(args, task, mini)
-        if args.faithfulness:
-            for subject in subjects:
-                faithfulness(subject, [texts for _, texts, _ in examples[: args.faithfulness]])
-            return
+    examples = dev_examples(args, subjects[0]) if args.id or args.faithfulness else []
+    if args.faithfulness:
+        for subject in subjects:
+            faithfulness(subject, [texts for _, texts, _ in examples[: args.faithfulness]])
+        return
+    if args.id:
         found = [example for example in examples if example[0] == args.id]
         if not found:
-            raise UserError(
-                f"--id {args.id}: not in the development set, whose ids are {examples[0][0]}, … {examples[-1][0]}"
-            )
+            ids = f"{examples[0][0]}, … {examples[-1][0]}"
+            raise UserError(f"--id {args.id}: not in the development set, whose ids are {ids}")
         _, texts, right = found[0]
 
-    shown = []
+    explanations = []
     for subject in subjects:
-        reading = (read_squad if task == "squad" else read_glue)(subject, *texts)
-        words = words_of(reading)
-        shown.append((subject, reading, words, relations(subject.model, reading, words)))
+        reading = read(subject, texts)
+        explanations.append(Explanation(subject, reading, relations(subject.model, reading)))
     if right:
         print(f"right: {' / '.join(right)}")
-    show(shown, right)
+    print_all(explanations, right)
     if args.html:
         title = re.sub(r"\s+", " ", texts[0]).strip()
         try:
-            training.write_text(Path(args.html), page(title, shown, right))
+            training.write_text(Path(args.html), html_page(title, explanations, right))
         except OSError as error:
             raise UserError(f"--html {args.html}: could not be written ({error.strerror})") from None
         print(f"\n{args.html}: the page")

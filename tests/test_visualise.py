@@ -22,7 +22,7 @@ CONTEXT = "Every waiter destroyed the coat in the garden. Many waitresses praise
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
-    """adapter(task, method, seed) -> the file of an adapter of the bundled encoder: random, but unlike its start."""
+    """adapter(task, method, seed) -> the file of an adapter of the bundled encoder, moved from its start."""
     folder = tmp_path_factory.mktemp("adapters")
 
     def make(task="squad", method="hut", seed=0, max_len=64):
@@ -58,7 +58,7 @@ def adapter(tmp_path_factory):
 @pytest.fixture
 def loaded(adapter):
     def load(*arguments, **options):
-        return visualise.load(adapter(*arguments, **options), None, torch.device("cpu"))
+        return visualise.load_subject(adapter(*arguments, **options), None, torch.device("cpu"))
 
     return load
 
@@ -79,7 +79,7 @@ def command(monkeypatch):
     "method", ["hut", "head", *(name for name in baselines.METHODS if name not in ("vera", "fourierft"))]
 )
 def test_attention_is_what_the_model_attends_with(loaded, method):
-    """Would catch: attention of another layer, of the frozen weights, without the scale, or without a method's prefix."""
+    """Would catch: attention of another layer, of the frozen weights, without the scale or the prefix."""
     model = loaded(method=method).model
     ids = torch.randint(4, 1000, (1, 12))
     block, seen = model.roberta.blocks[-1], {}
@@ -102,7 +102,7 @@ def test_attention_is_what_the_model_attends_with(loaded, method):
 
 @pytest.mark.parametrize(("task", "method"), [("squad", "hut"), ("squad", "full"), ("cola", "hut")])
 def test_gradient_times_input_is_the_slope_of_the_logit(loaded, task, method):
-    """Would catch: the gradient at another tensor, of another logit. Each word's embedding is made a little longer."""
+    """Would catch: the gradient at another tensor, of another logit. Each embedding is stretched a little."""
     subject = loaded(task, method)
     subject.model.double()
     reading = (
@@ -129,8 +129,7 @@ def test_the_gradient_leaves_no_trace(loaded):
     """Would catch: hooks that stay, frozen embeddings that are trained from then on."""
     model, reading = (subject := loaded()).model, visualise.read_squad(subject, QUESTION, CONTEXT)
     before = {name: p.requires_grad for name, p in model.named_parameters()}
-    words = visualise.words_of(reading)
-    first, second = (visualise.relations(model, reading, words) for _ in range(2))
+    first, second = (visualise.relations(model, reading) for _ in range(2))
     assert first == second and before == {name: p.requires_grad for name, p in model.named_parameters()}
     assert all(p.grad is None for p in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
@@ -140,8 +139,7 @@ def test_relations_of_words_are_sums_over_their_tokens(loaded):
     """Would catch: attention from other tokens than the answer's, a mean over sub-words."""
     subject = loaded()
     reading = visualise.read_squad(subject, QUESTION, "The xylophonist praised Oscar in the garden.")
-    words = visualise.words_of(reading)
-    related = visualise.relations(subject.model, reading, words)
+    words, related = reading.words, visualise.relations(subject.model, reading)
     long = next(
         i
         for i, word in enumerate(words)
@@ -155,18 +153,15 @@ def test_relations_of_words_are_sums_over_their_tokens(loaded):
     assert related["gradient"][long] == pytest.approx(gradient.sum().item(), rel=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------ words, readings
+# -------------------------------------------------------------------------------------------- words, readings
 
 
 def spelt(reading):
-    return [
-        [reading.texts[t][w.start : w.end] for w in visualise.words_of(reading) if w.text == t]
-        for t in (0, 1)
-    ]
+    return [[reading.texts[t][w.start : w.end] for w in reading.words if w.text == t] for t in (0, 1)]
 
 
 def test_sub_words_are_joined(loaded):
-    """Would catch: words in pieces, words glued to their full stop, characters of several bytes in several words."""
+    """Would catch: words in pieces, words glued to their full stop, a character in two words."""
     reading = visualise.read_squad(loaded(), "  Who praised  Beyoncé? ", "Levi's café (24–10) is 西藏 – £20.")
     assert reading.texts[0] == "Who praised  Beyoncé?"
     assert spelt(reading)[0] == ["Who", "praised", "Beyoncé", "?"]
@@ -183,11 +178,10 @@ def test_the_answer_is_that_of_the_likeliest_window(loaded, max_len):
     reading = visualise.read_squad(subject, QUESTION, CONTEXT)
     text, start, end = reading.span
     assert text == 1 and CONTEXT[start:end] == reading.answer != ""
-    words = visualise.words_of(reading)
+    words = reading.words
     marked = [i for word in words if visualise.in_answer(word, reading.span) for i in word.tokens]
-    spaces = {
-        i for i, place in enumerate(reading.places) if place and place[1] == place[2]
-    }  # tokens of a space alone
+    tokens = map(subject.tokenizer.id_to_token, reading.ids[0].tolist())
+    spaces = {i for i, token in enumerate(tokens) if token == "Ġ"}
     assert set(marked) - spaces == set(reading.looking) - spaces
     windows = squad.encode(subject.tokenizer, [squad.Question("", QUESTION, CONTEXT)], max_len, 4)
     assert (len(windows) > 1) == (max_len == 24)
@@ -213,12 +207,12 @@ def test_a_pair_of_glue(loaded):
     assert logit == logits.max() and probability == pytest.approx(logits.softmax(0).max().item())
 
 
-# ------------------------------------------------------------------------------------------------ faithfulness
+# ----------------------------------------------------------------------------------------------- faithfulness
 
 
 def test_the_reddest_words_outside_the_answer_are_masked(loaded, monkeypatch):
-    """Would catch: the palest words masked, the answer's own, another share of them, a part of a word; a wrong sign; random
-    words of another text than the measure's.
+    """Would catch: the palest words masked, the answer's own, another share of them, a part of a word; a
+    wrong sign; random words of another text than the measure's.
 
     Twelve words of two tokens, the first four of them the question's.
     """
@@ -231,11 +225,9 @@ def test_the_reddest_words_outside_the_answer_are_masked(loaded, monkeypatch):
         return None, 0.9 - 0.05 * len(asked[-1])
 
     words = [visualise.Word([2 * i + 1, 2 * i + 2], int(i > 3), 2 * i, 2 * i + 1) for i in range(12)]
-    reading = visualise.Reading(
-        ("", ""), torch.full((1, 26), 5), [], "", [], (1, 8, 11), outcome
-    )  # words 4 and 5
+    answer = (1, 8, 11)  # words 4 and 5
+    reading = visualise.Reading(("", ""), torch.full((1, 26), 5), words, "", [], answer, outcome)
     reds = {"attention": [*range(12)], "gradient": [5, 4, 3, 2, 99, 99, -1, -1, -1, -1, -1, -1]}
-    monkeypatch.setattr(visualise, "words_of", lambda reading: words)
     monkeypatch.setattr(visualise, "relations", lambda *arguments: reds)
     before, fall = visualise.falls(subject, reading, random.Random(0))
     names = ("attention", "like attention", "gradient", "like gradient", "random")
@@ -281,7 +273,7 @@ def test_faithfulness_from_the_command_line(command, adapter, capsys):
 
 
 class Page(html.parser.HTMLParser):
-    """What a reader sees: the text of each strip, the words in it with their depth and whether they are the answer's."""
+    """What a reader sees: the text of each strip, its words with their depth, and which are the answer."""
 
     def __init__(self, text):
         super().__init__()
@@ -295,9 +287,9 @@ class Page(html.parser.HTMLParser):
         if attributes.get("class") == "strip":
             self.strips.append("")
             self.words.append([])
-        if "--a" in attributes.get("style", ""):
-            depth = float(attributes["style"].removeprefix("--a:"))
-            self.words[-1].append(["", depth, attributes.get("class") == "answer"])
+        if "style" in attributes:
+            depth = float(attributes["style"].removeprefix("--depth:"))
+            self.words[-1].append(["", depth, attributes["class"] == "answer"])
 
     def handle_endtag(self, tag):
         while self.open and self.open.pop()[0] != tag:
@@ -306,16 +298,16 @@ class Page(html.parser.HTMLParser):
     def handle_data(self, text):
         if any(attributes.get("class") == "strip" for _, attributes in self.open):
             self.strips[-1] += text
-            if self.open[-1][0] == "span":
+            if "style" in self.open[-1][1]:
                 self.words[-1][-1][0] += text
 
 
 def test_the_page(command, adapter, tmp_path, capsys):
-    """Would catch: text that is changed, markup in it that runs, each model on its own scale, a file from elsewhere."""
+    """Would catch: changed text, markup in it that runs, a scale for each model, a file from elsewhere."""
     path = tmp_path / "page.html"
     question, context = "Who did <b>Alice</b> praise & why?", CONTEXT + " <script>alert(1)</script>"
-    command("--adapter", adapter(), "--adapter", adapter(seed=1), "--question", question, "--context", context,
-            "--html", path)  # fmt: skip
+    both = ["--adapter", adapter(), "--adapter", adapter(seed=1)]
+    command(*both, "--question", question, "--context", context, "--html", path)
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert page.strips == [question, context] * 4  # two measures, two models
@@ -339,7 +331,7 @@ def test_the_page(command, adapter, tmp_path, capsys):
 
 
 def test_text_that_was_not_read_is_grey(command, adapter, tmp_path, capsys):
-    """Would catch: text outside the window, or cut off, that looks as if it had been read and had no relation."""
+    """Would catch: text outside the window, or cut off, that looks as if it was read and had no relation."""
     path, short = tmp_path / "page.html", adapter(max_len=24)
     command(
         "--adapter",
@@ -355,9 +347,9 @@ def test_text_that_was_not_read_is_grey(command, adapter, tmp_path, capsys):
     )
     text = path.read_text(encoding="utf-8")
     assert Page(text).strips == [QUESTION, CONTEXT] * 4
-    subject = visualise.load(short, None, torch.device("cpu"))
+    subject = visualise.load_subject(short, None, torch.device("cpu"))
     reading = visualise.read_squad(subject, QUESTION, CONTEXT)
-    words = [word for word in visualise.words_of(reading) if word.text == 1]
+    words = [word for word in reading.words if word.text == 1]
     outside = CONTEXT[: words[0].start], CONTEXT[words[-1].end :]
     grey = re.findall(r'<span class="unread">(.*?)</span>', text)
     assert grey == [part for part in outside if part.strip()] * 2 != []
@@ -373,21 +365,21 @@ def test_markup_in_a_path_and_in_an_answer_does_not_run(loaded):
     """Would catch: a name, a title or an answer that is not escaped; ", wrong" whatever the answer is."""
     subject = loaded()._replace(name="hut (<script>.pt)")
     reading = visualise.read_squad(subject, QUESTION, CONTEXT)._replace(answer="<script>x</script>")
-    words = visualise.words_of(reading)
-    shown = [(subject, reading, words, visualise.relations(subject.model, reading, words))]
-    text = visualise.page("<script>", shown, ["<script>x</script>"])
+    explanation = visualise.Explanation(subject, reading, visualise.relations(subject.model, reading))
+    text = visualise.html_page("<script>", [explanation], ["<script>x</script>"])
     assert "script" not in Page(text).tags and text.count("&lt;script&gt;") > 4 and ", right" in text
 
 
 def test_the_reddest_words_come_first(loaded, capsys):
-    """Would catch: the palest ones, or the numbers of other words. And a scale where no word adds to the logit."""
+    """Would catch: the palest ones, the numbers of other words, no scale where no word adds to the logit."""
     subject = loaded()
     reading = visualise.read_squad(subject, QUESTION, CONTEXT)
-    words = visualise.words_of(reading)
+    words = reading.words
     values = [-float(i) for i in range(len(words))]
-    visualise.show([(subject, reading, words, dict.fromkeys(visualise.MEASURES, values))], [])
+    explanation = visualise.Explanation(subject, reading, dict.fromkeys(visualise.MEASURES, values))
+    visualise.print_all([explanation], [])
     assert "  Where -0.000, did -1.000, many -2.000" in capsys.readouterr().out
-    assert visualise.scale([(None, None, None, {"gradient": [-2.0, 0.0]})], "gradient") == 1
+    assert visualise.deepest([explanation._replace(related={"gradient": [-2.0, 0.0]})], "gradient") == 1
 
 
 def test_a_dev_question_and_a_glue_sentence(command, adapter, tmp_path, capsys):
@@ -411,24 +403,19 @@ def test_a_dev_question_and_a_glue_sentence(command, adapter, tmp_path, capsys):
 def test_colours_of_the_terminal(loaded):
     """Would catch: characters that are lost between the colours."""
     reading = visualise.read_squad(subject := loaded(), QUESTION, CONTEXT)
-    words = visualise.words_of(reading)
-    related = visualise.relations(subject.model, reading, words)["gradient"]
-    text = visualise.coloured(reading, words, related, max(related), 1)
-    assert re.sub("\033\\[[\\d;]*m", "", text) == CONTEXT and "48;2;255;75;75m" in text + visualise.coloured(
-        reading, words, related, max(related), 0
-    )
+    related = visualise.relations(subject.model, reading)["gradient"]
+    coloured = list(visualise.painted(reading, related, max(related), visualise.as_ansi))
+    assert [re.sub("\033\\[[\\d;]*m", "", text) for text in coloured] == [QUESTION, CONTEXT]
+    assert "48;2;255;75;75m" in "".join(coloured)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["squad"], "expected one of --question and --context, --text, --id, --faithfulness"),
+        (["squad"], "one of the arguments --question --text --id --faithfulness is required"),
         (["squad", "--question", "Who?"], "--question and --context go together"),
-        (
-            ["squad", "--question", "Who?", "--context", " "],
-            "--question, --context and --text: expected a text",
-        ),
-        (["cola", "--text", ""], "--question, --context and --text: expected a text"),
+        (["squad", "--question", "Who?", "--context", " "], "argument --context: expected a text"),
+        (["cola", "--text", ""], "argument --text: expected a text"),
         (["cola", "--text", "caf\udce9"], "not UTF-8"),
         (
             ["squad", "--id", "x", "--html", "nowhere/x.html"],
@@ -437,7 +424,7 @@ def test_colours_of_the_terminal(loaded):
         (["squad", "--id", "x", "--html", ""], "expected the name of a file"),
         (["squad", "--text", "The boys laugh."], "trained on squad: expected --question and --context"),
         (["cola", "--question", "Who?", "--context", "Me"], "trained on cola: expected --text"),
-        (["cola", "--text", "One", "Two"], "--text: cola takes 1 text"),
+        (["cola", "--text", "One", "Two"], "trained on cola: expected --text and 1 text"),
         (
             ["squad", "--id", "none"],
             "--id none: not in the development set, whose ids are mini-dev-1, … mini-dev-400",
