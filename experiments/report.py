@@ -13,15 +13,14 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from data import UserError, read_text
+from arguments import Parser, run_as_script
+from data import UserError, glue, read_text, write_text
 from data.hub import MINI
 from experiments import flops
 from experiments.page import COLOURS, DRAWING, details, page, table
-from metrics import GLUE_SCORES
 from model import ROBERTA_BASE, ROBERTA_LARGE, RobertaConfig, read_config
-from training import Parser, run_as_script, write_text
 
-MAIN_SCORES = {task: scores[0] for task, scores in GLUE_SCORES.items()} | {"e2e": "BLEU"}
+MAIN_SCORES = {name: task.scores[0] for name, task in glue.TASKS.items()} | {"e2e": "BLEU"}
 RUN_FILES = ("args.json", "metrics.jsonl", "result.json")
 TOKENS = 128  # length of the example that Figure 3 counts
 CHARACTER, LINE = 6.3, 14  # width and height of the figures' 11 px text, in pixels
@@ -313,7 +312,7 @@ def point(cell, x):
 
 def figure_3(content):
     """The paper's Figure 3, score against FLOPs, with each count, if several methods are scored on GLUE."""
-    cells = [cell for cell in scored_cells(content) if cell["task"] in GLUE_SCORES]
+    cells = [cell for cell in scored_cells(content) if cell["task"] in glue.TASKS]
     sizes = {(cell["method"], cell["r"]) for cell in cells}
     if len({method for method, _ in sizes}) < 2:
         return []

@@ -26,12 +26,13 @@ from tokenizers import Tokenizer
 from torch import nn
 from tqdm import tqdm
 
-import training
-from data import UserError, glue, squad
-from data.hub import MINI, checkpoint, load_tokenizer
+from adapter import load_adapter, prepare, read_adapter
+from arguments import Parser, run_as_script, whole
+from data import UserError, glue, squad, write_text
+from data.hub import MINI, open_checkpoint
+from device import pick_device
 from experiments.page import page
 from metrics import squad_scores
-from model import RobertaClassifier, RobertaSpan
 
 MEASURES = {
     "attention": (
@@ -86,27 +87,22 @@ class Reading(NamedTuple):
 
 def load_subject(path, model_name, device):
     """The model of an adapter file, on the checkpoint that the file names or on `model_name`."""
-    found = training.read_adapter(path)
+    found = read_adapter(path)
     task, method, config = found["task"], found["method"], found["config"]
     if task not in (*glue.TASKS, "squad"):
         raise UserError(f"{path}: trained on {task}: expected an adapter of SQuAD or of a GLUE task")
     if method == "read":
         raise UserError(f"{path}: READ runs its backbone without gradients, so words have none")
     base = model_name or config["model"]
-    directory = checkpoint(MINI / "roberta" if base == "mini" else base)
-    with training.mendable():
-        if task == "squad":
-            model, head = RobertaSpan.from_pretrained(directory), "qa_outputs"
-        else:
-            labels = glue.TASKS[task].num_labels
-            model, head = RobertaClassifier.from_pretrained(directory, num_labels=labels), "classifier"
-    base_hash = training.fingerprint(model, head)
-    options = argparse.Namespace(method=method, **config)
-    model = training.put_in(model.to(device), options, model.get_submodule(head)).eval()
-    training.load_adapter(path, model, base_hash, method, head)
-    tokenizer = load_tokenizer(directory, model.config.vocab_size)
+    use, options = (
+        ("span", {}) if task == "squad" else ("classifier", {"num_labels": glue.TASKS[task].num_labels})
+    )
+    directory, model_class, _, tokenizer = open_checkpoint(base, use, MINI / "roberta")
+    args = argparse.Namespace(method=method, seed=0, dropout=None, **config)
+    model, base_hash = prepare(args, model_class, directory, device, **options)
+    load_adapter(path, args, model, base_hash)
     name = f"{method} r={config['r']} ({path})" if config["r"] else f"{method} ({path})"
-    return Subject(name, base, task, model, tokenizer, config["max_len"], config.get("doc_stride"))
+    return Subject(name, base, task, model.eval(), tokenizer, config["max_len"], config.get("doc_stride"))
 
 
 def read(subject, texts):
@@ -320,15 +316,15 @@ def painted(reading, values, top, paint):
     A piece is a "word", a word in the "answer", what stands "between" words, or "unread": outside the words
     that were read. `depth` is that of the red, from 0 to 1.
     """
-    for text, whole in enumerate(reading.texts):
+    for text, full in enumerate(reading.texts):
         parts, at, between = [], 0, "unread"
         for word, value in zip(reading.words, values, strict=True):
             if word.text == text:
                 kind = "answer" if in_answer(word, reading.span) else "word"
-                parts.append(paint(whole[at : word.start], between, 0, 0))
-                parts.append(paint(whole[word.start : word.end], kind, value, max(value, 0) / top))
+                parts.append(paint(full[at : word.start], between, 0, 0))
+                parts.append(paint(full[word.start : word.end], kind, value, max(value, 0) / top))
                 at, between = word.end, "between"
-        yield "".join([*parts, paint(whole[at:], "unread", 0, 0)])
+        yield "".join([*parts, paint(full[at:], "unread", 0, 0)])
 
 
 def as_html(characters, kind, value, depth):
@@ -415,7 +411,7 @@ def some_text(given):
 
 
 def arguments():
-    parser = training.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, add_input = parser.add_argument, parser.add_mutually_exclusive_group(required=True).add_argument
     add("--adapter", action="append", required=True, metavar="FILE", help="an adapter.pt, or two of a task")
     add("--model", help="the checkpoint the adapters were trained on (default: as they name it)")
@@ -423,9 +419,7 @@ def arguments():
     add("--context", type=some_text, metavar="TEXT", help="the text in which the answer is looked for")
     add_input("--text", type=some_text, nargs="+", metavar="TEXT", help="for a GLUE adapter: one or a pair")
     add_input("--id", help="a dev example: SQuAD's id, GLUE's number in the file, from 1")
-    add_input(
-        "--faithfulness", type=training.whole, metavar="N", help="measure it on the first N dev examples"
-    )
+    add_input("--faithfulness", type=whole, metavar="N", help="measure it on the first N dev examples")
     add("--data", metavar="DIR", help="folder of the data set (default: fetched once into the cache)")
     add("--dev-file", metavar="F", help="instead of the development file in --data")
     add("--html", metavar="FILE", help="write the page; it needs no other file")
@@ -460,7 +454,7 @@ def dev_examples(args, subject):
 
 def main():
     args = arguments()
-    device, _ = training.pick_device(args.device, "float32")
+    device, _ = pick_device(args.device, "float32")
     subjects = [load_subject(path, args.model, device) for path in args.adapter]
     task = subjects[0].task
     if subjects[-1].task != task:
@@ -494,11 +488,11 @@ def main():
     if args.html:
         title = re.sub(r"\s+", " ", texts[0]).strip()
         try:
-            training.write_text(Path(args.html), html_page(title, explanations, right))
+            write_text(Path(args.html), html_page(title, explanations, right))
         except OSError as error:
             raise UserError(f"--html {args.html}: could not be written ({error.strerror})") from None
         print(f"\n{args.html}: the page")
 
 
 if __name__ == "__main__":
-    training.run_as_script(main)
+    run_as_script(main)

@@ -1,5 +1,6 @@
 """experiments/visualise.py: relations against their definitions, words, the page, the command line."""
 
+import argparse
 import html.parser
 import random
 import re
@@ -9,11 +10,11 @@ import pytest
 import torch
 from conftest import fails
 
-import baselines
-import training
+from adapter import prepare, trainable, write_adapter
 from data import squad
 from data.hub import MINI
 from experiments import visualise
+from methods import methods_of
 from model import RobertaClassifier, RobertaSpan
 
 QUESTION = "Where did many waitresses praise a neighbour?"
@@ -29,27 +30,22 @@ def adapter(tmp_path_factory):
         path = folder / f"{task}-{method}-{seed}-{max_len}.pt"
         if path.exists():
             return path
-        torch.manual_seed(seed)
-        model = (RobertaSpan if task == "squad" else RobertaClassifier).from_pretrained(MINI / "roberta")
-        head = "qa_outputs" if task == "squad" else "classifier"
         config = {
             "r": 2,
             "targets": "qv",
-            "frozen_seed": None,
+            "frozen_seed": 0,
             "model": "mini",
             "max_len": max_len,
             "doc_stride": 4,
         }
-        base = training.fingerprint(model, head)
-        options = type("Options", (), {"method": method, **config})
-        training.put_in(model, options, model.get_submodule(head))
-        adapted, in_head = training.trainable(model, head)
+        args = argparse.Namespace(method=method, task=task, seed=seed, dropout=None, **config)
+        kind = RobertaSpan if task == "squad" else RobertaClassifier
+        model, base = prepare(args, kind, MINI / "roberta", torch.device("cpu"))
+        in_body, head = trainable(model)
         with torch.no_grad():
-            for tensor in (adapted | in_head).values():
+            for tensor in (in_body | head).values():
                 tensor.add_(torch.randn_like(tensor) * (0.3 if method != "full" else 0.001))
-        tensors = {"adapter": adapted, "head": in_head}
-        content = {key: {name: t.detach() for name, t in part.items()} for key, part in tensors.items()}
-        training.save(path, {"method": method, "config": config, "task": task, "base": base, **content})
+        write_adapter(path, args, model, base)
         return path
 
     return make
@@ -75,9 +71,7 @@ def command(monkeypatch):
 # ------------------------------------------------------------------------------------------------ relations
 
 
-@pytest.mark.parametrize(
-    "method", ["hut", "head", *(name for name in baselines.METHODS if name not in ("vera", "fourierft"))]
-)
+@pytest.mark.parametrize("method", [name for name in methods_of("encoder") if name != "read"])
 def test_attention_is_what_the_model_attends_with(loaded, method):
     """Would catch: attention of another layer, of the frozen weights, without the scale or the prefix."""
     model = loaded(method=method).model
