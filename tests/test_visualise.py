@@ -85,7 +85,7 @@ def test_attention_is_what_the_model_attends_with(loaded, method):
     assert weights.shape == (4, 12, 12)
     v = seen["v"].unflatten(-1, (4, -1)).transpose(0, 1)
     if method == "prefix":
-        assert (weights.sum(-1) < 0.999).all()
+        assert weights.sum(-1).max() < 1 + 1e-6 and weights.sum(-1).mean() < 0.98  # the prefix takes the rest
         rest = seen["mixed"].unflatten(-1, (4, -1)).transpose(0, 1) - weights @ v
         values = outer.values.unflatten(-1, (4, -1)).transpose(0, 1)
         found = torch.linalg.lstsq(values.transpose(1, 2).detach(), rest.transpose(1, 2).detach()).solution
