@@ -218,7 +218,7 @@ def test_more_beams_than_words(model):
     ("arguments", "message"),
     [
         (([[1], []], 5), "prompt 1 is empty"),
-        (([[1] * 40], 9), "prompt 0 has 40 tokens, and 9 new ones are wanted: the position table holds 48"),
+        (([[1] * 40], 9), "prompt 0: 40 tokens and 9 new ones: the position table holds 48"),
         (([[1, 61]], 5), "prompt 0 holds token 61: the vocabulary has 61"),
         (([[1, -1]], 5), "prompt 0 holds token -1"),
         (([[1]], 5, 0), "beam_size is 0"),

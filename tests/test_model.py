@@ -197,7 +197,7 @@ def test_files_that_are_no_checkpoint(checkpoint):
 
 def test_input_longer_than_the_position_table():
     """Would catch: an index error (or, on a GPU, a crash) in place of a message."""
-    with pytest.raises(ValueError, match="33 tokens: the position table holds 32"):
+    with pytest.raises(ValueError, match="33 input tokens: the position table holds 32"):
         Roberta(read_config(ROBERTA, RobertaConfig, "roberta"))(torch.full((1, 33), 5))
 
 
