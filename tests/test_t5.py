@@ -155,8 +155,8 @@ def test_the_cache_is_the_full_pass(model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([[1], []], 5), "source 1 is empty"),
-        (([[1, 61]], 5), "source 0 holds token 61: the vocabulary has 61"),
+        (([[1], []], 5), "prompt 1 is empty"),
+        (([[1, 61]], 5), "prompt 0 holds token 61: the vocabulary has 61"),
         (([[1]], 5, 0), "beam_size is 0"),
         (([[1]], 0), "max_new_tokens is 0"),
     ],
