@@ -156,11 +156,16 @@ def past(rng, verbs):
     return form(rng.choice(verbs), "past")
 
 
-def in_context(rng, good, bad):
-    """The pair, sometimes followed by a place or reported by someone."""
-    place = setting(rng)
-    before = [*person(rng), past(rng, SAYING), "that"] if rng.random() < 0.3 else []
-    return [*before, *good, *place], [*before, *bad, *place]
+def in_context(rng, before, good, bad, after=()):
+    """The pair between `before` and `after`, sometimes followed by a place or reported by someone."""
+    after = [*after, *setting(rng)]
+    if rng.random() < 0.3:
+        before = [*person(rng), past(rng, SAYING), "that", *before]
+    return [*before, *good, *after], [*before, *bad, *after]
+
+
+def who_or_what(verb):
+    return "who" if verb in WITH_PERSON else "what"
 
 
 # --- phenomena, which return (good, bad) ------------------------------------------------------------------
@@ -176,7 +181,7 @@ def agreement(rng):
         return [forms[number], *rest], [forms[not number], *rest]
     good, bad = finite(rng, number)
     subject = person(rng, number)
-    return in_context(rng, [*subject, *good], [*subject, *bad])
+    return in_context(rng, subject, good, bad)
 
 
 def agreement_across_phrase(rng):
@@ -185,7 +190,7 @@ def agreement_across_phrase(rng):
     attractor = rng.choice([person, thing])(rng, not number if rng.random() < 0.8 else number)
     subject = [*person(rng, number, names=False), rng.choice(PREPOSITIONS), *attractor]
     good, bad = finite(rng, number)
-    return in_context(rng, [*subject, *good], [*subject, *bad])
+    return in_context(rng, subject, good, bad)
 
 
 def agreement_across_clause(rng):
@@ -197,10 +202,9 @@ def agreement_across_clause(rng):
     predicate, wrong = finite(rng, number)
     if rng.random() < 0.5:
         subject = [*head, *other, form(verb, "past")]
-        return in_context(rng, [*subject, *predicate], [*subject, *wrong])
-    forms = (form(verb, "s"), verb)
-    rest = [*other, *predicate]
-    return in_context(rng, [*head, forms[number], *rest], [*head, forms[not number], *rest])
+        return in_context(rng, subject, predicate, wrong)
+    forms, rest = (form(verb, "s"), verb), [*other, *predicate]
+    return in_context(rng, head, [forms[number]], [forms[not number]], rest)
 
 
 def reflexive(rng):
@@ -218,7 +222,7 @@ def reflexive(rng):
         nearby = MEN if wrong == "himself" else WOMEN if wrong == "herself" else MEN + WOMEN
         subject = [*subject, rng.choice(PREPOSITIONS), *noun_phrase(rng, nearby, wrong == "themselves")]
     clause = [*subject, past(rng, REFLEXIVE)]
-    return in_context(rng, [*clause, own], [*clause, wrong])
+    return in_context(rng, clause, [own], [wrong])
 
 
 def argument_structure(rng):
@@ -230,15 +234,14 @@ def argument_structure(rng):
     with_object = [*subject, *auxiliaries, form(verb, which)]
     without = [*subject, *auxiliaries, form(rng.choice(INTRANSITIVE), which)]
     if rng.random() < 0.5:
-        return in_context(rng, [*with_object, *rest], [*without, *rest])
-    return in_context(rng, without, with_object)
+        return in_context(rng, [], with_object, without, rest)
+    return in_context(rng, [], without, with_object)
 
 
 def wh_question(rng):
     """What / *When did the boy carry?; When / *What did the boy carry the box?"""
     verb, rest = verb_and_object(rng)
-    what = "who" if verb in WITH_PERSON else "what"
-    when = rng.choice(["when", "where", "why"])
+    what, when = who_or_what(verb), rng.choice(["when", "where", "why"])
     auxiliary, which = rng.choice([("did", "base"), (rng.choice(MODALS), "base"), ("had", "part")])
     through = [*person(rng), "say", "that"] if auxiliary == "did" and rng.random() < 0.3 else []
     clause = [auxiliary, *through, *person(rng), form(verb, "past" if through else which)]
@@ -250,8 +253,7 @@ def wh_question(rng):
 def wh_clause(rng):
     """Alice knew what / *that the boy carried; Alice knew that / *what the boy carried the box"""
     verb, rest = verb_and_object(rng)
-    what = "who" if verb in WITH_PERSON else "what"
-    plain = rng.choice(["that", "that", "when", "why"])
+    what, plain = who_or_what(verb), rng.choice(["that", "that", "when", "why"])
     before, clause = [*person(rng), past(rng, KNOWING)], [*person(rng), form(verb, "past")]
     if rng.random() < 0.5:
         return [*before, what, *clause], [*before, plain, *clause]
@@ -263,19 +265,17 @@ def word_order(rng):
     verb, rest = verb_and_object(rng)
     kind = rng.choice(["determiner", "adjective", "object", "inversion"])
     if kind == "inversion":
-        subject, auxiliary = person(rng), rng.choice(["did", *MODALS])
-        what = "who" if verb in WITH_PERSON else "what"
+        what, subject, auxiliary = who_or_what(verb), person(rng), rng.choice(["did", *MODALS])
         return [what, auxiliary, *subject, verb, "?"], [what, *subject, auxiliary, verb, "?"]
     number = any_number(rng)
     determiner = rng.choice(["the", "these" if number == PLURAL else "this"])
     share = float(kind == "adjective")
     subject = noun_phrase(rng, MEN + WOMEN + ANYONE, number, determiner=determiner, adjective_share=share)
     done = [form(verb, "past")]
-    good = [*subject, *done, *rest]
     if kind == "object":
-        return in_context(rng, good, [*subject, *rest, *done])
+        return in_context(rng, subject, [*done, *rest], [*rest, *done])
     swapped = [*subject[:-2], subject[-1], subject[-2]]  # the noun before its adjective or determiner
-    return in_context(rng, good, [*swapped, *done, *rest])
+    return in_context(rng, [], subject, swapped, [*done, *rest])
 
 
 def determiner(rng):
@@ -291,10 +291,9 @@ def determiner(rng):
         bad = [*good[:-1], noun if number == PLURAL else plural_of(noun)]
     if is_person and rng.random() < 0.5:
         verb, rest = verb_phrase(rng)
-        rest = [form(verb, "past"), *rest]
-        return in_context(rng, [*good, *rest], [*bad, *rest])
+        return in_context(rng, [], good, bad, [form(verb, "past"), *rest])
     before = [*person(rng), past(rng, WITH_PERSON if is_person else WITH_THING)]
-    return in_context(rng, [*before, *good], [*before, *bad])
+    return in_context(rng, before, good, bad)
 
 
 def auxiliary(rng):
@@ -312,7 +311,7 @@ def auxiliary(rng):
         if right == "base":
             opener = rng.choice([opener, ["did", "not"], [rng.choice(["wanted", "refused", "hoped"]), "to"]])
         good, bad = [*opener, form(verb, right)], [*opener, form(verb, wrong)]
-    return in_context(rng, [*subject, *good, *rest], [*subject, *bad, *rest])
+    return in_context(rng, subject, good, bad, rest)
 
 
 PHENOMENA = {

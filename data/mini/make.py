@@ -71,11 +71,6 @@ def cola_files(seed=0):
     return files
 
 
-def make_cola(out):
-    for name, text in cola_files().items():
-        write(out / "CoLA" / name, text)
-
-
 # --- the encoder ------------------------------------------------------------------------------------------
 
 MLM_SENTENCES = 100_000
@@ -162,7 +157,7 @@ def pretrain(model, sequences, steps, batch_size, lr, loss_of, relative=False):
         bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
 
 
-def make_roberta(out):
+def make_roberta():
     torch.manual_seed(0)
     sentences = acceptable_sentences(MLM_SENTENCES)
     tokenizer = roberta_tokenizer(sentences)
@@ -177,8 +172,7 @@ def make_roberta(out):
 
     sequences = [encoding.ids for encoding in tokenizer.encode_batch(sentences)]
     pretrain(model, sequences, MLM_STEPS, MLM_BATCH, MLM_LR, loss_of)
-    model.save_pretrained(out / "roberta", dtype=torch.float16)
-    tokenizer.save(str(out / "roberta" / "tokenizer.json"))
+    return model, tokenizer
 
 
 # --- SQuAD ------------------------------------------------------------------------------------------------
@@ -194,7 +188,7 @@ def squad_paragraph(rng):
     """
     text, questions, nouns = "", [], []
     for verb in rng.sample(grammar.WITH_PERSON + grammar.WITH_THING, 2):
-        what = "who" if verb in grammar.WITH_PERSON else "what"
+        what = grammar.who_or_what(verb)
         while True:
             subject = grammar.person(rng)
             object_ = grammar.person(rng) if what == "who" else grammar.thing(rng)
@@ -241,11 +235,6 @@ def squad_files(seed=5):
     return files
 
 
-def make_squad(out):
-    for name, text in squad_files().items():
-        write(out / "squad" / name, text)
-
-
 # --- E2E --------------------------------------------------------------------------------------------------
 
 E2E_FILES = {  # the number of representations, and the possible numbers of references of each
@@ -281,11 +270,6 @@ def e2e_files(seed=2):
     return files
 
 
-def make_e2e(out):
-    for name, text in e2e_files().items():
-        write(out / "e2e" / name, text)
-
-
 # --- the decoder ------------------------------------------------------------------------------------------
 
 LM_EXAMPLES = 96_000
@@ -312,7 +296,7 @@ def gpt2_tokenizer(examples):
     return byte_level_bpe((f"{context}{END} {text}" for context, text in examples), 1200, [END])
 
 
-def make_gpt2(out):
+def make_gpt2():
     torch.manual_seed(0)
     examples = other_examples(LM_EXAMPLES)
     tokenizer = gpt2_tokenizer(examples)
@@ -331,8 +315,7 @@ def make_gpt2(out):
     pairs = encode(tokenizer, examples, end, config.n_positions)
     sequences = [prompt + completion for prompt, completion in pairs]
     pretrain(model, sequences, LM_STEPS, LM_BATCH, LM_LR, loss_of)
-    model.save_pretrained(out / "gpt2", dtype=torch.float16)
-    tokenizer.save(str(out / "gpt2" / "tokenizer.json"))
+    return model, tokenizer
 
 
 # --- the encoder-decoder ----------------------------------------------------------------------------------
@@ -370,7 +353,7 @@ def holed(tokens, hole, rng):
     return [*tokens[:start], hole, *tokens[stop:]], [hole, *tokens[start:stop], tokens[-1]]
 
 
-def make_t5(out):
+def make_t5():
     """Trains with relative rates, like those of Adafactor (Shazeer & Stern, 2018, section 8), T5's optimiser.
 
     The sizes of T5's tensors differ 60-fold. With one rate for all, the queries, whose scores are not scaled
@@ -394,22 +377,28 @@ def make_t5(out):
 
     sequences = [encoding.ids for encoding in tokenizer.encode_batch(sentences)]
     pretrain(model, sequences, T5_STEPS, T5_BATCH, T5_LR, loss_of, relative=True)
-    model.save_pretrained(out / "t5", dtype=torch.float16)
-    tokenizer.save(str(out / "t5" / "tokenizer.json"))
+    return model, tokenizer
 
 
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="")
+def write(folder, made):
+    """Writes {file name: text}, or a model and its tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(made, dict):
+        for name, text in made.items():
+            (folder / name).write_text(text, encoding="utf-8", newline="")
+    else:
+        model, tokenizer = made
+        model.save_pretrained(folder, dtype=torch.float16)
+        tokenizer.save(str(folder / "tokenizer.json"))
 
 
-PARTS = {
-    "cola": make_cola,
-    "roberta": make_roberta,
-    "squad": make_squad,
-    "e2e": make_e2e,
-    "gpt2": make_gpt2,
-    "t5": make_t5,
+PARTS = {  # part: its folder, and what makes it
+    "cola": ("CoLA", cola_files),
+    "roberta": ("roberta", make_roberta),
+    "squad": ("squad", squad_files),
+    "e2e": ("e2e", e2e_files),
+    "gpt2": ("gpt2", make_gpt2),
+    "t5": ("t5", make_t5),
 }
 
 
@@ -422,7 +411,8 @@ def main():
         start = time.time()
         torch.set_num_threads(THREADS.get(part, 1))
         print(f"{part}: …", flush=True)
-        PARTS[part](args.out)
+        folder, make = PARTS[part]
+        write(args.out / folder, make())
         print(f"{part}: {time.time() - start:.0f} s")
 
 
