@@ -84,12 +84,14 @@ class RobertaAttention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
 
     def forward(self, x, mask):
-        def heads(t):  # (B, L, d) -> (B, n_head, L, d / n_head)
-            return t.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
-
-        q, k, v = heads(self.q(x)), heads(self.k(x)), heads(self.v(x))
+        q, k, v = (split_heads(layer(x), self.n_head) for layer in (self.q, self.k, self.v))
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.dropout.p if self.training else 0.0)
         return self.o(y.transpose(1, 2).flatten(2))
+
+
+def split_heads(x, n_head):
+    """(B, L, d) -> (B, n_head, L, d / n_head)"""
+    return x.unflatten(-1, (n_head, -1)).transpose(1, 2)
 
 
 class RobertaBlock(nn.Module):
@@ -215,19 +217,19 @@ class Pretrained(nn.Module):
         ours = self.state_dict()
         names = {self._their_name(name).removeprefix(self.PREFIX): name for name in ours}
         expected = self._to_file({key: ours[name].to("meta") for key, name in names.items()})
+        expected = {key: tuple(tensor.shape) for key, tensor in expected.items()}
         head = [key for key in expected if key.startswith(self.HEAD)]
         if not any(key in state for key in head):
-            expected = {key: tensor for key, tensor in expected.items() if key not in head}
-        for key, tensor in expected.items():
-            shape = tuple(tensor.shape)
-            if key not in state:
+            expected = {key: shape for key, shape in expected.items() if key not in head}
+        found = {key: tuple(tensor.shape) for key, tensor in state.items()}
+        for key, shape in expected.items():
+            if key not in found:
                 raise wrong(key, f"is missing: expected shape {shape}")
-            if tuple(state[key].shape) != shape:
-                raise wrong(bare.get(key, key), f"has shape {tuple(state[key].shape)}: expected {shape}")
-        for key, tensor in state.items():
+            if found[key] != shape:
+                raise wrong(bare[key], f"has shape {found[key]}: expected {shape}")
+        for key, shape in found.items():
             if key not in expected and not without_layer(key)[0].startswith(self.DROPPED):
-                shape = tuple(tensor.shape)
-                raise wrong(bare.get(key, key), f"of shape {shape} is not expected in a {self.ARCHITECTURE}")
+                raise wrong(bare[key], f"of shape {shape} is not expected in a {self.ARCHITECTURE}")
         state = self._from_file({key: state[key] for key in expected})
         self.load_state_dict({names[key]: tensor for key, tensor in state.items()}, strict=False)
 
@@ -488,10 +490,7 @@ class GPT2Attention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
 
     def forward(self, x, mask, past=None):
-        def heads(t):  # (B, L, d) -> (B, n_head, L, d / n_head)
-            return t.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
-
-        q, k, v = heads(self.q(x)), heads(self.k(x)), heads(self.v(x))
+        q, k, v = (split_heads(layer(x), self.n_head) for layer in (self.q, self.k, self.v))
         if past is not None:
             k, v = past.extend(k, v)
         p = self.dropout.p if self.training else 0.0
@@ -727,9 +726,7 @@ class GPT2Decoder:
         return self._logits(self.model._last(states, columns == self.lengths - 1)[:, None])
 
     def step(self, tokens, parents):
-        B, K = tokens.shape
-        itself = torch.eye(K, dtype=torch.bool, device=tokens.device).expand(B, K, K)
-        self.visible = torch.cat([torch.take_along_dim(self.visible, parents[..., None], 1), itself], 2)
+        self.visible = extend_visible(self.visible, parents)
         states = self.model._states(tokens, self.lengths, self.visible[:, None], self.past)
         self.lengths = self.lengths + 1
         return self._logits(self.model._last(states))
@@ -743,6 +740,13 @@ class GPT2Decoder:
         self.lengths, self.visible = self.lengths[rows], self.visible[rows]
         for past in self.past:
             past.keep(rows)
+
+
+def extend_visible(visible, parents):
+    """(B, ., S) -> (B, K, S + K): each beam sees what its parent saw, and its own one of K new columns."""
+    B, K = parents.shape
+    own = torch.eye(K, dtype=torch.bool, device=parents.device).expand(B, K, K)
+    return torch.cat([torch.take_along_dim(visible, parents[..., None], 1), own], 2)
 
 
 def beam_search(decoder, history, max_new_tokens, end_token, no_repeat_ngram_size, beam_size, length_penalty):

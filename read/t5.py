@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model import Past, Pretrained, beam_search, decode_all, greedy_search
+from model import Past, Pretrained, beam_search, decode_all, extend_visible, greedy_search, split_heads
 
 
 @dataclass
@@ -82,8 +82,8 @@ class T5Attention(nn.Module):
         self.q, self.k, self.v = (nn.Linear(d, inner, bias=False) for _ in range(3))
         self.o = nn.Linear(inner, d, bias=False)
 
-    def heads(self, t):  # (B, L, n_head d_kv) -> (B, n_head, L, d_kv)
-        return t.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
+    def heads(self, t):
+        return split_heads(t, self.n_head)  # (B, n_head, L, d_kv)
 
     def keys_values(self, x):
         return self.heads(self.k(x)), self.heads(self.v(x))
@@ -356,10 +356,8 @@ class T5Decoder:
         return self._logits(torch.full((B, 1), token, device=self.positions.device))
 
     def step(self, tokens, parents):
-        B, K = tokens.shape
-        itself = torch.eye(K, dtype=torch.bool, device=tokens.device).expand(B, K, K)
-        self.visible = torch.cat([torch.take_along_dim(self.visible, parents[..., None], 1), itself], 2)
-        self.positions = torch.cat([self.positions, (self.positions[-1:] + 1).expand(K)])
+        self.visible = extend_visible(self.visible, parents)
+        self.positions = torch.cat([self.positions, (self.positions[-1:] + 1).expand(tokens.shape[1])])
         return self._logits(tokens)
 
     def _logits(self, tokens):
