@@ -413,15 +413,9 @@ def main():
             blocks = f"{args.references} has {len(references)} blocks of references"
             raise ValueError(f"{blocks}, but {args.outputs} has {len(outputs)} outputs (lines)")
         print(e2e_report(e2e_scores(outputs, references)))
-    except OSError as error:
-        sys.exit(_complain(f"{error.filename}: {error.strerror}"))
-    except (ValueError, RuntimeError) as error:
-        sys.exit(_complain(error))
-
-
-def _complain(message):
-    print(message, file=sys.stderr)
-    return 2
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error, file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

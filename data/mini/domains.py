@@ -197,16 +197,7 @@ next to | <venue> | | next to {} / close to {} | is next to {} / is close to {}
     unnamed="shop",
 )
 
-OTHERS = {
-    "hotel": HOTEL,
-    "museum": MUSEUM,
-    "film": FILM,
-    "book": BOOK,
-    "train": TRAIN,
-    "person": PERSON,
-    "park": PARK,
-    "shop": SHOP,
-}
+OTHERS = [HOTEL, MUSEUM, FILM, BOOK, TRAIN, PERSON, PARK, SHOP]
 
 COLOURS = "Amber Black Blue Brown Copper Crimson Golden Green Grey Ivory Old Purple Red Silver White Yellow"
 EMBLEMS = (

@@ -285,7 +285,7 @@ def other_examples(count, seed=3):
     """
     rng, examples = random.Random(seed), {}  # a dict, because a set does not keep the order
     while len(examples) < count:
-        domain = rng.choice(list(domains.OTHERS.values()))
+        domain = rng.choice(domains.OTHERS)
         facts = domains.represent(rng, domain, coined=LM_COINED)
         examples[Example(domains.linearised(facts), domains.describe(rng, domain, facts))] = None
     return list(examples)
