@@ -270,7 +270,7 @@ SUPPORTED = {  # these models ignore the following keys of a config.json, so any
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "reorder_and_upcast_attn": False,
-    "feed_forward_proj": "relu",  # T5 v1.1 has a gated one, and a head of its own
+    "feed_forward_proj": "relu",  # T5 v1.1 has a gated layer and an untied output layer
     "scale_decoder_outputs": True,
 }
 
@@ -323,8 +323,6 @@ def write_file(path, write):
 
 # ------------------------------------------------------------------------------------------------ heads
 
-OTHERS = ("pooler.", "lm_head.", "classifier.", "qa_outputs.")
-
 
 class RobertaModel(Pretrained):
     """The base of RoBERTa with a head: it has the encoder, the configuration and the names."""
@@ -370,7 +368,7 @@ class RobertaClassifier(RobertaModel):
 
     ARCHITECTURE = "RobertaForSequenceClassification"
     HEAD = ("classifier.",)
-    DROPPED = ("embeddings.position_ids", *(name for name in OTHERS if name != "classifier."))
+    DROPPED = ("embeddings.position_ids", "pooler.", "lm_head.", "qa_outputs.")
 
     def __init__(self, config, num_labels=2):
         super().__init__(config)
@@ -407,7 +405,7 @@ class RobertaMaskedLM(RobertaModel):
     """
 
     ARCHITECTURE = "RobertaForMaskedLM"
-    DROPPED = ("embeddings.position_ids", *(name for name in OTHERS if name != "lm_head."))
+    DROPPED = ("embeddings.position_ids", "pooler.", "classifier.", "qa_outputs.")
     TIED = {
         "lm_head.decoder.weight": "embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
@@ -431,7 +429,7 @@ class RobertaSpan(RobertaModel):
 
     ARCHITECTURE = "RobertaForQuestionAnswering"
     HEAD = ("qa_outputs.",)
-    DROPPED = ("embeddings.position_ids", *(name for name in OTHERS if name != "qa_outputs."))
+    DROPPED = ("embeddings.position_ids", "pooler.", "lm_head.", "classifier.")
 
     def __init__(self, config):
         super().__init__(config)

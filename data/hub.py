@@ -26,7 +26,7 @@ def checkpoint(name_or_directory):
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # hides its lines about retries
+    logging.set_verbosity_error()  # hides the lines about retries
     try:
         for file in FILES:
             path = huggingface_hub.hf_hub_download(name_or_directory, file)
@@ -51,7 +51,7 @@ def load_tokenizer(directory, vocab_size):
         raise UserError(f"{path}: no such file: expected the checkpoint's tokenizer")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no subclass of it
+    except Exception as error:  # the library raises no narrower class
         raise UserError(f"{path}: not a tokenizer ({error})") from None
     if (size := tokenizer.get_vocab_size()) > vocab_size:
         raise UserError(f"{path}: {size} tokens: the model's embedding has {vocab_size}")

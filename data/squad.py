@@ -24,7 +24,7 @@ class Question(NamedTuple):
 class Window(NamedTuple):
     """The token ids of a question and as much of its text as fits."""
 
-    question: int  # its number
+    question: int  # the number of the question
     ids: list[int]
     first: int  # the place in `ids` of the text's first token
     offsets: np.ndarray  # (n, 2): the characters of the text that each of its n tokens covers, as a range

@@ -392,7 +392,7 @@ def write(folder, made):
         tokenizer.save(str(folder / "tokenizer.json"))
 
 
-PARTS = {  # part: its folder, and what makes it
+PARTS = {  # name: (folder, function that makes its files)
     "cola": ("CoLA", cola_files),
     "roberta": ("roberta", make_roberta),
     "squad": ("squad", squad_files),
