@@ -47,13 +47,13 @@ def read(path):
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
     questions, seen = [], set()
-    for a, article in enumerate(_list(content, "data", path), 1):
+    for a, article in enumerate(_field(content, "data", list, path), 1):
         title = article.get("title") if isinstance(article, dict) else None
         where = f"{path}: article {a}" + (f" ({title})" if title else "")
-        for p, paragraph in enumerate(_list(article, "paragraphs", where), 1):
+        for p, paragraph in enumerate(_field(article, "paragraphs", list, where), 1):
             here = f"{where}, paragraph {p}"
-            context = _string(paragraph, "context", here)
-            for q, entry in enumerate(_list(paragraph, "qas", here), 1):
+            context = _field(paragraph, "context", str, here)
+            for q, entry in enumerate(_field(paragraph, "qas", list, here), 1):
                 question = _question(entry, context, f"{here}, question {q}")
                 if question.id in seen:
                     raise UserError(f"{here}, question {q}: id '{question.id}' occurs twice in the file")
@@ -65,10 +65,10 @@ def read(path):
 
 
 def _question(entry, context, where):
-    id_, text = _string(entry, "id", where), _string(entry, "question", where)
+    id_, text = _field(entry, "id", str, where), _field(entry, "question", str, where)
     answers = []
-    for answer in _list(entry, "answers", where):
-        words, start = _string(answer, "text", where), answer.get("answer_start")
+    for answer in _field(entry, "answers", list, where):
+        words, start = _field(answer, "text", str, where), answer.get("answer_start")
         if not isinstance(start, int) or start < 0:
             raise UserError(f"{where}: answer_start is {start!r}: expected the number of a character")
         if (found := context[start : start + len(words)]) != words:
@@ -79,17 +79,12 @@ def _question(entry, context, where):
     return Question(id_, text, context, tuple(answers))
 
 
-def _list(entry, key, where):
+def _field(entry, key, kind, where):
+    """entry[key], a list or a text that is not blank. Raises UserError for anything else."""
     value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, list):
-        raise UserError(f"{where}: no list '{key}': expected the layout of SQuAD v1.1")
-    return value
-
-
-def _string(entry, key, where):
-    value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where}: no text '{key}': expected the layout of SQuAD v1.1")
+    if not isinstance(value, kind) or (kind is str and not value.strip()):
+        name = "text" if kind is str else "list"
+        raise UserError(f"{where}: no {name} '{key}': expected the layout of SQuAD v1.1")
     return value
 
 
