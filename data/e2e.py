@@ -57,20 +57,16 @@ def _read_csv(path, text):
     try:
         header = next(reader, [])
         if not {"mr", "ref"} <= set(header):
-            raise UserError(f"{path}:1: columns {header}: expected mr, ref")
+            raise ValueError(f"columns {header}: expected mr, ref")
         mr, ref = header.index("mr"), header.index("ref")
         line = reader.line_num + 1
         for row in reader:
             if len(row) <= max(mr, ref) or not row[ref].strip():
-                raise UserError(f"{path}:{line}: expected a meaning representation and a reference")
+                raise ValueError("expected a meaning representation and a reference")
             # two of the official references hold line breaks inside their quotes
             yield Example(linearise(row[mr]), re.sub(r"\s*[\r\n]+\s*", " ", row[ref].strip()))
             line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{path}:{line}: {error}") from None
-    except UserError:
-        raise
-    except ValueError as error:
+    except (csv.Error, ValueError) as error:
         raise UserError(f"{path}:{line}: {error}") from None
 
 
