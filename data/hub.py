@@ -30,18 +30,19 @@ def checkpoint(name_or_directory):
     try:
         for file in FILES:
             path = huggingface_hub.hf_hub_download(name_or_directory, file)
+        return Path(path).parent
     except HFValidationError:
-        raise UserError(f"--model {name_or_directory}: no such directory, and not a hub name") from None
+        problem = "no such directory, and not a hub name"
     except LocalEntryNotFoundError:
         where = huggingface_hub.constants.ENDPOINT
-        problem = f"{where} could not be reached, or HF_HUB_OFFLINE is set and {file} is not in the cache"
-        raise UserError(f"--model {name_or_directory}: {problem}: {WAYS_OUT}") from None
+        missing = f"HF_HUB_OFFLINE is set and {file} is not in the cache"
+        problem = f"{where} could not be reached, or {missing}: {WAYS_OUT}"
     except EntryNotFoundError:
         hint = " (safetensors is not read here)" if file == "pytorch_model.bin" else ""
-        raise UserError(f"--model {name_or_directory}: no {file}{hint}: choose another checkpoint") from None
+        problem = f"no {file}{hint}: choose another checkpoint"
     except OSError as error:
-        raise UserError(f"--model {name_or_directory}: {str(error).splitlines()[0]}") from None
-    return Path(path).parent
+        problem = str(error).splitlines()[0]
+    raise UserError(f"--model {name_or_directory}: {problem}")
 
 
 def load_tokenizer(directory, vocab_size):
