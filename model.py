@@ -629,8 +629,9 @@ class GPT2(Pretrained):
             return beam_search(*search, beam_size, length_penalty)
 
         end_token = self.config.eos_token_id if end_token is None else end_token
-        sizes = {"max_new_tokens": max_new_tokens, "beam_size": beam_size}
-        return decode_all(self, complete, prompts, batch_size, **sizes)
+        return decode_all(
+            self, complete, prompts, batch_size, max_new_tokens=max_new_tokens, beam_size=beam_size
+        )
 
     def _to_file(self, state):
         """The file's Conv1D layers hold weights transposed, (d, k), and q, k and v side by side in c_attn."""

@@ -328,8 +328,9 @@ class T5(Pretrained):
                 return greedy_search(*search)
             return beam_search(*search, beam_size, length_penalty)
 
-        sizes = {"max_new_tokens": max_new_tokens, "beam_size": beam_size}
-        return decode_all(self, complete, sources, batch_size, **sizes)
+        return decode_all(
+            self, complete, sources, batch_size, max_new_tokens=max_new_tokens, beam_size=beam_size
+        )
 
 
 class T5Decoder:
