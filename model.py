@@ -1,9 +1,8 @@
-"""RoBERTa and GPT-2 in one file. RoBERTa: configuration, attention, block, encoder; the files on disk; RoBERTa's heads.
-Then GPT-2, and decoding: the key/value cache, beam search and greedy search.
+"""RoBERTa, its files on disk and its heads; then GPT-2, and decoding by beam search and greedy search.
 
-Reads and writes directories in HuggingFace's layout (`config.json`, `pytorch_model.bin`), never the network.
-The six linear layers of a block are named as the papers on adapters name them, in every model here:
-`q k v o` (attention) and `u d` (feed-forward up, down). Shapes: B batch, L length, d width, V vocabulary.
+Models are read from and written to directories in HuggingFace's layout (`config.json`, `pytorch_model.bin`),
+never the network. The six linear layers of a block have the names that papers on adapters use: `q k v o`
+(attention) and `u d` (feed-forward up, down). Shapes: B batch, L length, d width, V vocabulary.
 """
 
 import json
@@ -17,12 +16,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-# ------------------------------------------------------------------------------------------------ RoBERTa
+# ---------------------------------------------------------------- RoBERTa
 
 
 @dataclass
 class RobertaConfig:
-    """Sizes of a RoBERTa (Liu et al., 2019); the fields have the names that HuggingFace's config.json gives them."""
+    """Sizes of a RoBERTa (Liu et al., 2019), named as in HuggingFace's config.json."""
 
     vocab_size: int = 50265
     hidden_size: int = 768
@@ -42,7 +41,7 @@ class RobertaConfig:
 
     @property
     def max_length(self):
-        """The longest input, in tokens: positions are numbered from pad_token_id + 1."""
+        """The longest input, in tokens. Positions are numbered from pad_token_id + 1."""
         return self.max_position_embeddings - self.pad_token_id - 1
 
 
@@ -67,17 +66,11 @@ class RobertaEmbeddings(nn.Module):
 
     def forward(self, input_ids):
         if input_ids.shape[1] > self.max_length:
-            raise ValueError(
-                f"input of {input_ids.shape[1]} tokens: the position table holds {self.max_length}"
-            )
+            raise ValueError(f"{input_ids.shape[1]} input tokens: the position table holds {self.max_length}")
         not_pad = input_ids != self.pad
-        positions = (
-            not_pad.cumsum(1) * not_pad + self.pad
-        )  # padding keeps pad_token_id, the rest count up from there
-        x = (
-            self.word(input_ids) + self.position(positions) + self.token_type.weight[0]
-        )  # one segment type in RoBERTa
-        return self.dropout(self.norm(x))
+        positions = not_pad.cumsum(1) * not_pad + self.pad  # pad_token_id for padding, then from there up
+        segment = self.token_type.weight[0]  # RoBERTa has only one
+        return self.dropout(self.norm(self.word(input_ids) + self.position(positions) + segment))
 
 
 class RobertaAttention(nn.Module):
@@ -87,24 +80,22 @@ class RobertaAttention(nn.Module):
         super().__init__()
         d = config.hidden_size
         self.n_head = config.num_attention_heads
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)  # holds p; attention itself applies it
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)  # only holds p
         self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
 
     def forward(self, x, mask):
-        def heads(t):
-            return t.unflatten(-1, (self.n_head, -1)).transpose(
-                1, 2
-            )  # (B, L, d) -> (B, n_head, L, d / n_head)
-
-        p = self.dropout.p if self.training else 0.0
-        y = F.scaled_dot_product_attention(
-            heads(self.q(x)), heads(self.k(x)), heads(self.v(x)), mask, dropout_p=p
-        )
+        q, k, v = (split_heads(layer(x), self.n_head) for layer in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.dropout.p if self.training else 0.0)
         return self.o(y.transpose(1, 2).flatten(2))
 
 
+def split_heads(x, n_head):
+    """(B, L, d) -> (B, n_head, L, d / n_head)"""
+    return x.unflatten(-1, (n_head, -1)).transpose(1, 2)
+
+
 class RobertaBlock(nn.Module):
-    """Attention, then feed-forward; each is added to its input, and the sum normalised (post-norm)."""
+    """Attention, then feed-forward. Each is added to its input, and the sum is normalised (post-norm)."""
 
     def __init__(self, config):
         super().__init__()
@@ -152,7 +143,7 @@ class Roberta(nn.Module):
         return (x, states) if return_states else x
 
     def outputs(self, input_ids, attention_mask=None):
-        """The output of each block in turn, (B, L, d); without a graph, what is not kept is free again at once."""
+        """Yields the output of each block, (B, L, d), so that the caller can drop those it does not need."""
         mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
         x = self.embeddings(input_ids)
         for block in self.blocks:
@@ -160,17 +151,17 @@ class Roberta(nn.Module):
             yield x
 
 
-# ------------------------------------------------------------------------------------------------ files
+# ---------------------------------------------------------------- files
 
 
 class Pretrained(nn.Module):
-    """A model that reads and writes a directory in HuggingFace's layout, by the tables below it in its class.
+    """A model that reads and writes a directory in HuggingFace's layout. Each subclass fills in these tables:
 
-    NAMES    our module names -> theirs, `{}` for the layer; a module that is not in the table has the same name in both
-    PREFIX   the body's name, in front of its tensors in the file or not: both layouts are read
-    HEAD     names that may be absent from the file, all together: a head that has not been trained yet
-    DROPPED  names in the file that this model has no use for, `{}` for the layer: buffers, other models' heads
-    TIED     names in the file that must repeat another tensor of it
+    NAMES    our module names -> theirs, with `{}` for the layer; all other names are the same in both
+    PREFIX   the body's name, which files have in front of its tensors or leave out: both are read
+    HEAD     prefixes of tensors that may all be absent from the file: a head that is not trained yet
+    DROPPED  prefixes of tensors in the file that are not read: buffers, other models' heads
+    TIED     tensors in the file that must equal another of its tensors
     """
 
     CONFIG, MODEL_TYPE, ARCHITECTURE, PREFIX = None, "", "", ""
@@ -178,7 +169,7 @@ class Pretrained(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory, **options):
-        """The model of a directory, in float32 and eval mode. Raises ValueError with the file and key that is wrong."""
+        """The model of a directory, in float32 and eval mode. Raises ValueError that names what is wrong."""
         directory = Path(directory)
         model = cls(read_config(directory, cls.CONFIG, cls.MODEL_TYPE), **options)
         path = directory / "pytorch_model.bin"
@@ -186,26 +177,22 @@ class Pretrained(nn.Module):
         return model.eval()
 
     def save_pretrained(self, directory, dtype=torch.float32, **config):
-        """Writes `config.json`, with the entries of `config` added, and `pytorch_model.bin`, in `dtype`."""
+        """Writes `pytorch_model.bin`, in `dtype`, and `config.json`, with the entries of `config` added."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        state = {
-            self._their_name(ours): tensor.detach().to("cpu", dtype)
-            for ours, tensor in self.state_dict().items()
-        }
+        ours = self.state_dict()
+        state = {self._their_name(name): tensor.detach().to("cpu", dtype) for name, tensor in ours.items()}
         described = {"architectures": [self.ARCHITECTURE], "model_type": self.MODEL_TYPE}
         described |= asdict(self.config) | self._head_config() | config
+        text = json.dumps(described, indent=2) + "\n"
         write_file(directory / "pytorch_model.bin", lambda file: torch.save(self._to_file(state), file))
-        write_file(
-            directory / "config.json",
-            lambda file: file.write(json.dumps(described, indent=2).encode() + b"\n"),
-        )
+        write_file(directory / "config.json", lambda file: file.write(text.encode()))
 
     def _head_config(self):
         return {}
 
     def _to_file(self, state):
-        """Tensors under their names, from our layout to the file's; `_from_file` is the way back."""
+        """Converts tensors from our layout to the file's. `_from_file` is the inverse."""
         return state
 
     def _from_file(self, state):
@@ -219,7 +206,7 @@ class Pretrained(nn.Module):
         return ours if theirs is None else f"{self.PREFIX}{theirs.format(layer)}.{kind}"
 
     def _load(self, state, path):
-        """Copies a file's tensors into the model: every name and every shape is checked, in both directions."""
+        """Copies a file's tensors into the model, after checking every name and shape in both directions."""
 
         def wrong(key, problem):
             return ValueError(f"{path}: tensor '{key}' {problem}")
@@ -229,30 +216,28 @@ class Pretrained(nn.Module):
         for copied, original in self.TIED.items():
             if copied in state and original in state and not torch.equal(state.pop(copied), state[original]):
                 raise wrong(copied, f"differs from '{original}', to which it should be tied")
-        names = {self._their_name(ours).removeprefix(self.PREFIX): ours for ours in self.state_dict()}
         ours = self.state_dict()
-        expected = self._to_file(
-            {key: ours[name].to("meta") for key, name in names.items()}
-        )  # in the file's layout
+        names = {self._their_name(name).removeprefix(self.PREFIX): name for name in ours}
+        expected = self._to_file({key: ours[name].to("meta") for key, name in names.items()})
+        expected = {key: tuple(tensor.shape) for key, tensor in expected.items()}
         head = [key for key in expected if key.startswith(self.HEAD)]
         if not any(key in state for key in head):
-            expected = {key: tensor for key, tensor in expected.items() if key not in head}
-        for key, tensor in expected.items():
-            shape = tuple(tensor.shape)
-            if key not in state:
+            expected = {key: shape for key, shape in expected.items() if key not in head}
+        found = {key: tuple(tensor.shape) for key, tensor in state.items()}
+        for key, shape in expected.items():
+            if key not in found:
                 raise wrong(key, f"is missing: expected shape {shape}")
-            if tuple(state[key].shape) != shape:
-                raise wrong(bare.get(key, key), f"has shape {tuple(state[key].shape)}: expected {shape}")
-        for key, tensor in state.items():
+            if found[key] != shape:
+                raise wrong(bare[key], f"has shape {found[key]}: expected {shape}")
+        for key, shape in found.items():
             if key not in expected and not without_layer(key)[0].startswith(self.DROPPED):
-                shape = tuple(tensor.shape)
-                raise wrong(bare.get(key, key), f"of shape {shape} is not expected in a {self.ARCHITECTURE}")
+                raise wrong(bare[key], f"of shape {shape} is not expected in a {self.ARCHITECTURE}")
         state = self._from_file({key: state[key] for key in expected})
         self.load_state_dict({names[key]: tensor for key, tensor in state.items()}, strict=False)
 
 
 def without_layer(name):
-    """blocks.3.u -> (blocks.{}.u, 3); a name without a layer's number -> (name, None)."""
+    """blocks.3.u -> (blocks.{}.u, 3). A name that holds no layer number gives (name, None)."""
     layer = re.search(r"(?<=\.)\d+(?=\.)", name)
     return (name[: layer.start()] + "{}" + name[layer.end() :], layer.group()) if layer else (name, None)
 
@@ -263,42 +248,39 @@ def config_json(directory):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        problem = "no such file: expected a checkpoint directory in HuggingFace's layout"
-        raise ValueError(f"{path}: {problem}") from None
+        raise ValueError(f"{path}: no such file: expected a checkpoint in HuggingFace's layout") from None
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
 
 
 def read_config(directory, config_class, model_type):
-    """config.json as `config_class`, which ignores keys that it has no field for. ValueError for another model."""
+    """config.json as `config_class`, which takes the keys it has fields for. ValueError for another model."""
     path, found = Path(directory) / "config.json", config_json(directory)
     if found.get("model_type") != model_type:
         raise ValueError(f"{path}: model_type is {found.get('model_type')!r}: expected '{model_type}'")
     for key, only in SUPPORTED.items():
-        if found.get(key, only[0]) not in only:
-            raise ValueError(
-                f"{path}: {key} is {found[key]!r}: this model has {' or '.join(map(repr, only))} only"
-            )
+        if found.get(key, only) != only:
+            raise ValueError(f"{path}: {key} is {found[key]!r}: expected {only!r}")
     names = {field.name for field in fields(config_class)}
     return config_class(**{key: value for key, value in found.items() if key in names})
 
 
-SUPPORTED = {  # what else a config.json may ask for, and these models do not do
-    "hidden_act": ("gelu",),
-    "activation_function": ("gelu_new",),
-    "position_embedding_type": ("absolute",),
-    "is_decoder": (False,),
-    "add_cross_attention": (False,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "reorder_and_upcast_attn": (False,),
-    "feed_forward_proj": ("relu",),  # T5 v1.1 has a gated one, and a head of its own
-    "scale_decoder_outputs": (True,),
+SUPPORTED = {  # these models ignore the following keys of a config.json, so any other value is refused
+    "hidden_act": "gelu",
+    "activation_function": "gelu_new",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "feed_forward_proj": "relu",  # T5 v1.1 has a gated layer and an untied output layer
+    "scale_decoder_outputs": True,
 }
 
 
 def read_state(path):
-    """The tensors of a pytorch_model.bin, memory-mapped where it is a zip. Raises ValueError for anything else."""
+    """{name: tensor} of a pytorch_model.bin. Raises ValueError for anything else."""
     path = Path(path)
     if not path.is_file():
         others = sorted(p.name for p in path.parent.glob("*.safetensors*"))
@@ -311,15 +293,16 @@ def read_state(path):
 
 
 def load_file(path):
-    """What torch.save wrote, tensors and plain values only. Raises ValueError for a pickle with code, a damaged file."""
+    """The tensors and plain values that torch.save wrote, memory-mapped if the file is a zip.
+
+    Raises ValueError if the file is damaged or its pickle holds code.
+    """
     with Path(path).open("rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"  # else a plain pickle, which can't be memory-mapped
+        is_zip = file.read(4) == b"PK\x03\x04"  # older files are plain pickles
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: refused, it is damaged or holds more than tensors ({first_line(error)})"
-        ) from None
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path}: refused: it is damaged or holds more than tensors") from None
     except (RuntimeError, EOFError, OSError, ValueError, IndexError, KeyError) as error:
         raise ValueError(f"{path}: truncated or not a PyTorch file ({first_line(error)})") from None
 
@@ -329,11 +312,9 @@ def first_line(error):
 
 
 def write_file(path, write):
-    """Calls write(file) on a temporary name, then renames it: `path` is the old file or the whole new one, always."""
+    """Calls write(file) on a temporary file, then renames it, so that `path` never holds a part of a file."""
     path = Path(path)
-    temporary = path.with_name(
-        f"{path.name}.{os.getpid()}.tmp"
-    )  # another process may be writing the same file
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
     try:
         with temporary.open("wb") as file:
             write(file)
@@ -344,13 +325,11 @@ def write_file(path, write):
         temporary.unlink(missing_ok=True)
 
 
-# ------------------------------------------------------------------------------------------------ RoBERTa's heads
-
-OTHERS = ("pooler.", "lm_head.", "classifier.", "qa_outputs.")
+# ---------------------------------------------------------------- heads
 
 
 class RobertaModel(Pretrained):
-    """What RoBERTa with a head on it has in common: `self.roberta`, the configuration and the names."""
+    """The base of RoBERTa with a head: it has the encoder, the configuration and the names."""
 
     CONFIG, MODEL_TYPE, PREFIX = RobertaConfig, "roberta", "roberta."
     NAMES = {
@@ -375,7 +354,7 @@ class RobertaModel(Pretrained):
 
 
 class ClassificationHead(nn.Module):
-    """HuggingFace's head on the first token: dropout, dense, tanh, dropout, out_proj; (B, d) -> (B, num_labels)."""
+    """HuggingFace's head on the first token's state: (B, d) -> (B, num_labels)."""
 
     def __init__(self, config, num_labels):
         super().__init__()
@@ -389,11 +368,11 @@ class ClassificationHead(nn.Module):
 
 
 class RobertaClassifier(RobertaModel):
-    """model(input_ids (B, L), attention_mask (B, L) or None) -> logits (B, num_labels); one label is regression."""
+    """model(input_ids (B, L), attention_mask (B, L) or None) -> logits (B, num_labels), 1 for regression."""
 
     ARCHITECTURE = "RobertaForSequenceClassification"
     HEAD = ("classifier.",)
-    DROPPED = ("embeddings.position_ids", *(name for name in OTHERS if name != "classifier."))
+    DROPPED = ("embeddings.position_ids", "pooler.", "lm_head.", "qa_outputs.")
 
     def __init__(self, config, num_labels=2):
         super().__init__(config)
@@ -411,7 +390,7 @@ class RobertaClassifier(RobertaModel):
 
 
 class MaskedLMHead(nn.Module):
-    """dense, GELU, layer norm, then the word embeddings again as output layer: (…, d) -> (…, V)."""
+    """HuggingFace's head for masked words: (…, d) -> (…, V). The word embeddings are its output layer."""
 
     def __init__(self, config):
         super().__init__()
@@ -424,13 +403,13 @@ class MaskedLMHead(nn.Module):
 
 
 class RobertaMaskedLM(RobertaModel):
-    """model(input_ids (B, L), attention_mask (B, L) or None) -> logits (B, L, V), with tied embeddings.
+    """model(input_ids (B, L), attention_mask (B, L) or None) -> logits (B, L, V).
 
-    With `where` (B, L) bool: the logits of those positions alone, (number of them, V), as pretraining needs.
+    With `where` (B, L) bool: the logits of only these positions, (number of them, V).
     """
 
     ARCHITECTURE = "RobertaForMaskedLM"
-    DROPPED = ("embeddings.position_ids", *(name for name in OTHERS if name != "lm_head."))
+    DROPPED = ("embeddings.position_ids", "pooler.", "classifier.", "qa_outputs.")
     TIED = {
         "lm_head.decoder.weight": "embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
@@ -447,15 +426,14 @@ class RobertaMaskedLM(RobertaModel):
 
 
 class RobertaSpan(RobertaModel):
-    """model(input_ids (B, L), attention_mask (B, L) or None) -> logits of an answer's (start, end), each (B, L).
+    """model(input_ids (B, L), attention_mask (B, L) or None) -> an answer's (start, end) logits, (B, L) each.
 
-    Every position has its logits, as in HuggingFace's model: where no answer can be is for the caller to
-    mask.
+    As in HuggingFace's model, every position has logits: the caller masks those that cannot be an answer.
     """
 
     ARCHITECTURE = "RobertaForQuestionAnswering"
     HEAD = ("qa_outputs.",)
-    DROPPED = ("embeddings.position_ids", *(name for name in OTHERS if name != "qa_outputs."))
+    DROPPED = ("embeddings.position_ids", "pooler.", "lm_head.", "classifier.")
 
     def __init__(self, config):
         super().__init__(config)
@@ -466,12 +444,12 @@ class RobertaSpan(RobertaModel):
         return self.qa_outputs(self.roberta(input_ids, attention_mask)).unbind(-1)
 
 
-# ------------------------------------------------------------------------------------------------ GPT-2
+# ---------------------------------------------------------------- GPT-2
 
 
 @dataclass
 class GPT2Config:
-    """Sizes of a GPT-2 (Radford et al., 2019); the fields have the names that HuggingFace's config.json gives them."""
+    """Sizes of a GPT-2 (Radford et al., 2019), named as in HuggingFace's config.json."""
 
     vocab_size: int = 50257
     n_positions: int = 1024
@@ -503,23 +481,18 @@ GPT2_XL = GPT2Config(n_embd=1600, n_layer=48, n_head=25)
 class GPT2Attention(nn.Module):
     """Multi-head self-attention: x (B, L, d), mask (B, 1, L, S) bool, or None for causal -> (B, L, d).
 
-    With a `past`, x sees S columns: those that are in it, and then its own, which are added to it.
+    With a `past`, the L columns of x are appended to it, and x attends to all S columns that it then has.
     """
 
     def __init__(self, config):
         super().__init__()
         d = config.n_embd
         self.n_head = config.n_head
-        self.dropout = nn.Dropout(config.attn_pdrop)  # holds p; attention itself applies it
+        self.dropout = nn.Dropout(config.attn_pdrop)  # only holds p
         self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
 
     def forward(self, x, mask, past=None):
-        def heads(t):
-            return t.unflatten(-1, (self.n_head, -1)).transpose(
-                1, 2
-            )  # (B, L, d) -> (B, n_head, L, d / n_head)
-
-        q, k, v = heads(self.q(x)), heads(self.k(x)), heads(self.v(x))
+        q, k, v = (split_heads(layer(x), self.n_head) for layer in (self.q, self.k, self.v))
         if past is not None:
             k, v = past.extend(k, v)
         p = self.dropout.p if self.training else 0.0
@@ -528,7 +501,7 @@ class GPT2Attention(nn.Module):
 
 
 class GPT2Block(nn.Module):
-    """Attention, then feed-forward; each reads a normalised copy of what it is added to (pre-norm)."""
+    """Attention, then feed-forward. Each reads its input normalised and is added to it (pre-norm)."""
 
     def __init__(self, config):
         super().__init__()
@@ -547,12 +520,11 @@ class GPT2Block(nn.Module):
 
 
 class GPT2(Pretrained):
-    """model(input_ids (B, L) int64, attention_mask (B, L) or None) -> logits (B, L, V) of each next token, tied head.
+    """model(input_ids (B, L) int64, attention_mask (B, L) or None) -> logits (B, L, V) of each next token.
 
-    Padding may be on either side: positions are counted over the tokens that the mask keeps. With
-    `return_states=True`: (logits, [the output of each block, (B, L, d), before the last norm]). With `where`
-    (B, L) bool: the logits of those positions alone, (number of them, V), as a loss on part of the tokens
-    needs.
+    Padding may be on either side, because positions are counted over the tokens that the mask keeps.
+    With `where` (B, L) bool: the logits of only these positions, (number of them, V).
+    With `return_states=True`: (logits, [the output of each block, (B, L, d), before the last norm]).
     """
 
     CONFIG, MODEL_TYPE, ARCHITECTURE, PREFIX = GPT2Config, "gpt2", "GPT2LMHeadModel", "transformer."
@@ -561,7 +533,7 @@ class GPT2(Pretrained):
         "word": "wte",
         "position": "wpe",
         "blocks.{}.attention_norm": "h.{}.ln_1",
-        "blocks.{}.attention.q": "h.{}.attn.c_attn.q",  # in the file one tensor c_attn, see _to_file
+        "blocks.{}.attention.q": "h.{}.attn.c_attn.q",  # q, k and v are one tensor in the file: see _to_file
         "blocks.{}.attention.k": "h.{}.attn.c_attn.k",
         "blocks.{}.attention.v": "h.{}.attn.c_attn.v",
         "blocks.{}.attention.o": "h.{}.attn.c_proj",
@@ -584,7 +556,7 @@ class GPT2(Pretrained):
         self._initialise()
 
     def _initialise(self):
-        """Normal weights and no biases; what is added to the residual stream is scaled by 1 / sqrt(2 n_layer)."""
+        """Normal weights, scaled by 1 / sqrt(2 n_layer) in layers that add to the stream, and zero biases."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -596,7 +568,7 @@ class GPT2(Pretrained):
     def forward(self, input_ids, attention_mask=None, return_states=False, where=None):
         length = input_ids.shape[1]
         if length > self.config.n_positions:
-            raise ValueError(f"input of {length} tokens: the position table holds {self.config.n_positions}")
+            raise ValueError(f"{length} input tokens: the position table holds {self.config.n_positions}")
         positions, mask = torch.arange(length, device=input_ids.device), None
         if attention_mask is not None:
             kept = attention_mask.bool()
@@ -616,11 +588,11 @@ class GPT2(Pretrained):
         return states
 
     def _last(self, states, where=None):
-        """What the last norm reads: (B, L, d), or (number of positions, d) with `where` (B, L) bool."""
+        """The input of the last norm: (B, L, d), or (number of positions, d) with `where` (B, L) bool."""
         return states[-1] if where is None else states[-1][where]
 
     def _logits(self, x):
-        return F.linear(self.norm(x), self.word.weight)  # the word embeddings are the output layer too
+        return F.linear(self.norm(x), self.word.weight)  # the word embeddings are also the output layer
 
     def generate(
         self,
@@ -633,66 +605,41 @@ class GPT2(Pretrained):
         ngram_scope="prompt",
         batch_size=16,
     ):
-        """The most probable completion of each prompt, as beam search finds it; beam_size = 1 is greedy.
+        """The most probable completion of each prompt that beam search finds; beam_size = 1 is greedy search.
 
-        prompts               lists of token ids, of any lengths; `batch_size` of them, alike in length, run at a time
-        length_penalty        a completion's score is its log probability / (its length in tokens ** length_penalty)
-        no_repeat_ngram_size  no n-gram of this size may come twice: in the prompt and completion together
-                              (`ngram_scope="prompt"`) or in the completion (`"completion"`); 0: all may
+        prompts               lists of token ids; `batch_size` of them, of similar length, run at a time
+        length_penalty        a completion's score is its log probability / its length ** length_penalty
+        no_repeat_ngram_size  n-grams of this size may not occur twice: in prompt and completion together
+                              (`ngram_scope="prompt"`) or in the completion (`"completion"`); 0: no limit
         end_token             ends a completion; None: the configuration's eos_token_id
-        -> a list of completions in the order of the prompts: token ids, without the prompt and the end token.
-        Merge adapters into the model first, for speed. Raises ValueError for what cannot be decoded.
-        """
-        end_token = self.config.eos_token_id if end_token is None else end_token
-        self._check_generate(prompts, max_new_tokens, beam_size, batch_size, ngram_scope)
-        training, device = self.training, self.word.weight.device
-        completions = [None] * len(prompts)
-        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        self.eval()
-        with torch.inference_mode():
-            for start in range(0, len(prompts), batch_size):
-                chosen = by_length[start : start + batch_size]
-                batch = [torch.tensor(prompts[i], device=device) for i in chosen]
-                history = [prompt if ngram_scope == "prompt" else prompt[:0] for prompt in batch]
-                history = nn.utils.rnn.pad_sequence(history, True, padding_value=-1, padding_side="left")
-                decoder = GPT2Decoder(self, batch, beam_size, max_new_tokens)
-                search = (decoder, history, max_new_tokens, end_token, no_repeat_ngram_size)
-                found = (
-                    greedy_search(*search)
-                    if beam_size == 1
-                    else beam_search(*search, beam_size, length_penalty)
-                )
-                for i, completion in zip(chosen, found, strict=True):
-                    completions[i] = completion
-        self.train(training)
-        return completions
 
-    def _check_generate(self, prompts, max_new_tokens, beam_size, batch_size, ngram_scope):
-        for name, value in (
-            ("max_new_tokens", max_new_tokens),
-            ("beam_size", beam_size),
-            ("batch_size", batch_size),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} is {value}: expected 1 or more")
+        -> a list of completions in the order of the prompts: token ids without the prompt and the end token.
+        Merge adapters into the model first, for speed. Raises ValueError for prompts that cannot be decoded.
+        """
         if ngram_scope not in ("prompt", "completion"):
             raise ValueError(f"ngram_scope is {ngram_scope!r}: expected 'prompt' or 'completion'")
         for i, prompt in enumerate(prompts):
-            if not prompt:
-                raise ValueError(f"prompt {i} is empty: expected one token at least")
             if len(prompt) + max_new_tokens > self.config.n_positions:
-                raise ValueError(
-                    f"prompt {i} has {len(prompt)} tokens, and {max_new_tokens} new ones are wanted: "
-                    f"the position table holds {self.config.n_positions}"
-                )
-            wrong = [token for token in prompt if not 0 <= token < self.config.vocab_size]
-            if wrong:
-                raise ValueError(
-                    f"prompt {i} holds token {wrong[0]}: the vocabulary has {self.config.vocab_size}"
-                )
+                total = f"{len(prompt)} tokens and {max_new_tokens} new ones"
+                raise ValueError(f"prompt {i}: {total}: the position table holds {self.config.n_positions}")
+
+        def complete(batch):
+            batch = [torch.tensor(prompt, device=self.word.weight.device) for prompt in batch]
+            history = [prompt if ngram_scope == "prompt" else prompt[:0] for prompt in batch]
+            history = nn.utils.rnn.pad_sequence(history, True, padding_value=-1, padding_side="left")
+            decoder = GPT2Decoder(self, batch, beam_size, max_new_tokens)
+            search = decoder, history, max_new_tokens, end_token, no_repeat_ngram_size
+            if beam_size == 1:
+                return greedy_search(*search)
+            return beam_search(*search, beam_size, length_penalty)
+
+        end_token = self.config.eos_token_id if end_token is None else end_token
+        return decode_all(
+            self, complete, prompts, batch_size, max_new_tokens=max_new_tokens, beam_size=beam_size
+        )
 
     def _to_file(self, state):
-        """The file's Conv1D layers hold their weights as (d, k), transposed, and q, k and v side by side in c_attn."""
+        """The file's Conv1D layers hold weights transposed, (d, k), and q, k and v side by side in c_attn."""
         state = {key: tensor.t().contiguous() if ".c_" in key else tensor for key, tensor in state.items()}
         for key in [key for key in state if ".c_attn.q." in key]:
             q_k_v = [state.pop(key.replace(".c_attn.q.", f".c_attn.{name}.")) for name in "qkv"]
@@ -706,18 +653,45 @@ class GPT2(Pretrained):
         return {key: tensor.t() if ".c_" in key else tensor for key, tensor in state.items()}
 
 
-# ------------------------------------------------------------------------------------------------ decoding
+# ---------------------------------------------------------------- decoding
+
+
+def decode_all(model, complete, prompts, batch_size, **sizes):
+    """The completions of `prompts`, in their order. complete(batch) decodes `batch_size` of similar length.
+
+    Raises ValueError for a prompt that is empty or holds an unknown token, and for a size below 1.
+    """
+    for name, value in {"batch_size": batch_size, **sizes}.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}: expected 1 or more")
+    V = model.config.vocab_size
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {i} is empty")
+        if wrong := [token for token in prompt if not 0 <= token < V]:
+            raise ValueError(f"prompt {i} holds token {wrong[0]}: the vocabulary has {V}")
+    completions = [None] * len(prompts)
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for start in range(0, len(prompts), batch_size):
+            chosen = by_length[start : start + batch_size]
+            for i, completion in zip(chosen, complete([prompts[i] for i in chosen]), strict=True):
+                completions[i] = completion
+    model.train(training)
+    return completions
 
 
 class Past:
-    """The keys and values that one attention layer has computed, in columns that are written once and never moved."""
+    """The keys and values of one attention layer, in columns that are written once and never moved."""
 
     def __init__(self, shape, like):
         self.k, self.v = like.new_empty(shape), like.new_empty(shape)  # (B, n_head, columns, d / n_head)
         self.length = 0
 
     def extend(self, k, v):
-        """Adds columns (B, n_head, L, d / n_head); returns all that are there."""
+        """Appends columns (B, n_head, L, d / n_head) and returns all columns so far."""
         start, self.length = self.length, self.length + k.shape[2]
         self.k[:, :, start : self.length] = k
         self.v[:, :, start : self.length] = v
@@ -728,23 +702,22 @@ class Past:
 
 
 class GPT2Decoder:
-    """What the searches below ask of a model, for B prompts with K beams each; a model of another kind brings its own.
+    """Runs a GPT-2 for the searches below, on B prompts with K beams each. Every decoder has these methods:
 
-    start()                the prompts' logits: (B, 1, V), one beam
-    step(tokens, parents)  tokens (B, K) continue beams `parents` (B, K) of the step before: their logits (B, K, V)
-    keep(rows)             goes on with these prompts alone
+    start()                returns the prompts' next-token logits, (B, 1, V): one beam each
+    step(tokens, parents)  appends tokens (B, K) to beams `parents` (B, K) and returns their logits (B, K, V)
+    keep(rows)             drops all other prompts
 
-    Each step writes its K tokens side by side into the cache, behind the prompt, which is there once. A
-    beam's past is a path through these columns, and `visible` (B, K, S) says which are on it. So beams are
-    reordered by indexing `visible`: the keys and values, some thousand times as large, stay where they are.
+    The cache holds the prompt once. Each step appends the columns of its K tokens, and `visible` (B, K, S)
+    says which columns belong to each beam. Reordering beams indexes `visible` and leaves the keys and values,
+    about a thousand times as large, in place.
     """
 
     def __init__(self, model, prompts, beam_size, max_new_tokens):
         self.model = model
         self.lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=prompts[0].device)
-        self.prompts = nn.utils.rnn.pad_sequence(
-            prompts, True
-        )  # on the right: no token sees what comes after it
+        # padding on the right needs no mask: no token sees what comes after it
+        self.prompts = nn.utils.rnn.pad_sequence(prompts, True)
         B, P = self.prompts.shape
         heads, d = model.config.n_head, model.config.n_embd
         shape = (B, heads, P + (max_new_tokens - 1) * beam_size, d // heads)
@@ -757,15 +730,13 @@ class GPT2Decoder:
         return self._logits(self.model._last(states, columns == self.lengths - 1)[:, None])
 
     def step(self, tokens, parents):
-        B, K = tokens.shape
-        itself = torch.eye(K, dtype=torch.bool, device=tokens.device).expand(B, K, K)
-        self.visible = torch.cat([torch.take_along_dim(self.visible, parents[..., None], 1), itself], 2)
+        self.visible = extend_visible(self.visible, parents)
         states = self.model._states(tokens, self.lengths, self.visible[:, None], self.past)
         self.lengths = self.lengths + 1
         return self._logits(self.model._last(states))
 
     def _logits(self, x):
-        """As the model's own, a slice of the vocabulary at a time: on a CPU a third less time than in one product."""
+        """The model's logits, by slices of the vocabulary: a third faster than one product on a CPU."""
         x = self.model.norm(x)
         return torch.cat([F.linear(x, words) for words in self.model.word.weight.split(4096)], -1)
 
@@ -775,19 +746,26 @@ class GPT2Decoder:
             past.keep(rows)
 
 
-def beam_search(decoder, history, max_new_tokens, end_token, no_repeat_ngram_size, beam_size, length_penalty):
-    """The best completion that is found with `beam_size` beams for each prompt: a list of B lists of token ids.
+def extend_visible(visible, parents):
+    """(B, ., S) -> (B, K, S + K): each beam sees what its parent saw, and its own one of K new columns."""
+    B, K = parents.shape
+    own = torch.eye(K, dtype=torch.bool, device=parents.device).expand(B, K, K)
+    return torch.cat([torch.take_along_dim(visible, parents[..., None], 1), own], 2)
 
-    history (B, P): the tokens whose n-grams may not come again, -1 where there are none. Each step takes the
-    2 K most probable continuations of a prompt's K beams. Those among the first K that end are finished, with
-    the score log probability / length ** length_penalty (the end token counts); the first K that do not end
-    are the next beams. A prompt is done when its best beam, scored at its present length, is no better than
-    the K-th best finished one. This is what transformers.generate does with early_stopping=False. Where every
-    continuation is banned before one has ended, the completion is empty.
+
+def beam_search(decoder, history, max_new_tokens, end_token, no_repeat_ngram_size, beam_size, length_penalty):
+    """The best completion of each prompt that a search with `beam_size` beams finds: B lists of token ids.
+
+    history (B, P) holds the tokens whose n-grams may not be repeated, padded with -1. Each step takes the 2 K
+    most probable continuations of a prompt's K beams. Those that end, among the first K, are finished with
+    the score log probability / length ** length_penalty, where the length includes the end token. The first K
+    that do not end are the next beams. A prompt is done when its best beam, scored at the present length, is
+    no better than the K-th best finished completion. This is transformers.generate with early_stopping=False.
+    If every continuation is banned before one has ended, the completion is empty.
     """
     (B, P), K, device = history.shape, beam_size, history.device
     completions = [[] for _ in range(B)]
-    rows = list(range(B))  # the prompts that are not done: what follows has a row for each
+    rows = list(range(B))  # the prompts that are not done; the tensors below have a row for each
     history = history[:, None]  # (B, 1, P), then (B, K, P + n)
     beams = torch.zeros(B, 1, device=device)  # log probabilities, (B, 1), then (B, K)
     finished = torch.full((B, K), -torch.inf, device=device)  # the K best scores
@@ -795,8 +773,8 @@ def beam_search(decoder, history, max_new_tokens, end_token, no_repeat_ngram_siz
     for n in range(1, max_new_tokens + 1):
         logp = logits.float().log_softmax(-1)
         ban_repeats(logp, history, no_repeat_ngram_size)
-        logp, tokens = logp.topk(min(2 * K, logp.shape[-1]))  # of each beam, (B, K, 2 K)
-        logp, i = (beams[..., None] + logp).flatten(1).topk(tokens.shape[-1])  # of each prompt, (B, 2 K)
+        logp, tokens = logp.topk(min(2 * K, logp.shape[-1]))  # per beam, (B, K, 2 K)
+        logp, i = (beams[..., None] + logp).flatten(1).topk(tokens.shape[-1])  # per prompt, (B, 2 K)
         parents, tokens = i // tokens.shape[-1], tokens.flatten(1).gather(1, i)
         ends = (tokens == end_token) | (n == max_new_tokens)
 
@@ -815,16 +793,15 @@ def beam_search(decoder, history, max_new_tokens, end_token, no_repeat_ngram_siz
             break
         if not undone.all():
             rows = [row for row, more in zip(rows, undone.tolist(), strict=True) if more]
-            beams, finished, history, parents, tokens = (
-                t[undone] for t in (beams, finished, history, parents, tokens)
-            )
+            beams, finished, history = beams[undone], finished[undone], history[undone]
+            parents, tokens = parents[undone], tokens[undone]
             decoder.keep(undone)
         logits = decoder.step(tokens, parents)
     return completions
 
 
 def greedy_search(decoder, history, max_new_tokens, end_token, no_repeat_ngram_size):
-    """As `beam_search`, but with one beam, that takes the most probable token each time."""
+    """Like `beam_search` with one beam, which takes the most probable token at each step."""
     B, P = history.shape
     completions = [None] * B
     rows = list(range(B))
@@ -849,16 +826,15 @@ def greedy_search(decoder, history, max_new_tokens, end_token, no_repeat_ngram_s
 
 
 def ban_repeats(scores, history, size):
-    """Sets to -inf, in place, the score of each token that would repeat one of the history's n-grams of `size`.
+    """Sets scores (B, K, V) to -inf, in place, where the token would repeat an n-gram of the history.
 
-    scores (B, K, V); history (B, K, T), with -1 where there is no token.
+    size: the n of the n-grams; history: (B, K, T), padded with -1.
     """
     T = history.shape[2]
     if not 0 < size <= T:
         return
     ngrams = history.unfold(2, size, 1)  # (B, K, T - size + 1, size)
-    begun = (ngrams[..., :-1] == history[:, :, None, T - size + 1 :]).all(
-        -1
-    )  # they begin as the history ends
+    recent = history[:, :, None, T - size + 1 :]  # the last size - 1 tokens
+    begun = (ngrams[..., :-1] == recent).all(-1)
     *beam, i = (begun & (ngrams[..., -1] >= 0)).nonzero(as_tuple=True)
     scores[(*beam, ngrams[..., -1][(*beam, i)])] = -torch.inf

@@ -1,22 +1,21 @@
-"""Penn Treebank tokens of an English sentence, as the captioning scores METEOR, ROUGE-L and CIDEr compare them.
+"""Penn Treebank tokens of an English sentence, on which METEOR, ROUGE-L and CIDEr are computed.
 
-Those scores are defined on what Stanford CoreNLP 3.4.1's PTBTokenizer (-preserveLines -lowerCase) prints,
-less its punctuation. Here is the same behaviour, found by asking the original: a list of patterns, of which
-the one that matches farthest wins, and of two that match equally far the earlier. What a pattern sees ahead
-counts as matched, and stays.
+Those scores are defined on the tokens of Stanford CoreNLP 3.4.1's PTBTokenizer (-preserveLines -lowerCase)
+without punctuation. The patterns below reproduce its behaviour, which was found by running it. At each place
+the pattern that matches farthest wins, or the earliest of several. The text that a pattern looks ahead to
+counts for the length of its match, but is not part of the token.
 
     >>> words("It's a family-friendly pub near St. John's; they can't take cards (cash only), £20-25.")
     "it 's a family-friendly pub near st. john 's they ca n't take cards -lrb- cash only -rrb- # 20-25"
 
-A sentence stands alone here. The original, given a file, looks from a sentence that ends in a single letter
-and a full stop ("… 25 L.") at the next one's first word, to tell whether the full stop belongs to the letter:
-here it always does.
+There is one difference. Where a line ends in a single letter and a full stop ("… 25 L."), the original reads
+the next line's first word to decide whether the full stop belongs to the letter. Here it always does.
 """
 
 import functools
 import re
 
-# Numerals that are no decimal digits (², ½, ①) and the supplementary planes are in no word.
+# Words hold no numerals other than decimal digits (², ½, ①) and no characters of the supplementary planes.
 NUMERAL = "²³¹¼-¾⁰-₉⅐-ↈ①-⓿❶-➓\U00010000-\U0010ffff"
 LETTER = rf"[^\W\d_{NUMERAL}]"
 ALNUM = rf"(?:[^\W_{NUMERAL}]|[\u02c2-\u036f\xad\u2010\u2011])"  # with accents, soft and non-breaking hyphens
@@ -30,30 +29,33 @@ QUOTE = "[`‘’“”‚„‛‟«»‹›]"
 NUMBER = r"(?:\d*(?:[.:,\xad٫٬]\d+)+|\d+)"
 ACRONYM = r"[a-z](?:\.[a-z])+"
 
-# Abbreviations that may end a sentence, titles and others that do not, and those that only a number may
-# follow. A state that is a word as well needs its capital: "Wash.", but "a car wash."
+# These may end a sentence. A state that is also a word needs its capital: "Wash.", but "a car wash."
 ABBREVIATION = (
-    "ala|ariz|calif|colo|conn|ct|dak|fla|ga|ind|kans?|ky|md|mich|minn|mo|mont|neb|nev|okla|penn|tenn|va|vt|wisc?|wyo|"
+    "ala|ariz|calif|colo|conn|ct|dak|fla|ga|ind|kans?|ky|md|mich|minn|mo|mont|neb|nev|okla|penn|tenn|va|vt|"
+    "wisc?|wyo|"
     "(?-i:Az|Ark|Del|Ill|La|Mass|Miss|Ore|Pa|Tex|Wash|AZ|ARK|DEL|ILL|LA|MASS|MISS|ORE|PA|TEX|WASH)|"
     "jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|thu|thurs|fri|"
-    r"inc|cos?|corp|pp?t[ye]s?|ltd|plc|bancorp|bhd|assn|univ|intl|sys|tel|est|ext|sq|jr|sr|bros|ed\.d|ph\.d|blvd|rd|rt|"
-    "esq|bldg|etc|al|seq"
+    r"inc|cos?|corp|pp?t[ye]s?|ltd|plc|bancorp|bhd|assn|univ|intl|sys|tel|est|ext|sq|jr|sr|bros|ed\.d|ph\.d|"
+    "blvd|rd|rt|esq|bldg|etc|al|seq"
 )
+# These do not.
 TITLE = (
-    "mrs?|ms|drs?|profs?|sens?|reps?|attys?|lt|col|gen|messrs|govs?|adm|rev|maj|sgt|cpl|pvt|capt|ste?|ave|pres|lieut|"
-    "hon|brig|co?mdr|pfc|spc|supts?|det|mt|ft|adj|adv|asst|assoc|ens|insp|mlle|mme|msgr|sfc|ph|mtg|dept|vs|alex|wm|jos|"
-    "cie|cf|treas|invt|elec|natl|mfg"
+    "mrs?|ms|drs?|profs?|sens?|reps?|attys?|lt|col|gen|messrs|govs?|adm|rev|maj|sgt|cpl|pvt|capt|ste?|ave|"
+    "pres|lieut|hon|brig|co?mdr|pfc|spc|supts?|det|mt|ft|adj|adv|asst|assoc|ens|insp|mlle|mme|msgr|sfc|ph|"
+    "mtg|dept|vs|alex|wm|jos|cie|cf|treas|invt|elec|natl|mfg"
 )
-NUMBERED = "ca|figs?|prop|nos?|art|op|pp"
-# After a single letter and a full stop these begin a sentence: "vitamin D. The", and not "J. Theodor".
+NUMBERED = "ca|figs?|prop|nos?|art|op|pp"  # only a number follows these
+# These words begin a sentence after a single letter and a full stop: "vitamin D. The", but "J. Theodor".
 FIRST = (
-    "A|About|According|Additionally|After|An|As|At|But|Earlier|He|Her|Here|However|If|In|It|Last|Many|More|Now|Once|One|"
-    "Other|Our|She|Since|So|Some|Such|That|The|Their|Then|There|These|They|This|We|What|When|While|Yet|You"
+    "A|About|According|Additionally|After|An|As|At|But|Earlier|He|Her|Here|However|If|In|It|Last|Many|More|"
+    "Now|Once|One|Other|Our|She|Since|So|Some|Such|That|The|Their|Then|There|These|They|This|We|What|When|"
+    "While|Yet|You"
 )
 
-# A token's pattern, or it and the pattern of what follows. Case is ignored but for (?-i:…).
+# Each rule is a token's pattern, or that and the pattern of the text after it. Case matters only in (?-i:…).
 RULES = [
-    r"</?[a-z][\w:.-]*(?:\s+[a-z][\w:.-]*(?:\s*=\s*(?:\"[^\"]*\"|'[^']*'|[\w.-]+))?)*\s*/?>|<[!?][a-z-][^<>]*>",  # <b>
+    r"</?[a-z][\w:.-]*(?:\s+[a-z][\w:.-]*(?:\s*=\s*(?:\"[^\"]*\"|'[^']*'|[\w.-]+))?)*\s*/?>"  # <b>
+    r"|<[!?][a-z-][^<>]*>",
     ("can", "not"),
     ("gon|wan", "na"),
     ("got", "ta"),
@@ -66,7 +68,8 @@ RULES = [
     (CONTRACTION, "(?![a-z])"),
     "’(?:[nmsd]|re|ve|ll)",  # ’ does not open a quotation, as ' may
     WORD,
-    rf"[ldj]{APOSTROPHE}|(?:dunkin|ol){APOSTROPHE}|{APOSTROPHE}(?:n{APOSTROPHE}|n(?=\s|$)|em|till?|cause|[2-9]0s)",
+    rf"[ldj]{APOSTROPHE}|(?:dunkin|ol){APOSTROPHE}",
+    rf"{APOSTROPHE}(?:n{APOSTROPHE}|n(?=\s|$)|em|till?|cause|[2-9]0s)",
     rf"[eo]{APOSTROPHE}er|c{APOSTROPHE}mon|ev{APOSTROPHE}ry|li{APOSTROPHE}l|nat{APOSTROPHE}l|o{APOSTROPHE}o",
     rf"cont{APOSTROPHE}d\.?|nor{APOSTROPHE}easter|s{APOSTROPHE}mores",
     (f"y{APOSTROPHE}", LETTER),  # y'|all
@@ -83,11 +86,12 @@ RULES = [
     (rf"(?:{NUMBERED})\.", r"\s?\d"),
     rf"{ACRONYM}\.?|[a-z]\.",
     (LETTER, rf"\.\s+(?-i:{FIRST}|{FIRST.upper()})(?:\s|$)"),
-    (rf"{WORD}\.|{HYPHENATED}\.", "[,;:]"),  # any word that a full stop and a comma follow
-    r"(?:\(\d{2,3}\)[ \xa0]?|(?:\+\+?)?(?:\d{2,4}[- \xa0])?\d{2,4}[- \xa0])\d{3,4}[- \xa0]?\d{3,5}",  # telephone
+    (rf"{WORD}\.|{HYPHENATED}\.", "[,;:]"),  # any word before a full stop and a comma
+    r"(?:\(\d{2,3}\)[ \xa0]?|(?:\+\+?)?(?:\d{2,4}[- \xa0])?\d{2,4}[- \xa0])\d{3,4}[- \xa0]?\d{3,5}",  # phone
     HYPHENATED,
-    rf"(?-i:[A-HJ-XZn]){APOSTROPHE}{LETTER}{LETTER}+|{LETTER}+[aeiouy]{APOSTROPHE}(?-i:[aeiouA-Z]){LETTER}*",  # Ba'ath
-    rf"[a-z0-9][a-z0-9.,\xad]*(?:-(?:{ACRONYM}\.|[a-z0-9\xad]+))+",  # French,family-friendly; U.S.-led; 2.5-mile
+    rf"(?-i:[A-HJ-XZn]){APOSTROPHE}{LETTER}{LETTER}+",
+    rf"{LETTER}+[aeiouy]{APOSTROPHE}(?-i:[aeiouA-Z]){LETTER}*",  # Ba'ath
+    rf"[a-z0-9][a-z0-9.,\xad]*(?:-(?:{ACRONYM}\.|[a-z0-9\xad]+))+",  # French,family-friendly; U.S.-led
     r"[a-z0-9]+(?:-[a-z]+){0,2}(?:/[a-z0-9]+(?:-[a-z]+){0,2}){1,2}",  # and/or
     r"c\+\+|[cf]#",
     "(?:anti|pro)-",
@@ -101,30 +105,29 @@ RULES = [
     (r"[<>]?[:;=][-o*']?[()dpo\\{@|\[\]]", "[^a-z0-9]|$"),  # a smiley
     "&(?:amp|lt|gt|quot|nbsp);",
     f"''|{QUOTE}{{1,2}}",
-    "[!-~¡-¬®-¿×÷–-‣…‰-※‾-⁂⁄₠₤€℀-\u2bff\u3001\u3002\uff01-\uff65]",  # other symbols that it knows
+    "[!-~¡-¬®-¿×÷–-‣…‰-※‾-⁂⁄₠₤€℀-\u2bff\u3001\u3002\uff01-\uff65]",  # other symbols
 ]
 RULES = [(rule, "") if isinstance(rule, str) else rule for rule in RULES]
 RULES = [re.compile(f"({token})(?:{ahead})", re.I) for token, ahead in RULES]
-# Most tokens are ASCII words before a space, and full stops and commas before a word, which no rule takes
-# farther. Asked first, this triples the speed.
+# No rule matches farther than this at ASCII words before a space, and at full stops and commas before a word.
+# Most tokens are of these two kinds, so matching them first triples the speed.
 PLAIN = re.compile(r"(?!(?:can|gon|wan|got|lem|gim)(?:not|na|ta|me))[a-z]+(?=,?\s)|[.,](?=\s[a-z]|$)", re.I)
 
-# What the treebank spells otherwise. In words an apostrophe stays as it is, so ’ is not among these: see
-# _spell.
+# The treebank's spelling. The apostrophe ’ is not in the table because words keep it: see _spell.
 SPELLING = {
     "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-",
-    '"': "''", "“": "``", "”": "''", "‛": "`", "«": "``", "»": "''", "‹": "`", "›": "'", "&quot;": "''", "&apos;": "'",
-    "£": "#", "€": "$", "¤": "$", "₠": "$", "¢": "cents", "&amp;": "&", "&lt;": "<", "&gt;": ">",
-    "½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "…": "...", "–": "--", "—": "--", "―": "--", "\xad": "",
+    '"': "''", "“": "``", "”": "''", "‛": "`", "«": "``", "»": "''", "‹": "`", "›": "'",
+    "£": "#", "€": "$", "¤": "$", "₠": "$", "¢": "cents", "\xad": "",
+    "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&apos;": "'",
+    "½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "…": "...", "–": "--", "—": "--", "―": "--",
 }  # fmt: skip
-# What the scores leave out. (Their own list has brackets too, in capitals, after lower-casing: so brackets
-# stay.)
+# The scores ignore these tokens. Their own list also has brackets, but in capitals, so that none is ignored.
 PUNCTUATION = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";", ""}
 
 
 @functools.cache
-def words(text: str) -> str:
-    """The lower-cased Penn Treebank tokens of one sentence, without punctuation, joined by spaces."""
+def words(text):
+    """The lower-cased Penn Treebank tokens of a sentence, without punctuation, joined by spaces."""
     tokens, start = [], 0
     while start < len(text):
         if plain := PLAIN.match(text, start):
@@ -138,11 +141,11 @@ def words(text: str) -> str:
                 if match and match.end() > farthest:
                     farthest, end = match.end(), match.end(1)
         tokens.append(_spell(text[start:end]))
-        start = max(end, start + 1)  # past a space, and past what no rule knows, an emoji say
+        start = max(end, start + 1)  # skips spaces, and characters that no rule matches, such as emoji
     return " ".join(token for token in tokens if token not in PUNCTUATION)
 
 
-def _spell(token: str) -> str:
+def _spell(token):
     if re.fullmatch(f"{CONTRACTION}|{NOT}|{QUOTE}+", token, re.I):
         token = token.replace("’", "'").replace("‘", "`")
     elif re.fullmatch(r"[. \xa0]{3,}", token):
@@ -150,4 +153,4 @@ def _spell(token: str) -> str:
     elif re.fullmatch("-{2,4}", token):
         return "--"
     token = re.sub("&[a-z]+;|.", lambda part: SPELLING.get(part[0], part[0]), token)
-    return token.lower().replace(" ", "\xa0")  # a space within a token is no boundary: 1 1/2
+    return token.lower().replace(" ", "\xa0")  # the space in "1 1/2" does not separate tokens

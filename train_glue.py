@@ -52,7 +52,7 @@ def arguments():
         metavar="DIR",
         nargs="?",
         const="",
-        help="for --method read: keep what the frozen model computes, and read it in every epoch (without DIR, "
+        help="for --method read: keep what the frozen model computes, for all epochs (without DIR, "
         "from features/ in the run folder); 4 bytes × width × layers an example, 0.8 GB for the paper's CoLA",
     )
     parser.add_argument(

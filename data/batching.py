@@ -1,4 +1,4 @@
-"""Batches of token sequences: which examples go together, and how they are padded."""
+"""Batches of token sequences: choosing their examples and padding them."""
 
 import math
 
@@ -7,43 +7,41 @@ import torch
 
 
 def subset(examples, n):
-    """`n` examples, the same ones whatever the run's seed: files are often sorted, so not the first ones."""
+    """`n` random examples in their order, the same for every seed of a run; all of them if `n` is None."""
     if n is None or n >= len(examples):
         return examples
     return [examples[i] for i in sorted(np.random.default_rng(0).permutation(len(examples))[:n])]
 
 
 def shuffled_batches(lengths, batch_size, seed):
-    """Index lists of an epoch's batches: every example once, in an order made from `seed`, neighbours of like length.
+    """An epoch's batches, as lists of indices: every example once, in an order that `seed` decides.
 
-    Shuffles, sorts each run of 50 batches by length, cuts it into batches, and shuffles these: nearly no
-    padding, and still another mixture each epoch. Only the last batch of all may be short.
+    Shuffles the examples, sorts each group of 50 batches by length, cuts it into batches, and shuffles these.
+    So there is hardly any padding, and every epoch has other batches. At most one batch is short.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(lengths))
     lengths = np.asarray(lengths)
     batches = []
     for start in range(0, len(order), 50 * batch_size):
-        run = order[start : start + 50 * batch_size]
-        run = run[np.argsort(lengths[run], kind="stable")]
-        # a run that does not divide evenly leaves its shortest examples as the short batch
-        first = len(run) % batch_size
-        batches += [run[:first]] * (first > 0) + [
-            run[i : i + batch_size] for i in range(first, len(run), batch_size)
-        ]
+        group = order[start : start + 50 * batch_size]
+        group = group[np.argsort(lengths[group], kind="stable")]
+        short = len(group) % batch_size  # the shortest examples of the last group are the short batch
+        batches += [group[:short]] * (short > 0)
+        batches += [group[i : i + batch_size] for i in range(short, len(group), batch_size)]
     return [batches[i].tolist() for i in rng.permutation(len(batches))]
 
 
 def sorted_batches(lengths, batch_size):
-    """Index lists from the longest to the shortest, for scoring: a batch that is too large for memory fails first."""
+    """Batches for scoring, as lists of indices, longest first, so that memory runs out at once or never."""
     order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
 def pad(sequences, value, device="cpu"):
-    """Token lists -> input_ids (B, L) int64, padded with `value` to the longest, and mask (B, L), None if all are equal.
+    """Token lists -> input_ids (B, L) int64, padded with `value` on the right, and mask (B, L) bool.
 
-    Without padding the mask says nothing, and attention without one is faster.
+    The mask is None if nothing is padded, because attention without a mask is faster.
     """
     longest = max(map(len, sequences))
     ids = torch.tensor([tokens + [value] * (longest - len(tokens)) for tokens in sequences])
@@ -54,7 +52,7 @@ def pad(sequences, value, device="cpu"):
 
 
 def padding_share(lengths, batches):
-    """The part of all positions in these batches that is padding, between 0 and 1."""
+    """The share of the positions in these batches that is padding."""
     used = sum(lengths[i] for batch in batches for i in batch)
     return 1 - used / sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
 
@@ -77,11 +75,12 @@ class Batches:
 
     def __str__(self):
         batches = [batch for group in self.epoch(0) for batch in group]
-        return f"{sum(self.lengths):,} tokens, {padding_share(self.lengths, batches):.1%} padding in their batches"
+        padding = padding_share(self.lengths, batches)
+        return f"{sum(self.lengths):,} tokens, {padding:.1%} padding in their batches"
 
 
 class Tokens:
-    """Token lists, as a model takes them: tokens(indices) -> (input_ids (B, L), mask (B, L) or None) on `device`."""
+    """Token lists as a model takes them: tokens(indices) -> (input_ids (B, L), mask (B, L) or None)."""
 
     def __init__(self, tokens, pad_token, device):
         self.tokens, self.pad_token, self.device = tokens, pad_token, device

@@ -1,4 +1,4 @@
-"""Official files, fetched once into a cache, checked, and unpacked."""
+"""Fetches official files once into a cache, checks them and unpacks them."""
 
 import hashlib
 import http.client
@@ -18,15 +18,15 @@ WAYS_OUT = "connect to the network, name local files with --model DIR --data DIR
 
 
 def cache():
-    """Where fetched data is kept: $XDG_CACHE_HOME/hut, or ~/.cache/hut."""
+    """The folder for fetched data: $XDG_CACHE_HOME/hut, or ~/.cache/hut."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hut"
 
 
 def fetch(url, path, sha256):
-    """Downloads `url` to `path` unless it is there already; under a temporary name until size and sha256 are right.
+    """Downloads `url` to `path`, unless that exists, under a temporary name until size and sha256 are right.
 
-    With sha256=None the digest is printed and not checked. Raises UserError if the address can't be reached,
-    the file is cut off, or its digest differs.
+    With sha256=None, the digest is printed and not checked. Raises UserError if the URL can't be reached, the
+    file is cut off or the digest differs.
     """
     if path.exists():
         return
@@ -62,31 +62,24 @@ def fetch(url, path, sha256):
 
 
 def unpack(archive, folder):
-    """Unpacks the one top folder of a zip as `folder`, all or nothing.
+    """Unpacks the only top folder of a zip as `folder`, all of it or nothing.
 
-    Raises UserError for a damaged archive or a name in it that leads out of the folder.
+    Raises UserError if the archive is damaged or a name in it leads out of the folder.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         try:
             with zipfile.ZipFile(archive) as content:
                 for name in content.namelist():
-                    if (
-                        name.startswith(("/", "\\"))
-                        or ".." in Path(name.replace("\\", "/")).parts
-                        or ":" in name
-                    ):
+                    plain = name.replace("\\", "/")
+                    if plain.startswith("/") or ".." in plain.split("/") or ":" in plain:
                         raise UserError(f"{archive}: '{name}' leads out of the folder; nothing was unpacked")
                 content.extractall(temporary)
         except (zipfile.BadZipFile, EOFError) as error:
             raise UserError(f"{archive}: not a whole zip file ({error}): delete it and try again") from None
         tops = [entry for entry in Path(temporary).iterdir() if entry.name != "__MACOSX"]
         if len(tops) != 1 or not tops[0].is_dir():
-            raise UserError(
-                f"{archive}: expected one folder in it, found {sorted(entry.name for entry in tops)}"
-            )
-        if folder.exists():
-            shutil.rmtree(
-                folder
-            )  # left by something that was interrupted: whoever calls has found it incomplete
+            raise UserError(f"{archive}: expected one folder, found {sorted(entry.name for entry in tops)}")
+        if folder.exists():  # the caller found it incomplete
+            shutil.rmtree(folder)
         os.replace(tops[0], folder)

@@ -1,4 +1,4 @@
-"""The E2E NLG Challenge (Novikova et al., 2017): its files -> meaning representations and references -> tokens."""
+"""Reads the files of the E2E NLG Challenge (Novikova et al., 2017) and encodes their examples."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from data.download import cache, fetch
 
 
 class Example(NamedTuple):
-    """A meaning representation in linearised form, and one sentence (or more) that says it."""
+    """A meaning representation in linearised form, and a text that expresses it."""
 
     context: str
     reference: str
@@ -24,19 +24,17 @@ RENAMED = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family f
 
 
 def linearise(representation):
-    """'name[Alimentum], priceRange[£20-25]' -> 'name : Alimentum | price : £ 20 - 25', as LoRA's training files have it.
+    """'name[Alimentum], priceRange[£20-25]' -> 'name : Alimentum | price : £ 20 - 25', as in LoRA's files.
 
-    The values are tokenised there, which changes prices in pounds and nothing else. Raises ValueError if the
+    The values in these files are tokenised, which changes only prices in pounds. Raises ValueError if the
     representation is not a list of slot[value].
     """
     slots = re.findall(r"(?:^|, )([\w ]+)\[([^\[\]]+)\]", representation)
     if not slots or ", ".join(f"{slot}[{value}]" for slot, value in slots) != representation.strip():
         raise ValueError(f"meaning representation '{representation}': expected slot[value], slot[value], …")
-    unknown = [slot for slot, _ in slots if slot not in SLOTS]
-    if unknown:
-        raise ValueError(
-            f"meaning representation '{representation}': no slot '{unknown[0]}': expected {', '.join(SLOTS)}"
-        )
+    if unknown := [slot for slot, _ in slots if slot not in SLOTS]:
+        problem = f"meaning representation '{representation}': no slot '{unknown[0]}'"
+        raise ValueError(f"{problem}: expected {', '.join(SLOTS)}")
     return " | ".join(f"{RENAMED.get(slot, slot)} : {tokenised(value)}" for slot, value in slots)
 
 
@@ -45,7 +43,7 @@ def tokenised(value):
 
 
 def read(path):
-    """The examples of one file, official (.csv) or linearised. Raises UserError with file and line for a bad one."""
+    """The examples of one file, official (.csv) or linearised. Raises UserError naming the file and line."""
     text = read_text(path, "name a folder of E2E files, official or linearised, with --data DIR")
     examples = list(_read_csv(path, text) if str(path).endswith(".csv") else _read_linearised(path, text))
     if not examples:
@@ -59,20 +57,16 @@ def _read_csv(path, text):
     try:
         header = next(reader, [])
         if not {"mr", "ref"} <= set(header):
-            raise UserError(f"{path}:1: columns {header}: expected mr, ref")
+            raise ValueError(f"columns {header}: expected mr, ref")
         mr, ref = header.index("mr"), header.index("ref")
         line = reader.line_num + 1
         for row in reader:
             if len(row) <= max(mr, ref) or not row[ref].strip():
-                raise UserError(f"{path}:{line}: expected a meaning representation and a reference")
+                raise ValueError("expected a meaning representation and a reference")
             # two of the official references hold line breaks inside their quotes
             yield Example(linearise(row[mr]), re.sub(r"\s*[\r\n]+\s*", " ", row[ref].strip()))
             line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{path}:{line}: {error}") from None
-    except UserError:
-        raise
-    except ValueError as error:
+    except (csv.Error, ValueError) as error:
         raise UserError(f"{path}:{line}: {error}") from None
 
 
@@ -85,7 +79,10 @@ def _read_linearised(path, text):
 
 
 def load(data=None, train_file=None, dev_file=None, splits=("train", "dev", "test")):
-    """{split: examples} from a folder of official or of linearised files; without one the official ones are fetched."""
+    """{split: examples} from a folder of official or linearised files, fetched if `data` is None.
+
+    `train_file` and `dev_file` take the place of the folder's.
+    """
     given = {"train": train_file, "dev": dev_file}
     folder = Path(data) if data else None
     found = {}
@@ -100,7 +97,7 @@ def load(data=None, train_file=None, dev_file=None, splits=("train", "dev", "tes
 
 
 def grouped(examples):
-    """{context: its references}, in the order of the file."""
+    """{context: [reference, …]}, in the order of the examples."""
     groups = {}
     for example in examples:
         groups.setdefault(example.context, []).append(example.reference)
@@ -108,19 +105,17 @@ def grouped(examples):
 
 
 def is_tokenised(examples):
-    """Whether the references are the tokenised ones of the linearised files ("city centre ."), by their full stops.
+    """Whether most references have a space before the full stop, as in the linearised files.
 
-    The same output scores BLEU .66 against raw references and .67 against tokenised ones, so every score says
-    which.
+    Scores depend on this: the same output has BLEU .66 against raw references and .67 against tokenised ones.
     """
-    apart = sum(example.reference.endswith(" .") for example in examples)
-    return apart > len(examples) / 2
+    return sum(example.reference.endswith(" .") for example in examples) > len(examples) / 2
 
 
 def encode(tokenizer, examples, end_token, max_len):
-    """[(prompt, completion)] token ids: context and <|endoftext|>; " " and reference and <|endoftext|>.
+    """[(prompt, completion)] token ids: context and end token; a space, reference and end token.
 
-    What is longer than `max_len` together is cut at the end of the completion.
+    A pair longer than `max_len` loses the end of its completion.
     """
     prompts = tokenizer.encode_batch([example.context for example in examples])
     completions = tokenizer.encode_batch([" " + example.reference for example in examples])
@@ -137,7 +132,7 @@ SHA256 = {
 
 
 def download(folder=None, release=RELEASE):
-    """Fetches the official files into `folder` (the cache), unless they are there; returns `folder`."""
+    """Fetches the official files that `folder` (default: the cache) lacks. Returns `folder`."""
     folder = folder or cache() / "e2e"
     for name, digest in SHA256.items():
         fetch(release + name, folder / name, digest)

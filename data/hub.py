@@ -1,4 +1,4 @@
-"""A checkpoint's hub name or directory -> a local directory in HuggingFace's layout, its model's class, its tokenizer."""
+"""Finds a checkpoint, by hub name or directory: its directory, its model's class, its tokenizer."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ MODELS = {  # config.json's model_type: the classes that stand for it, by what a
 
 
 def open_checkpoint(name_or_directory, use, mini):
-    """(directory, the class for `use`, configuration, tokenizer) of a checkpoint; `mini` is the bundled one's place.
+    """A checkpoint's (directory, class for `use`, configuration, tokenizer); `mini` is where the bundled one is.
 
     Raises UserError as `checkpoint` and `load_tokenizer` do, and for a model that MODELS does not have for
     this use.
@@ -38,62 +38,57 @@ def open_checkpoint(name_or_directory, use, mini):
 
 
 def checkpoint(name_or_directory):
-    """The directory of a checkpoint; a hub name (`roberta-large`, `gpt2-medium`) is fetched by huggingface_hub.
+    """The directory of a checkpoint; huggingface_hub fetches a hub name (`roberta-large`, `gpt2-medium`).
 
-    So the user's cache, mirror (HF_ENDPOINT), token and offline setting (HF_HUB_OFFLINE) are honoured. Raises
-    UserError if there is neither such a directory nor such a name, the hub can't be reached, or it has no
-    PyTorch weights.
+    It respects the user's cache, mirror (HF_ENDPOINT), token and offline setting (HF_HUB_OFFLINE).
+    Raises UserError if there is no such directory or hub name, if the hub can't be reached, or if it has no
+    PyTorch weights for this name.
     """
     if Path(name_or_directory).is_dir():
         return Path(name_or_directory)
-    import huggingface_hub  # takes a second to import, and local directories do not need it
+    import huggingface_hub  # not at the top: this import takes a second
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # its retries would come before our one line
+    logging.set_verbosity_error()  # hides the lines about retries
     try:
         for file in FILES:
             path = huggingface_hub.hf_hub_download(name_or_directory, file)
+        return Path(path).parent
     except HFValidationError:
-        raise UserError(f"--model {name_or_directory}: no such directory, and not a hub name") from None
+        problem = "no such directory, and not a hub name"
     except LocalEntryNotFoundError:
         where = huggingface_hub.constants.ENDPOINT
-        raise UserError(f"--model {name_or_directory}: {where} could not be reached, or HF_HUB_OFFLINE is set and "
-                        f"{file} is not in the cache: {WAYS_OUT}") from None  # fmt: skip
+        missing = f"HF_HUB_OFFLINE is set and {file} is not in the cache"
+        problem = f"{where} could not be reached, or {missing}: {WAYS_OUT}"
     except EntryNotFoundError:
-        weights = file == "pytorch_model.bin"
-        problem = "only weights in another format (safetensors is not read here)" if weights else f"no {file}"
-        raise UserError(
-            f"--model {name_or_directory}: this repository has {problem}: choose another checkpoint"
-        ) from None
+        hint = " (safetensors is not read here)" if file == "pytorch_model.bin" else ""
+        problem = f"no {file}{hint}: choose another checkpoint"
     except OSError as error:
-        raise UserError(f"--model {name_or_directory}: {str(error).splitlines()[0]}") from None
-    return Path(path).parent
+        problem = str(error).splitlines()[0]
+    raise UserError(f"--model {name_or_directory}: {problem}")
 
 
 def load_tokenizer(directory, vocab_size):
-    """The tokenizer.json of a checkpoint. Raises UserError if there is none, or it has more tokens than `vocab_size`."""
+    """A checkpoint's tokenizer. Raises UserError if it is missing or has more than `vocab_size` tokens."""
     path = Path(directory) / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file: expected the checkpoint's tokenizer")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises this very class
+    except Exception as error:  # the library raises no narrower class
         raise UserError(f"{path}: not a tokenizer ({error})") from None
-    if tokenizer.get_vocab_size() > vocab_size:
-        raise UserError(
-            f"{path}: {tokenizer.get_vocab_size()} tokens: the model's embedding has {vocab_size}"
-        )
+    if (size := tokenizer.get_vocab_size()) > vocab_size:
+        raise UserError(f"{path}: {size} tokens: the model's embedding has {vocab_size}")
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
 
 
 def copy_tokenizer(source, target):
-    """Puts a checkpoint's tokenizer.json beside exported weights, and says that it is all there is of the tokenizer.
+    """Copies a checkpoint's tokenizer.json to exported weights, and writes a tokenizer_config.json.
 
-    Without the second file transformers guesses a class from the model's type, and may build another
-    tokenizer.
+    Without the second file, transformers picks a tokenizer by the model's type, which may split differently.
     """
     shutil.copyfile(source / "tokenizer.json", target / "tokenizer.json")
     tokenizer = Tokenizer.from_file(str(target / "tokenizer.json"))

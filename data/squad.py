@@ -1,4 +1,4 @@
-"""SQuAD v1.1 (Rajpurkar et al., 2016): its files -> questions -> windows of tokens -> the answer in the original text."""
+"""SQuAD v1.1 (Rajpurkar et al., 2016): files -> questions -> windows of tokens -> answers in the text."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from data.download import cache, fetch
 
 
 class Question(NamedTuple):
-    """A question about a text, and its right answers: each (the character of the text it starts at, its words)."""
+    """A question about a text, `context`. Each answer is (its first character in the text, its words)."""
 
     id: str
     text: str
@@ -22,28 +22,24 @@ class Question(NamedTuple):
 
 
 class Window(NamedTuple):
-    """A question and as much of its text as fits: token ids, and which of them are of the text.
+    """The token ids of a question and as much of its text as fits."""
 
-    `first` is the place of the first token of the text in `ids`, and `offsets` (n, 2) holds, for each of the
-    n tokens of the text from there on, the characters of the text that it stands for.
-    """
-
-    question: int
+    question: int  # the number of the question
     ids: list[int]
-    first: int
-    offsets: np.ndarray
+    first: int  # the place in `ids` of the text's first token
+    offsets: np.ndarray  # (n, 2): the characters of the text that each of its n tokens covers, as a range
 
 
 FILES = {"train": "train-v1.1.json", "dev": "dev-v1.1.json"}
-MAX_ANSWER = 30  # tokens; as in BERT's and transformers' scripts
+MAX_ANSWER = 30  # tokens, as in BERT's and transformers' scripts
 
-# ------------------------------------------------------------------------------------------------ reading
+# ---------------------------------------------------------------- reading
 
 
 def read(path):
-    """The questions of one file, in its order. Raises UserError that names file, article, paragraph and question.
+    """The questions of one file. Raises UserError that names the file, article, paragraph and question.
 
-    Every answer has to stand in the text where the file says that it stands.
+    Every answer has to be in the text at the place that the file gives.
     """
     text = read_text(path, "name a folder of SQuAD v1.1 files with --data DIR")
     try:
@@ -51,17 +47,16 @@ def read(path):
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
     questions, seen = [], set()
-    for a, article in enumerate(_list(content, "data", path), 1):
+    for a, article in enumerate(_field(content, "data", list, path), 1):
         title = article.get("title") if isinstance(article, dict) else None
         where = f"{path}: article {a}" + (f" ({title})" if title else "")
-        for p, paragraph in enumerate(_list(article, "paragraphs", where), 1):
-            context = _string(paragraph, "context", f"{where}, paragraph {p}")
-            for q, entry in enumerate(_list(paragraph, "qas", f"{where}, paragraph {p}"), 1):
-                question = _question(entry, context, f"{where}, paragraph {p}, question {q}")
+        for p, paragraph in enumerate(_field(article, "paragraphs", list, where), 1):
+            here = f"{where}, paragraph {p}"
+            context = _field(paragraph, "context", str, here)
+            for q, entry in enumerate(_field(paragraph, "qas", list, here), 1):
+                question = _question(entry, context, f"{here}, question {q}")
                 if question.id in seen:
-                    raise UserError(
-                        f"{where}, paragraph {p}, question {q}: id '{question.id}' occurs twice in the file"
-                    )
+                    raise UserError(f"{here}, question {q}: id '{question.id}' occurs twice in the file")
                 seen.add(question.id)
                 questions.append(question)
     if not questions:
@@ -70,47 +65,34 @@ def read(path):
 
 
 def _question(entry, context, where):
-    id_, text = _string(entry, "id", where), _string(entry, "question", where)
+    id_, text = _field(entry, "id", str, where), _field(entry, "question", str, where)
     answers = []
-    for answer in _list(entry, "answers", where):
-        words, start = _string(answer, "text", where), answer.get("answer_start")
-        if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-            raise UserError(
-                f"{where}: answer_start is {start!r}: expected a character's number in the context"
-            )
-        if context[start : start + len(words)] != words:
-            found = context[start : start + len(words)]
-            raise UserError(
-                f"{where}: answer '{words}' is not at character {start} of the context, '{found}' is"
-            )
+    for answer in _field(entry, "answers", list, where):
+        words, start = _field(answer, "text", str, where), answer.get("answer_start")
+        if not isinstance(start, int) or start < 0:
+            raise UserError(f"{where}: answer_start is {start!r}: expected the number of a character")
+        if (found := context[start : start + len(words)]) != words:
+            raise UserError(f"{where}: answer '{words}' is not at character {start}: found '{found}'")
         answers.append((start, words))
     if not answers:
-        raise UserError(f"{where}: no answer: expected one or more, as in v1.1 (v2.0 has questions without)")
+        raise UserError(f"{where}: no answer: expected one or more, as in v1.1 (unlike v2.0)")
     return Question(id_, text, context, tuple(answers))
 
 
-def _list(entry, key, where):
+def _field(entry, key, kind, where):
+    """entry[key], a list or a text that is not blank. Raises UserError for anything else."""
     value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, list):
-        raise UserError(f"{where}: no list '{key}': expected the layout of SQuAD v1.1")
-    return value
-
-
-def _string(entry, key, where):
-    value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where}: no text '{key}': expected the layout of SQuAD v1.1")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: '{key}' holds half a character, at {error.start}: expected UTF-8"
-        ) from None
+    if not isinstance(value, kind) or (kind is str and not value.strip()):
+        name = "text" if kind is str else "list"
+        raise UserError(f"{where}: no {name} '{key}': expected the layout of SQuAD v1.1")
     return value
 
 
 def load(data=None, train_file=None, dev_file=None, splits=("train", "dev")):
-    """{split: questions} from a folder of official files; without one they are fetched once into the cache."""
+    """{split: questions} from a folder of official files, fetched if `data` is None.
+
+    `train_file` and `dev_file` take the place of the folder's.
+    """
     given = {"train": train_file, "dev": dev_file}
     folder = Path(data) if data else None
     found = {}
@@ -131,53 +113,50 @@ SHA256 = {
 
 
 def download(folder=None, release=RELEASE, names=None):
-    """Fetches the official files, or `names` of them, into `folder` (the cache), unless they are there; returns `folder`."""
+    """Fetches the official files, or `names`, that `folder` (default: the cache) lacks. Returns `folder`."""
     folder = folder or cache() / "squad"
     for name in names or SHA256:
         fetch(release + name, folder / name, SHA256[name])
     return folder
 
 
-# ------------------------------------------------------------------------------------------------ tokens
+# ---------------------------------------------------------------- tokens
 
 
 def encode(tokenizer, questions, max_len, doc_stride):
-    """The windows of all questions, in their order: <s> question </s></s> text </s>, at most `max_len` tokens each.
+    """The windows of all questions: <s> question </s></s> text </s>, at most `max_len` tokens each.
 
-    A text that does not fit is read in several windows, each of which repeats `doc_stride` tokens of the one
-    before. Raises UserError for a question so long that a window could not go on.
+    A text that does not fit has several windows, each of which repeats `doc_stride` tokens of the one before.
+    Raises UserError if a question leaves no room for more than these.
     """
     texts = [question.text.strip() for question in questions]  # one official question has thousands of spaces
     added = tokenizer.num_special_tokens_to_add(is_pair=True)
     windows = []
-    for start in range(0, len(questions), 1000):  # not all at once: the tokenizer's own objects are large
+    for start in range(0, len(questions), 1000):  # not all at once, because the tokenizer's objects are large
         some = range(start, min(start + 1000, len(questions)))
         tokenizer.no_truncation()
-        for i, encoding in zip(
-            some, tokenizer.encode_batch([texts[i] for i in some], add_special_tokens=False), strict=True
-        ):
+        alone = tokenizer.encode_batch([texts[i] for i in some], add_special_tokens=False)
+        for i, encoding in zip(some, alone, strict=True):
             room = max_len - added - len(encoding.ids)
             if room <= doc_stride:
-                raise UserError(
-                    f"question {questions[i].id}: its {len(encoding.ids)} tokens leave {max(room, 0)} of {max_len} for the "
-                    f"text: expected more than --doc-stride {doc_stride}; raise --max-len or lower --doc-stride"
-                )
+                left = f"its {len(encoding.ids)} tokens leave {max(room, 0)} of {max_len} for the text"
+                expected = f"expected more than --doc-stride {doc_stride}; raise --max-len or lower that"
+                raise UserError(f"question {questions[i].id}: {left}: {expected}")
         tokenizer.enable_truncation(max_len, stride=doc_stride, strategy="only_second")
         pairs = [(texts[i], questions[i].context) for i in some]
         for i, encoding in zip(some, tokenizer.encode_batch(pairs), strict=True):
             for part in (encoding, *encoding.overflowing):
                 of_text = [place for place, sequence in enumerate(part.sequence_ids) if sequence == 1]
-                if of_text:  # none: a text of characters that the tokenizer drops
-                    first, last = of_text[0], of_text[-1]
-                    windows.append(
-                        Window(i, part.ids, first, np.array(part.offsets[first : last + 1], np.int32))
-                    )
+                if of_text:  # the tokenizer may drop all characters of a text
+                    offsets = np.array(part.offsets[of_text[0] : of_text[-1] + 1], np.int32)
+                    windows.append(Window(i, part.ids, of_text[0], offsets))
     return windows
 
 
 def target(window, answer):
-    """(first, last) token in `window.ids` of the tightest span that covers the answer; (0, 0), the <s>, if not all of it
-    is in this window.
+    """(first, last) place in `window.ids` of the shortest span that covers the answer.
+
+    (0, 0), the <s>, stands for an answer that is not entirely in this window.
     """
     start, words = answer
     start, end = start + len(words) - len(words.lstrip()), start + len(words.rstrip())
@@ -188,13 +167,13 @@ def target(window, answer):
 
 
 def cut(context, window, first, last):
-    """The original text of the tokens from `first` to `last` of the window, both included."""
+    """The original text of the window's tokens from `first` to `last`, both included."""
     start, end = window.offsets[first - window.first, 0], window.offsets[last - window.first, 1]
-    return context[start:end].strip()  # some tokenizers count the space before a word to it
+    return context[start:end].strip()  # in some tokenizers a word's token covers the space before it
 
 
 def unreachable(questions, windows):
-    """How many questions have no answer that is, character by character, a span of up to MAX_ANSWER tokens of a window."""
+    """The number of questions without an answer that is exactly a span of up to MAX_ANSWER tokens."""
     reached = set()
     for window in windows:
         context, answers = questions[window.question].context, questions[window.question].answers
@@ -205,11 +184,11 @@ def unreachable(questions, windows):
     return len(questions) - len(reached)
 
 
-# ------------------------------------------------------------------------------------------------ logits, answers
+# ---------------------------------------------------------------- answers
 
 
 def batch_of(windows, pad_token, device):
-    """Windows -> input_ids (B, L), their mask (B, L) or None, and where (B, L) an answer can be: in the text."""
+    """Windows -> input_ids (B, L), mask (B, L) or None, and the text's tokens, of_text (B, L) bool."""
     ids, mask = pad([window.ids for window in windows], pad_token, device)
     place = torch.arange(ids.shape[1], device=device)
     first = torch.tensor([window.first for window in windows], device=device)[:, None]
@@ -218,10 +197,9 @@ def batch_of(windows, pad_token, device):
 
 
 def log_probabilities(logits, of_text):
-    """(B, L) logits of a start or an end -> log-probabilities: of the text's tokens, and of <s> for "not in this window".
+    """Logits (B, L) of a start or an end -> log-probabilities, -inf outside the text and <s>.
 
-    Question, other special tokens and padding are masked out: -inf. As each window has the choice to say that
-    it does not hold the answer, the probabilities of a question's windows can be compared.
+    <s> stands for "not in this window", so that the probabilities of a question's windows can be compared.
     """
     allowed = of_text.clone()
     allowed[:, 0] = True
@@ -229,16 +207,13 @@ def log_probabilities(logits, of_text):
 
 
 def best_spans(start, end, of_text):
-    """The likeliest span of up to MAX_ANSWER tokens of each window: first (B,), last (B,), its log-probability (B,).
+    """Each window's likeliest span of up to MAX_ANSWER tokens: first (B,), last (B,), log-probability (B,).
 
-    start, end: (B, L) log-probabilities; of_text: (B, L). All pairs are compared, not only those of n best
-    ends.
+    start, end: (B, L) log-probabilities; of_text: (B, L). All pairs of start and end are compared.
     """
     length = start.shape[1]
-    scores = (
-        start.masked_fill(~of_text, -torch.inf)[:, :, None]
-        + end.masked_fill(~of_text, -torch.inf)[:, None, :]
-    )
+    start, end = (t.masked_fill(~of_text, -torch.inf) for t in (start, end))
+    scores = start[:, :, None] + end[:, None, :]
     in_order = torch.ones(length, length, dtype=torch.bool, device=start.device).triu().tril(MAX_ANSWER - 1)
     best, place = scores.masked_fill(~in_order, -torch.inf).flatten(1).max(1)
     return place // length, place % length, best

@@ -36,7 +36,7 @@ class RunFolder(NamedTuple):
     result: dict | None  # result.json; None if the run has not finished
 
 
-# ------------------------------------------------------------------------------------------------ reading
+# ---------------------------------------------------------------- reading
 
 
 def parse(content, where, *keys):
@@ -101,7 +101,7 @@ def scored_cells(content):
     return [c for c in content["cells"] if c.get("mean", {}).get(MAIN_SCORES.get(c.get("task"))) is not None]
 
 
-# ------------------------------------------------------------------------------------------------ drawing
+# ---------------------------------------------------------------- drawing
 
 
 class Axis:
@@ -188,7 +188,7 @@ def scatter(title, x_title, points, width=480, height=290, log=False, style=""):
     return svg(width, height, f"{title}: {x_title}", parts + dots)
 
 
-# ------------------------------------------------------------------------------------------------ figures
+# ---------------------------------------------------------------- figures
 
 
 def figure(drawings, caption):
@@ -369,7 +369,7 @@ def r_finding(content):
     return [figure(drawings, caption)] if drawings else []
 
 
-# ------------------------------------------------------------------------------------------------ sections
+# ---------------------------------------------------------------- sections
 
 
 def paragraph(words):
@@ -484,7 +484,7 @@ def runs_section(number, runs):
     )
 
 
-# ------------------------------------------------------------------------------------------------ main
+# ---------------------------------------------------------------- main
 
 
 def report(tables, runs, root):

@@ -1,11 +1,10 @@
-"""T5 v1.0 in one file: configuration, relative positions, attention, block, the model on both sides, decoding.
+"""T5 v1.0 (Raffel et al., 2020): an encoder-decoder whose linear and normalisation layers have no biases.
 
-An encoder-decoder (Raffel et al., 2020) without biases. Blocks read normalised copies of what they add to
-(pre-norm), by the root mean square alone; attention scores are not scaled, and get a learned bias by the
-distance between two tokens, the same in all blocks of a side; the feed-forward layer is a ReLU; the output
-layer is the word embeddings, scaled. As in model.py, the linear layers of a block are `q k v o u d`, and a
-block of the decoder has a second attention, `cross`. Shapes: B batch, m tokens of the source, n of the
-target, L either, d width, V vocabulary.
+Each layer reads its input normalised by the root mean square alone and is added to it (pre-norm). Attention
+scores are not scaled. They get a learned bias for the distance between the two tokens, which all blocks of
+the encoder share, and all blocks of the decoder. The feed-forward layer uses ReLU. The output layer is the
+word embeddings, scaled. As in model.py, the linear layers of a block are `q k v o u d`; a decoder block has a
+second attention, `cross`. Shapes: B batch, m source tokens, n target tokens, L either, d width, V vocabulary.
 """
 
 import math
@@ -16,16 +15,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model import Past, Pretrained, beam_search, greedy_search
+from model import Past, Pretrained, beam_search, decode_all, extend_visible, greedy_search, split_heads
 
 
 @dataclass
 class T5Config:
-    """Sizes of a T5 (Raffel et al., 2020); the fields have the names that HuggingFace's config.json gives them."""
+    """Sizes of a T5, named as in HuggingFace's config.json."""
 
     vocab_size: int = 32128
     d_model: int = 768
-    d_kv: int = 64  # of one head; heads × d_kv need not be d_model
+    d_kv: int = 64  # the width of a head; num_heads × d_kv may differ from d_model
     d_ff: int = 3072
     num_layers: int = 12
     num_decoder_layers: int | None = None  # None: num_layers
@@ -45,34 +44,34 @@ T5_BASE = T5Config()
 T5_LARGE = T5Config(d_model=1024, d_ff=4096, num_layers=24, num_heads=16)
 T5_3B = T5Config(d_model=1024, d_ff=16384, num_layers=24, num_heads=32, d_kv=128)
 
-# Of a score that is not to count. Finite, so that where nothing may be seen attention is no not-a-number;
-# beside any score that counts its exponential is exactly zero.
+# The attention score of a masked key. Its softmax is exactly 0 beside any other score, and because it is
+# finite, a query all of whose keys are masked gives no NaN.
 MASKED = -1e9
 
 
 def buckets(distance, bidirectional, number, farthest):
-    """Which bias belongs to each distance (…) int64, key's position − query's: bucket numbers (…), from 0 to `number` − 1.
+    """The bucket, from 0 to `number` − 1, of each distance (…) int64: the key's position − the query's.
 
-    Half of the buckets hold one distance each, the others grow with its logarithm up to `farthest`; beyond it
-    all share the last. A bidirectional side has half of all for keys behind the query; a decoder sees none of
-    these.
+    The first half of the buckets hold one distance each. The others grow logarithmically up to `farthest`,
+    and the last one also holds all distances beyond. If `bidirectional`, half of all buckets are for keys
+    after the query; otherwise no such keys are seen.
     """
-    behind = torch.zeros_like(distance)
+    offset = torch.zeros_like(distance)
     if bidirectional:
         number //= 2
-        behind = (distance > 0) * number
+        offset = (distance > 0) * number
         distance = distance.abs()
     else:
         distance = (-distance).clamp(min=0)
     exact = number // 2
     growth = torch.log(distance.clamp(min=1) / exact) / math.log(farthest / exact) * (number - exact)
-    return behind + torch.where(distance < exact, distance, (exact + growth.long()).clamp(max=number - 1))
+    return offset + torch.where(distance < exact, distance, (exact + growth.long()).clamp(max=number - 1))
 
 
 class T5Attention(nn.Module):
-    """Multi-head self-attention: x (B, L, d), bias (B or 1, n_head, L or 1, S), added to the scores -> (B, L, d).
+    """Multi-head self-attention: x (B, L, d), score bias (B or 1, n_head, L or 1, S) -> (B, L, d).
 
-    With a `past`, x sees S columns: those that are in it, and then its own, which are added to it.
+    With a `past`, the L columns of x are appended to it, and x attends to all S columns that it then has.
     """
 
     def __init__(self, config):
@@ -84,9 +83,7 @@ class T5Attention(nn.Module):
         self.o = nn.Linear(inner, d, bias=False)
 
     def heads(self, t):
-        return t.unflatten(-1, (self.n_head, -1)).transpose(
-            1, 2
-        )  # (B, L, n_head d_kv) -> (B, n_head, L, d_kv)
+        return split_heads(t, self.n_head)  # (B, n_head, L, d_kv)
 
     def keys_values(self, x):
         return self.heads(self.k(x)), self.heads(self.v(x))
@@ -101,9 +98,10 @@ class T5Attention(nn.Module):
 
 
 class T5CrossAttention(T5Attention):
-    """The decoder's attention to the encoder's output: x (B, n, d), keys and values of all m tokens of that, mask
-    (B, 1, 1, m) float or None -> (B, n, d), and the weights (B, n_head, n, m), which READ needs: so they are
-    written out.
+    """The decoder's attention to the encoder's output, written out because READ needs the weights.
+
+    x (B, n, d), the source's keys and values, (B, n_head, m, d_kv) each, and mask (B, 1, 1, m) float or None
+    -> (B, n, d), and the weights (B, n_head, n, m).
     """
 
     def forward(self, x, keys_values, mask):
@@ -115,10 +113,10 @@ class T5CrossAttention(T5Attention):
 
 
 class T5Block(nn.Module):
-    """Self-attention, in the decoder cross-attention, then feed-forward: x (B, L, d) -> (B, L, d), cross weights or None.
+    """Self-attention, in the decoder cross-attention, then feed-forward.
 
-    A block of the decoder takes the encoder's output `memory` (B, m, d), or the keys and values that its
-    cross-attention has made of it before, `crossed`.
+    x (B, L, d) -> (B, L, d), and the weights of cross-attention or None. A decoder block takes the encoder's
+    output `memory` (B, m, d), or the keys and values already computed from it, `crossed`.
     """
 
     def __init__(self, config, is_decoder):
@@ -147,24 +145,22 @@ class T5Block(nn.Module):
 
 
 class T5Side(nn.Module):
-    """The encoder or the decoder: its blocks, the biases that they share, and the last norm."""
+    """The encoder or the decoder: its blocks, the position bias that they share, and the last norm."""
 
     def __init__(self, config, is_decoder):
         super().__init__()
-        self.scheme = (
-            not is_decoder,
-            config.relative_attention_num_buckets,
-            config.relative_attention_max_distance,
-        )
-        self.position = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
+        number = config.relative_attention_num_buckets
+        self.scheme = not is_decoder, number, config.relative_attention_max_distance  # arguments of `buckets`
+        self.position = nn.Embedding(number, config.num_heads)
         self.dropout, self.last_dropout = nn.Dropout(config.dropout_rate), nn.Dropout(config.dropout_rate)
         layers = config.num_decoder_layers if is_decoder and config.num_decoder_layers else config.num_layers
         self.blocks = nn.ModuleList(T5Block(config, is_decoder) for _ in range(layers))
         self.norm = nn.RMSNorm(config.d_model, eps=config.layer_norm_epsilon)
 
     def bias(self, queries, keys, visible=None):
-        """Positions (L,) and (S,), and which keys may be seen, (…, L, S) bool -> what is added to each head's scores:
-        (…, n_head, L, S), with 1 for … where there is no `visible`.
+        """Positions (L,) and (S,), `visible` (…, L, S) bool -> the bias of the scores, (…, n_head, L, S).
+
+        Without `visible`, every key is seen, and … is 1.
         """
         bias = self.position(buckets(keys - queries[:, None], *self.scheme)).permute(2, 0, 1)[None]
         return bias if visible is None else bias.masked_fill(~visible[..., None, :, :], MASKED)
@@ -186,32 +182,32 @@ class T5Side(nn.Module):
         return self.last_dropout(self.norm(x))
 
     def caches(self, memory, columns):
-        """Of each block: room for the keys and values of `columns` tokens, and those of the memory (B, m, d)."""
+        """For each block, an empty Past of `columns` columns, and the keys and values of memory (B, m, d)."""
         crossed = [block.cross.keys_values(memory) for block in self.blocks]
         return [Past((*k.shape[:2], columns, k.shape[3]), k) for k, _ in crossed], crossed
 
 
 class Source(NamedTuple):
-    """What the decoder reads of an encoded batch."""
+    """An encoded batch, as the decoder reads it."""
 
-    memory: torch.Tensor  # (B, m, d), the encoder's output, behind its last norm
+    memory: torch.Tensor  # (B, m, d), the encoder's output after its last norm
     mask: torch.Tensor | None  # (B, 1, 1, m): 0, or MASKED for padding
     states: list[torch.Tensor]  # each block's output, (B, m, d)
-    extra: torch.Tensor | list | None = None  # READ's, which follows the batch
+    extra: torch.Tensor | list | None = None  # the adapter's own tensors, with a row for each source
 
 
 class States(NamedTuple):
-    """What `return_states` returns: each block's output, before the last norm, and the decoder's cross-attention."""
+    """Each block's output, before the last norm, and the weights of each block's cross-attention."""
 
     encoder: list[torch.Tensor]  # (B, m, d) each
     decoder: list[torch.Tensor]  # (B, n, d) each
-    cross: list[torch.Tensor]  # (B, n_head, n, m) each: behind the softmax, zero on padding
+    cross: list[torch.Tensor]  # (B, n_head, n, m) each: after the softmax, zero on padding
 
 
 class T5(Pretrained):
-    """model(input_ids (B, m) int64, attention_mask (B, m) or None, decoder_input_ids (B, n)) -> logits (B, n, V).
+    """model(input_ids (B, m), attention_mask (B, m) or None, decoder_input_ids (B, n)) -> logits (B, n, V).
 
-    The source may be padded on the right, the target too: no token of it sees what comes after it.
+    Both sides may be padded on the right. The target needs no mask: no token sees what comes after it.
     With `return_states=True`: (logits, States).
     """
 
@@ -245,12 +241,11 @@ class T5(Pretrained):
         "decoder.blocks.{}.d": "decoder.block.{}.layer.2.DenseReluDense.wo",
         "decoder.norm": "decoder.final_layer_norm",
     }
-    # the published files hold this one bias of cross-attention, which nothing reads
+    # the published files hold a bias for cross-attention that no implementation reads
     DROPPED = ("decoder.block.{}.layer.1.EncDecAttention.relative_attention_bias",)
-    TIED = {
-        f"{name}.weight": "shared.weight"
-        for name in ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
-    }
+    TIED = dict.fromkeys(
+        ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"), "shared.weight"
+    )
 
     def __init__(self, config):
         super().__init__()
@@ -261,32 +256,22 @@ class T5(Pretrained):
 
     @property
     def blocks(self):
-        """Of both sides, for the methods that go into every block."""
+        """The blocks of both sides, for methods that adapt every block."""
         return [*self.encoder.blocks, *self.decoder.blocks]
 
     def _initialise(self):
-        """Normal, by T5's own rule: the queries take the factor 1 / sqrt(d_kv) that the scores are not scaled by."""
+        """T5's own normal start. Scores are not scaled by 1 / sqrt(d_kv), so the queries' weights are."""
         config = self.config
-        d, inner = config.d_model, config.num_heads * config.d_kv
-        spread = {
-            "word": 1.0,
-            "position": d**-0.5,
-            "q": (d * config.d_kv) ** -0.5,
-            "k": d**-0.5,
-            "v": d**-0.5,
-        }
-        spread |= {"o": inner**-0.5, "u": d**-0.5, "d": config.d_ff**-0.5}
+        spread = {"word": 1.0, "q": (config.d_model * config.d_kv) ** -0.5, "d": config.d_ff**-0.5}
+        spread["o"] = (config.num_heads * config.d_kv) ** -0.5
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(
-                    module.weight, std=config.initializer_factor * spread[name.rpartition(".")[2]]
-                )
+                std = spread.get(name.rpartition(".")[2], config.d_model**-0.5)
+                nn.init.normal_(module.weight, std=config.initializer_factor * std)
 
     def forward(self, input_ids, attention_mask=None, decoder_input_ids=None, return_states=False):
         if decoder_input_ids is None:
-            raise ValueError(
-                "decoder_input_ids is missing: expected the target, one place behind (see shifted)"
-            )
+            raise ValueError("decoder_input_ids is missing: expected the shifted target (see `shifted`)")
         source = self.encode(input_ids, attention_mask)
         positions = torch.arange(decoder_input_ids.shape[1], device=decoder_input_ids.device)
         places = positions, positions, positions <= positions[:, None]
@@ -299,12 +284,13 @@ class T5(Pretrained):
         return self.encoder(self.word(input_ids), attention_mask)
 
     def _decode(self, source, tokens, places, past=None, crossed=None):
-        """tokens (B, n) -> the output of each block (B, n, d), and the weights of each cross-attention (B, n_head, n, m).
+        """tokens (B, n) -> each block's output (B, n, d), and its cross-attention weights (B, n_head, n, m).
 
-        places  the tokens' positions, those of all that is in their past and themselves, and what is visible of these
-        past, crossed  of each block; see T5Decoder
+        places         the arguments of `T5Side.bias`
+        past, crossed  what `_caches` returns, in decoding
         """
-        bias, x, states, cross = self.decoder.bias(*places), self.decoder.dropout(self.word(tokens)), [], []
+        bias, x = self.decoder.bias(*places), self.decoder.dropout(self.word(tokens))
+        states, cross = [], []
         for i, block in enumerate(self.decoder.blocks):
             x, weights = block(x, bias, source.memory, source.mask, past and past[i], crossed and crossed[i])
             states.append(x)
@@ -315,72 +301,44 @@ class T5(Pretrained):
         return self.decoder.caches(source.memory, columns)
 
     def _last(self, source, states, weights):
-        """What the decoder's last norm reads, (B, n, d)."""
+        """The input of the decoder's last norm, (B, n, d)."""
         return states[-1]
 
     def _logits(self, x):
         return F.linear(self.decoder.finish(x) * self.config.d_model**-0.5, self.word.weight)
 
     def shifted(self, labels):
-        """labels (B, n) -> decoder_input_ids (B, n), that predict them: the start token, and all labels but the last."""
+        """labels (B, n) -> decoder_input_ids (B, n): the start token, then all labels but the last."""
         return F.pad(labels[:, :-1], (1, 0), value=self.config.decoder_start_token_id)
 
     def generate(
         self, sources, max_new_tokens, beam_size=1, length_penalty=1.0, no_repeat_ngram_size=0, batch_size=64
     ):
-        """The most probable output for each source, as beam search finds it; beam_size = 1 is greedy.
+        """The most probable output for each source that beam search finds; beam_size = 1 is greedy search.
 
-        sources               lists of token ids, of any lengths; `batch_size` of them, alike in length, run at a time
-        length_penalty        an output's score is its log probability / (its length in tokens ** length_penalty)
-        no_repeat_ngram_size  no n-gram of this size may come twice in the output; 0: all may
-        -> a list of outputs in the order of the sources: token ids, without the start and the end token.
-        Merge adapters into the model first, for speed. Raises ValueError for what cannot be decoded.
+        The arguments are those of `GPT2.generate` in model.py. No n-gram may occur twice in the output.
+        -> a list of outputs in the order of the sources: token ids without the start and the end token.
         """
-        self._check_generate(sources, max_new_tokens, beam_size, batch_size)
-        training, device, config = self.training, self.word.weight.device, self.config
-        outputs = [None] * len(sources)
-        by_length = sorted(range(len(sources)), key=lambda i: len(sources[i]))
-        self.eval()
-        with torch.inference_mode():
-            for start in range(0, len(sources), batch_size):
-                chosen = by_length[start : start + batch_size]
-                history = torch.full((len(chosen), 1), config.decoder_start_token_id, device=device)
-                decoder = T5Decoder(self, [sources[i] for i in chosen], beam_size, max_new_tokens)
-                search = (decoder, history, max_new_tokens, config.eos_token_id, no_repeat_ngram_size)
-                found = (
-                    greedy_search(*search)
-                    if beam_size == 1
-                    else beam_search(*search, beam_size, length_penalty)
-                )
-                for i, output in zip(chosen, found, strict=True):
-                    outputs[i] = output
-        self.train(training)
-        return outputs
 
-    def _check_generate(self, sources, max_new_tokens, beam_size, batch_size):
-        for name, value in (
-            ("max_new_tokens", max_new_tokens),
-            ("beam_size", beam_size),
-            ("batch_size", batch_size),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} is {value}: expected 1 or more")
-        for i, source in enumerate(sources):
-            if not source:
-                raise ValueError(f"source {i} is empty: expected one token at least")
-            wrong = [token for token in source if not 0 <= token < self.config.vocab_size]
-            if wrong:
-                raise ValueError(
-                    f"source {i} holds token {wrong[0]}: the vocabulary has {self.config.vocab_size}"
-                )
+        def complete(batch):
+            device, config = self.word.weight.device, self.config
+            history = torch.full((len(batch), 1), config.decoder_start_token_id, device=device)
+            decoder = T5Decoder(self, batch, beam_size, max_new_tokens)
+            search = decoder, history, max_new_tokens, config.eos_token_id, no_repeat_ngram_size
+            if beam_size == 1:
+                return greedy_search(*search)
+            return beam_search(*search, beam_size, length_penalty)
+
+        return decode_all(
+            self, complete, sources, batch_size, max_new_tokens=max_new_tokens, beam_size=beam_size
+        )
 
 
 class T5Decoder:
-    """A T5 as model.py's searches ask for it, see GPT2Decoder there, for B sources with K beams each.
+    """Runs a T5 for model.py's searches, on B sources with K beams each, with the methods of GPT2Decoder.
 
-    The sources are encoded once, and so are the keys and values that cross-attention makes of them. The cache
-    has the start token's column, and then K for each step; `positions` (S,) says which step each column is
-    of.
+    The sources, and their keys and values for cross-attention, are computed once. The cache has a column for
+    the start token, then K columns a step; `positions` (S,) holds each column's step.
     """
 
     def __init__(self, model, sources, beam_size, max_new_tokens):
@@ -400,10 +358,8 @@ class T5Decoder:
         return self._logits(torch.full((B, 1), token, device=self.positions.device))
 
     def step(self, tokens, parents):
-        B, K = tokens.shape
-        itself = torch.eye(K, dtype=torch.bool, device=tokens.device).expand(B, K, K)
-        self.visible = torch.cat([torch.take_along_dim(self.visible, parents[..., None], 1), itself], 2)
-        self.positions = torch.cat([self.positions, (self.positions[-1:] + 1).expand(K)])
+        self.visible = extend_visible(self.visible, parents)
+        self.positions = torch.cat([self.positions, (self.positions[-1:] + 1).expand(tokens.shape[1])])
         return self._logits(tokens)
 
     def _logits(self, tokens):

@@ -1,4 +1,6 @@
-"""What the tests of data and scripts share: a tiny checkpoint with a tokenizer, a tiny CoLA, how a script fails."""
+"""What the tests of data and scripts share: a tiny checkpoint with a tokenizer, a tiny CoLA, how a script
+fails.
+"""
 
 import http.server
 import json
@@ -65,12 +67,15 @@ def tiny_t5(tmp_path_factory):
 
 @pytest.fixture
 def tiny_glue(tmp_path):
-    """A folder with CoLA/train.tsv (40 rows), dev.tsv (12) and test.tsv: a sentence is right if it ends in a full stop."""
+    """A folder with CoLA/train.tsv (40 rows), dev.tsv (12) and test.tsv: a sentence is right if it ends in a
+    full stop.
+    """
     folder = tmp_path / "glue" / "CoLA"
     folder.mkdir(parents=True)
 
     def sentence(i):
-        return f"the {WORDS[7 + i % 2]} {WORDS[2 + i % 4]} {WORDS[6 + i % 4]} {'small ' * (i % 5)}{'.' if i % 3 else 'and'}"
+        words = f"the {WORDS[7 + i % 2]} {WORDS[2 + i % 4]} {WORDS[6 + i % 4]}"
+        return f"{words} {'small ' * (i % 5)}{'.' if i % 3 else 'and'}"
 
     rows = [f"made\t{int(i % 3 > 0)}\t{'' if i % 3 else '*'}\t{sentence(i)}\n" for i in range(52)]
     (folder / "train.tsv").write_text("".join(rows[:40]))
@@ -81,7 +86,9 @@ def tiny_glue(tmp_path):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A local HTTP server; files[name] = (bytes, Content-Length to claim). Its address is yielded with the dict."""
+    """A local HTTP server; files[name] = (bytes, Content-Length to claim). Its address is yielded with the
+    dict.
+    """
     files = {}
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,6 @@
-"""baselines.py and every row of methods.py: how a method starts, what it trains, what merges, what is saved, decoding."""
+"""baselines.py and every row of methods.py: how a method starts, what it trains, what merges, what is saved,
+decoding.
+"""
 
 import argparse
 import copy
@@ -14,12 +16,13 @@ from data import UserError
 from methods import METHODS, adapt, methods_of, settings
 from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, GPT2Config, RobertaClassifier, RobertaConfig, beam_search
 
-ENCODER = RobertaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24,
+ENCODER = RobertaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+                        intermediate_size=24,
                         max_position_embeddings=20, initializer_range=0.3)  # fmt: skip
 DECODER = GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=3, n_head=2, initializer_range=0.3)
 IDS = torch.tensor([[0, 5, 6, 7, 2], [0, 8, 9, 2, 1]])
 LAYER = r"(weight|bias)"
-TRAINED = {  # names of a body's trained parameters, as regular expressions; a method that is not here trains something
+TRAINED = {  # names of a body's trained parameters, as regular expressions
     "head": "nothing",
     "frozen": "nothing",
     "hut": r"blocks\.\d\.attention\.[qv]\.(M_[AB]|gamma|beta)",
@@ -64,7 +67,7 @@ def close(ours, theirs, tolerance=1e-5):
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
-# ------------------------------------------------------------------------------------------------ start
+# ---------------------------------------------------------------- start
 
 
 @both_models
@@ -77,7 +80,8 @@ def test_starts_as_the_frozen_model(method, kind):
 @both_models
 @pytest.mark.parametrize("method", ["houlsby", "pfeiffer", "lin"])
 def test_adapters_start_close_to_the_frozen_model(method, kind):
-    """Would catch: a bottleneck that starts far off (0.05 of a logit; logits are about 1 here), or is not there at all.
+    """Would catch: a bottleneck that starts far off (0.05 of a logit; logits are about 1 here), or is not
+    there at all.
 
     Two matrices of N(0, 0.02): x √d · 0.02 · √r · 0.02, some thousandths of x.
     """
@@ -88,7 +92,9 @@ def test_adapters_start_close_to_the_frozen_model(method, kind):
 
 @both_models
 def test_pfeiffer_norms_twice_where_the_block_ends_in_a_norm(kind):
-    """Would catch: a block that is not its own when the bottleneck gives nothing. RoBERTa's own must give LN(h + x)."""
+    """Would catch: a block that is not its own when the bottleneck gives nothing. RoBERTa's own must give
+    LN(h + x).
+    """
     model = adapted(kind, "pfeiffer")
     for name, parameter in model.named_parameters():
         if ".adapter.up." in name:
@@ -99,12 +105,16 @@ def test_pfeiffer_norms_twice_where_the_block_ends_in_a_norm(kind):
 @both_models
 @pytest.mark.parametrize("method", ["fourierft", "prefix"])
 def test_fourierft_and_prefix_do_not_start_there(method, kind):
-    """FourierFT's coefficients start N(0, 1), and a prefix draws attention from the input: both by their definition."""
+    """FourierFT's coefficients start N(0, 1), and a prefix draws attention from the input: both by their
+    definition.
+    """
     assert (adapted(kind, method)(IDS) - plain(kind)(IDS)).abs().max() > 1e-4
 
 
 def test_initial_values():
-    """Would catch: two factors that start at zero, where nothing learns; another spread than the papers'. Width 256."""
+    """Would catch: two factors that start at zero, where nothing learns; another spread than the papers'.
+    Width 256.
+    """
     wide = RobertaConfig(
         vocab_size=50, hidden_size=256, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
     )
@@ -142,11 +152,13 @@ def test_initial_values():
     )
 
 
-# ------------------------------------------------------------------------------------------------ formulas
+# ---------------------------------------------------------------- formulas
 
 
 def test_updates_are_the_papers_formulas():
-    """Would catch: a transposed or forgotten factor, an alpha / r that is not, in what is merged and in what is run."""
+    """Would catch: a transposed or forgotten factor, an alpha / r that is not, in what is merged and in what
+    is run.
+    """
     torch.manual_seed(0)
     linear, x = torch.nn.Linear(6, 5).double(), torch.randn(3, 6, dtype=torch.float64)
     frozen = linear(x)
@@ -172,7 +184,9 @@ def test_updates_are_the_papers_formulas():
 
 
 def test_adapters_are_the_papers_formulas():
-    """Would catch: an adapter on the wrong side of the residual or the norm. Each block is written out again."""
+    """Would catch: an adapter on the wrong side of the residual or the norm. Each block is written out
+    again.
+    """
     x = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(1))
     causal = torch.ones(4, 4, dtype=torch.bool).tril()
 
@@ -211,7 +225,9 @@ def test_adapters_are_the_papers_formulas():
 
 
 def test_prefix_is_attention_to_m_more_columns():
-    """Would catch: a prefix that some positions do not see, that takes part in the causal mask, or mixes up heads."""
+    """Would catch: a prefix that some positions do not see, that takes part in the causal mask, or mixes up
+    heads.
+    """
     attention = randomise(adapted("decoder", "prefix")).blocks[0].attention
     x, inner = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(1)), attention.attention
     q, k, v = (
@@ -228,12 +244,14 @@ def test_prefix_is_attention_to_m_more_columns():
     close(attention(x, None)[0], inner.o(out))
 
 
-# ------------------------------------------------------------------------------------------------ what is trained
+# ---------------------------------------------------------------- what is trained
 
 
 @every_row
 def test_gradients_reach_what_is_trained_and_nothing_else(kind, method):
-    """Would catch: a frozen tensor that trains, one that no gradient reaches, a head that is not left alone."""
+    """Would catch: a frozen tensor that trains, one that no gradient reaches, a head that is not left
+    alone.
+    """
     model = randomise(adapted(kind, method))
     trained = {name.removeprefix("roberta.") for name, p in model.named_parameters() if p.requires_grad}
     names = {
@@ -259,7 +277,8 @@ def test_gradients_reach_what_is_trained_and_nothing_else(kind, method):
 COUNTS = [
     ("roberta", "full", None, 354_310_144), ("gpt2", "full", None, 354_823_168),
     ("roberta", "bitfit", None, 271_360), ("gpt2", "bitfit", None, 271_360),
-    ("roberta", "houlsby", 64, 6_343_680), ("roberta", "houlsby", 8, 835_968), ("gpt2", "houlsby", 112, 11_064_576),
+    ("roberta", "houlsby", 64, 6_343_680), ("roberta", "houlsby", 8, 835_968),
+    ("gpt2", "houlsby", 112, 11_064_576),
     ("roberta", "pfeiffer", 64, 3_171_840), ("roberta", "pfeiffer", 16, 811_392),
     ("gpt2", "lin", 6, 368_784), ("gpt2", "lin", 224, 11_089_152),
     ("roberta", "lora", 8, 786_432), ("gpt2", "lora", 4, 393_216),
@@ -267,7 +286,8 @@ COUNTS = [
     ("roberta", "fourierft", 1000, 48_000),
     ("roberta", "top2", None, 25_192_448), ("gpt2", "top2", None, 25_192_448),
     ("roberta", "prefix", 7, 344_064), ("gpt2", "prefix", 7, 344_064),
-    ("roberta", "hut", 8, 884_736), ("gpt2", "hut", 4, 491_520), ("roberta", "head", None, 0), ("gpt2", "frozen", None, 0),
+    ("roberta", "hut", 8, 884_736), ("gpt2", "hut", 4, 491_520),
+    ("roberta", "head", None, 0), ("gpt2", "frozen", None, 0),
 ]  # fmt: skip
 
 
@@ -290,7 +310,9 @@ def test_default_sizes_are_those_of_the_counts():
 
 
 def test_what_a_run_takes_is_the_papers_where_it_prints_it():
-    """Would catch: a rival at HUT's rate; an entry of Table 6 that another setting overrides; mini's over the paper's."""
+    """Would catch: a rival at HUT's rate; an entry of Table 6 that another setting overrides; mini's over the
+    paper's.
+    """
     shared = {"batch_size": 1, "epochs": 2, "warmup": 3}
     found = settings("lora", "cola", "encoder", shared)
     assert found == {"batch_size": 4, "epochs": 20, "warmup": 3, "lr": 2e-4, "r": 8, "targets": "qv"}
@@ -307,19 +329,23 @@ def test_what_a_run_takes_is_the_papers_where_it_prints_it():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_row_is_whole(name):
-    """Would catch: a method without a rate on the bundled models, a size or a merge in a layout that it does not go into."""
+    """Would catch: a method without a rate on the bundled models, a size or a merge in a layout that it does
+    not go into.
+    """
     row = METHODS[name]
     assert row.source and row.lr and set(row.lr) <= set(row.mini)
     assert not row.r or set(row.r) == set(row.lr)
     assert set(row.merges) <= set(row.lr)
 
 
-# ------------------------------------------------------------------------------------------------ merging, files
+# ---------------------------------------------------------------- merging, files
 
 
 @every_row
 def test_merged_equals_unmerged_or_says_that_it_does_not_merge(kind, method):
-    """Would catch: an update that is merged otherwise than it is run; a layer left over; a model changed by merging."""
+    """Would catch: an update that is merged otherwise than it is run; a layer left over; a model changed by
+    merging.
+    """
     model = randomise(adapted(kind, method))
     before = copy.deepcopy(model.state_dict())
     if kind not in METHODS[method].merges:
@@ -336,7 +362,9 @@ def test_merged_equals_unmerged_or_says_that_it_does_not_merge(kind, method):
 
 @every_row
 def test_only_what_is_trained_is_saved_and_it_is_enough(kind, method, tmp_path):
-    """Would catch: random frozen tensors (A, B, places) that are saved, or are not the same when they are made again."""
+    """Would catch: random frozen tensors (A, B, places) that are saved, or are not the same when they are
+    made again.
+    """
     model = randomise(adapted(kind, method), seed=1)
     args, path = argparse.Namespace(method=method, task="cola", r=4), tmp_path / "adapter.pt"
     adapter.write_adapter(path, args, model, "same")
@@ -349,7 +377,9 @@ def test_only_what_is_trained_is_saved_and_it_is_enough(kind, method, tmp_path):
 
 
 def test_layers_share_what_is_random():
-    """Would catch: A and B or places that differ between layers, ignore the seed, or depend on torch's own generator."""
+    """Would catch: A and B or places that differ between layers, ignore the seed, or depend on torch's own
+    generator.
+    """
     for method, names in (("vera", "AB"), ("fourierft", ["places"])):
         drawn = []
         for seed, torch_seed in ((0, 0), (0, 1), (1, 0)):
@@ -372,7 +402,7 @@ def test_layers_of_other_shapes(method):
     close(adapter.merged(model, method)(IDS), model(IDS))
 
 
-# ------------------------------------------------------------------------------------------------ decoding
+# ---------------------------------------------------------------- decoding
 
 
 class Rereading:
@@ -391,7 +421,9 @@ class Rereading:
 
 @pytest.mark.parametrize("method", methods_of("decoder"))
 def test_generates_what_rereading_gives(method):
-    """Would catch: a prefix that comes twice, is hidden by the mask or stored in the cache; an adapter that is left out."""
+    """Would catch: a prefix that comes twice, is hidden by the mask or stored in the cache; an adapter that
+    is left out.
+    """
     model = randomise(adapted("decoder", method)).requires_grad_(False)
     prompts = [[3, 4, 5, 6, 7, 8], [9, 10], [11, 12, 13]]
     for prompt, greedy in zip(
@@ -424,7 +456,7 @@ def test_padding_does_not_matter(kind, method, side):
     close(logits, model(text))
 
 
-# ------------------------------------------------------------------------------------------------ errors, precision
+# ---------------------------------------------------------------- errors, precision
 
 
 @pytest.mark.parametrize(
@@ -450,7 +482,9 @@ def test_bad_arguments_raise_and_change_nothing(method, r, targets, message):
 
 @every_row
 def test_a_model_is_adapted_once(kind, method):
-    """Would catch: an adapter in an adapter. What leaves the layers plain (full, bitfit) may be followed by another."""
+    """Would catch: an adapter in an adapter. What leaves the layers plain (full, bitfit) may be followed by
+    another.
+    """
     model = adapted(kind, method)
     if type(model) is type(plain(kind)) and {type(m) for m in model.modules()} == {
         type(m) for m in plain(kind).modules()

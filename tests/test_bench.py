@@ -22,7 +22,9 @@ TRAINED["read"] = 3 * 256 * (16 + 256) + 6 * 256 + 256 * 16
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("what", SIZES)
 def test_variants_start_as_the_same_function_and_take_a_step(what, name):
-    """Would catch: a variant that trains something else than its name says, or that no longer fits the model."""
+    """Would catch: a variant that trains something else than its name says, or that no longer fits the
+    model.
+    """
     args = Namespace(what=what, r=3, batch_size=2, length=8)
     device = torch.device("cpu")
     base, step = (Step(args, variant, SIZES[what], device, torch.float32) for variant in ("full", name))
@@ -36,7 +38,9 @@ def test_variants_start_as_the_same_function_and_take_a_step(what, name):
 
 
 def test_methods_table_has_a_row_for_every_method(capsys, monkeypatch):
-    """Would catch: a method that is left out, timed under another's name, or called merged where it does not merge."""
+    """Would catch: a method that is left out, timed under another's name, or called merged where it does not
+    merge.
+    """
     monkeypatch.setattr("experiments.bench.memory", lambda _, name: f"memory of {name} | 0")
     sizes = RobertaConfig(
         vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
@@ -58,7 +62,9 @@ def test_methods_table_has_a_row_for_every_method(capsys, monkeypatch):
 
 @pytest.mark.parametrize("name", COLA)
 def test_every_method_takes_steps_on_cola(name, tiny_model, tmp_path):
-    """Would catch: a method that does not train what it should; states on disk that stand for other examples."""
+    """Would catch: a method that does not train what it should; states on disk that stand for other
+    examples.
+    """
     args, examples = Namespace(model=tiny_model, r=2), [[0, 5, 6, 2], [0, 7, 2], [0, 8, 9, 10, 2]]
     steps = ColaSteps(args, name, examples, tmp_path, torch.device("cpu"), torch.float32)
     assert steps.seconds([[2, 0], [1]]) > 0 and steps.seconds([[0]], longest=9) > 0
@@ -69,7 +75,7 @@ def test_every_method_takes_steps_on_cola(name, tiny_model, tmp_path):
         torch.testing.assert_close(live.states(torch.tensor([examples[1]])), steps.states[[1]])
 
 
-# ------------------------------------------------------------------------------------------------ T5
+# ---------------------------------------------------------------- T5
 
 T5_SIZES = {
     "layers": 1,
@@ -91,7 +97,9 @@ T5_TRAINED["read"] = 2 * (3 * 256 * (64 + 256) + 6 * 256 + 256 * 64) + 64
 
 @pytest.mark.parametrize("name", t5_bench.METHODS)
 def test_t5_methods_take_a_step_and_write_a_label(name):
-    """Would catch: a method that trains something else than its name says; labels of other lengths, timed as one."""
+    """Would catch: a method that trains something else than its name says; labels of other lengths, timed as
+    one.
+    """
     step = t5_bench.T5Step(Namespace(**T5_SIZES), name, torch.device("cpu"), torch.float32)
     assert step.seconds(1) > 0 and [len(label) for label in step.label()] == [t5_bench.LABEL]
     trained = [p for p in step.model.parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""data/e2e.py and train_e2e.py: official files, the loss on the completion, runs, decoding from the command line."""
+"""data/e2e.py and train_e2e.py: files, the loss on the completion, runs, decoding from the command line."""
 
 import hashlib
 import json
@@ -22,18 +22,21 @@ from methods import METHODS, methods_of
 from model import GPT2
 from run import Run
 
-MR = "name[The Eagle], eatType[pub], priceRange[£20-25], customer rating[5 out of 5], familyFriendly[no], near[Café Sol]"
+MR = (
+    "name[The Eagle], eatType[pub], priceRange[£20-25], customer rating[5 out of 5], familyFriendly[no], "
+    "near[Café Sol]"
+)
 LINEAR = (
-    "name : The Eagle | Type : pub | price : £ 20 - 25 | customer rating : 5 out of 5 | family friendly : no | "
-    "near : Café Sol"
+    "name : The Eagle | Type : pub | price : £ 20 - 25 | customer rating : 5 out of 5 | "
+    "family friendly : no | near : Café Sol"
 )
 
 
-# ------------------------------------------------------------------------------------------------ data
+# ---------------------------------------------------------------- data
 
 
 def test_linearised_as_lora_has_it():
-    """Would catch: a slot under its official name, a price that is not tokenised, a comma or bracket that splits a value."""
+    """Would catch: a slot's official name, a price that is not tokenised, a value split at its comma."""
     assert e2e.linearise(MR) == LINEAR
     assert e2e.linearise("name[A, B], priceRange[less than £20]") == "name : A, B | price : less than £ 20"
 
@@ -48,9 +51,10 @@ def test_malformed_representations(bad):
 
 
 def test_official_and_linearised_files(tmp_path):
-    """Would catch: a line break inside quotes taken for a row's end, references out of order, groups that are merged."""
+    """Would catch: a row that ends at a line break inside quotes, references out of order, merged groups."""
     (tmp_path / "devset.csv").write_text(
-        'mr,ref\r\n"name[A], area[riverside]","One,\r\n""two""."\r\nname[B],Three.\r\n"name[A], area[riverside]",Four.\r\n',
+        'mr,ref\r\n"name[A], area[riverside]","One,\r\n""two""."\r\nname[B],Three.\r\n'
+        '"name[A], area[riverside]",Four.\r\n',
         encoding="utf-8",
         newline="",
     )
@@ -106,7 +110,7 @@ def test_download_once_and_checked(server, tmp_path, monkeypatch):
         e2e.download(tmp_path / "other", address)
 
 
-# ------------------------------------------------------------------------------------------------ a tiny model and set
+# ---------------------------------------------------------------- tiny model
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +154,8 @@ def command(tiny_gpt2, tmp_path):
     for name in e2e.OFFICIAL.values():
         (folder / name).write_text("mr,ref\n" + "".join(rows))
     return ["--model", str(tiny_gpt2), "--data", str(folder), "--out", str(tmp_path / "out"), "--epochs", "2",
-            "--batch-size", "4", "--warmup", "1", "--lr", "0.01", "--max-new-tokens", "8", "--beam-size", "3"]  # fmt: skip
+            "--batch-size", "4", "--warmup", "1", "--lr", "0.01", "--max-new-tokens", "8",
+            "--beam-size", "3"]  # fmt: skip
 
 
 @pytest.fixture
@@ -181,7 +186,7 @@ def test_loss_is_on_the_completion_alone(tiny_gpt2):
 
 
 def test_label_smoothing_is_loras():
-    """Would catch: another definition: (1 − e) × negative log likelihood + e × mean over the vocabulary of −log p."""
+    """The loss is (1 − e) × negative log likelihood + e × the mean of −log p over the vocabulary."""
     logits, target = torch.randn(6, 9, generator=torch.Generator().manual_seed(0)), torch.arange(6)
     logp = logits.log_softmax(-1)
     expected = (0.9 * -logp[torch.arange(6), target] + 0.1 * -logp.mean(-1)).sum()
@@ -198,11 +203,11 @@ def test_tokens_of_an_example(tiny_gpt2):
     assert e2e.encode(tokenizer, [example], 7, 6) == [([0, 1, 8, 7], [8, 11])]
 
 
-# ------------------------------------------------------------------------------------------------ runs
+# ---------------------------------------------------------------- runs
 
 
 def test_a_run_and_what_it_leaves(run_e2e, command, tmp_path, capsys):
-    """Would catch: a missing file or key, test scores of another epoch than the best, outputs in another order."""
+    """Would catch: a missing file or key, test scores not of the best epoch, outputs out of order."""
     run_e2e(*command, "--r", 2)
     out = tmp_path / "out"
     rows, result, _ = without_timing(out)
@@ -287,7 +292,7 @@ def test_a_cut_run_goes_on_bit_identically(run_e2e, command, tmp_path, monkeypat
 
 
 def test_seeds_eval_only_predict_export(run_e2e, command, tmp_path, capsys):
-    """Would catch: an adapter that does not score again what its run reported, exported weights that decode otherwise."""
+    """Would catch: an adapter whose scores differ from its run's, an export that decodes differently."""
     run_e2e(*command, "--seeds", 2, "--export", tmp_path / "merged")
     out = tmp_path / "out"
     assert re.search(r"largest logit difference.*12 dev examples: \d\.\d\de-0[5-9]", capsys.readouterr().out)

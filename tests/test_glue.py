@@ -43,12 +43,11 @@ ROWS = {  # one row of each task in its official layout: the header, the row, wh
 
 @pytest.mark.parametrize("task", ROWS)
 def test_official_layouts(tmp_path, task):
-    """Would catch: a wrong column, a swapped pair or label, a BOM or a quotation mark that is more than text."""
+    """Would catch: a wrong column, a swapped pair or label, a BOM or quotation marks taken for syntax."""
     header, row, expected = ROWS[task]
     path = tmp_path / "dev.tsv"
-    path.write_text(
-        f"{header}\n{row}\r\n{row}", encoding="utf-8"
-    )  # a line end of Windows, and none at the end
+    # one line ends as on Windows, and the last one without a line end
+    path.write_text(f"{header}\n{row}\r\n{row}", encoding="utf-8")
     assert glue.read_split(task, path) == ([expected, expected], 0)
 
 
@@ -132,7 +131,7 @@ def test_mnli_has_two_development_sets(tmp_path):
     assert list(glue.load("mnli", train_file=file, dev_file=file)) == ["train", "dev_matched"]
 
 
-# ------------------------------------------------------------------------------------------------ downloads
+# ---------------------------------------------------------------- downloads
 
 
 def archive(*names):
@@ -221,7 +220,7 @@ def test_hub_names(tmp_path, monkeypatch):
     assert checkpoint("roberta-large") == tmp_path
 
 
-# ------------------------------------------------------------------------------------------------ tokens, batches
+# ---------------------------------------------------------------- batches
 
 
 def test_tokens(tiny_model):
@@ -242,7 +241,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("n", [1, 7, 800, 1001])
 def test_each_example_once_an_epoch(n):
-    """Would catch: grouping by length that drops or repeats examples, or gives more batches than are counted."""
+    """Would catch: batches that drop or repeat examples, or more of them than are counted."""
     lengths = np.random.default_rng(0).integers(3, 40, n).tolist()
     batches = shuffled_batches(lengths, 16, [0, 0])
     assert sorted(i for batch in batches for i in batch) == list(range(n))

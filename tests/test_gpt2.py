@@ -1,4 +1,4 @@
-"""GPT-2 and decoding against what transformers computed (tests/reference/), a slow search in plain Python, and files."""
+"""GPT-2 and decoding compared with transformers (tests/reference/) and a slow search; files."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def checkpoint(tmp_path):
     return write
 
 
-# ------------------------------------------------------------------------------------------------ forward
+# ---------------------------------------------------------------- forward
 
 
 def test_logits_states_and_loss_are_transformers(model):
@@ -57,15 +57,14 @@ def test_logits_states_and_loss_are_transformers(model):
     logits, states = model(IDS, return_states=True)
     close(logits, EXPECTED["logits"])
     close(torch.stack(states[:-1]), EXPECTED["hidden_states"][1:-1])
-    close(
-        model.norm(states[-1]), EXPECTED["hidden_states"][-1]
-    )  # transformers' last state is after the last norm
+    # transformers' last state is after the last norm
+    close(model.norm(states[-1]), EXPECTED["hidden_states"][-1])
     close(F.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()), EXPECTED["loss"])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_on_either_side_does_not_matter(model, side):
-    """Would catch: positions that count padding, attention that sees it, and not-a-number where all is masked."""
+    """Would catch: positions that count padding, attention that sees it, NaN where all keys are masked."""
     kept = torch.arange(17) < torch.tensor([[17], [9], [1]])
     kept = kept.flip(1) if side == "left" else kept
     ids = torch.full_like(IDS, 3)
@@ -107,7 +106,7 @@ def test_published_sizes():
 
 
 def test_a_target_is_a_layer_of_its_own(model):
-    """Would catch: q, k and v still fused. Both models name their layers alike, so that apply_hut needs no other way."""
+    """Would catch: q, k and v still fused, or layers that apply_hut does not find by their names."""
     assert model.blocks[1].attention.q.weight.shape == (24, 24)
     adapted = apply_hut(model, r=2, targets="qkvoud")
     close(adapted(IDS), EXPECTED["logits"])
@@ -115,11 +114,11 @@ def test_a_target_is_a_layer_of_its_own(model):
     assert merge_hut(adapted).generate(PROMPTS, 5) == GPT2.from_pretrained(REFERENCE).generate(PROMPTS, 5)
 
 
-# ------------------------------------------------------------------------------------------------ decoding
+# ---------------------------------------------------------------- decoding
 
 
 def slow_beam_search(model, prompt, new_tokens, beam_size, length_penalty, ngram, scope):
-    """The definition, in lists, every text read from its start at every step: one prompt -> its best completion."""
+    """The definition in plain Python: one prompt -> its best completion. No step uses a cache."""
     end, beams, finished = model.config.eos_token_id, [(0.0, [])], []
     for n in range(1, new_tokens + 1):
         candidates = []
@@ -146,7 +145,7 @@ def slow_beam_search(model, prompt, new_tokens, beam_size, length_penalty, ngram
 
 @pytest.mark.parametrize("decoding", GENERATED["decodings"], ids=lambda decoding: decoding["name"])
 def test_generated_tokens_are_transformers(model, decoding):
-    """Would catch: another score, stop, ban or cache; prompts of a batch that see each other or lose their order."""
+    """Would catch: a wrong score, stop, ban or cache; prompts that see each other or lose their order."""
     wanted = decoding["completions"]
     settings = {key: decoding[key] for key in ("beam_size", "length_penalty", "no_repeat_ngram_size")}
     for batch_size in (1, 3, 8):
@@ -156,14 +155,14 @@ def test_generated_tokens_are_transformers(model, decoding):
 @pytest.mark.parametrize("scope", ["prompt", "completion"])
 @pytest.mark.parametrize("ngram", [0, 1, 2, 4])
 def test_ngram_ban_and_cache_against_the_definition(model, scope, ngram):
-    """Would catch: a cache that differs from reading every text again; a ban over more or less than its scope."""
+    """Would catch: a cache that differs from reading every text again; a ban with a wrong scope."""
     prompts = [[13, 24, 13, 52, 13, 24], [52, 52], [13], PROMPTS[0]]  # they hold what the model likes to say
     found = model.generate(prompts, 12, beam_size=4, no_repeat_ngram_size=ngram, ngram_scope=scope)
     assert found == [slow_beam_search(model, prompt, 12, 4, 0.9, ngram, scope) for prompt in prompts]
 
 
 def test_ngram_ban_on_prompts_of_unequal_length():
-    """Would catch: what fills up the shorter prompt, -1, banned as if it were a token, the last one of the vocabulary."""
+    """Would catch: the -1 that pads shorter prompts banned as if it were the vocabulary's last token."""
     history = torch.tensor([[[-1, -1, 2]], [[2, 1, 2]]])
     for size, banned in ((0, []), (1, [(0, 2), (1, 1), (1, 2)]), (2, [(1, 1)]), (3, []), (4, [])):
         scores = torch.zeros(2, 1, 4)
@@ -182,12 +181,11 @@ def test_scope_of_the_ngram_ban(model):
 
 
 def test_search_knows_a_model_by_three_functions():
-    """Would catch: a search that reaches into GPT-2. The best text of this decoder is known: 1 1 2, then the end, 0."""
+    """Would catch: a search that reaches into GPT-2. This decoder's best text is 1 1 2, then the end, 0."""
 
     class Table:
-        likes = torch.tensor(
-            [[9.0, 0, 0, 0], [0, 9, 8, 0], [9, 0, 0, 0], [0, 9, 0, 0]]
-        )  # of each token, the next
+        # row: a token, column: the next token
+        likes = torch.tensor([[9.0, 0, 0, 0], [0, 9, 8, 0], [9, 0, 0, 0], [0, 9, 0, 0]])
 
         def start(self):
             return self.likes[torch.tensor([[3], [3]])]
@@ -218,7 +216,7 @@ def test_more_beams_than_words(model):
     ("arguments", "message"),
     [
         (([[1], []], 5), "prompt 1 is empty"),
-        (([[1] * 40], 9), "prompt 0 has 40 tokens, and 9 new ones are wanted: the position table holds 48"),
+        (([[1] * 40], 9), "prompt 0: 40 tokens and 9 new ones: the position table holds 48"),
         (([[1, 61]], 5), "prompt 0 holds token 61: the vocabulary has 61"),
         (([[1, -1]], 5), "prompt 0 holds token -1"),
         (([[1]], 5, 0), "beam_size is 0"),
@@ -236,14 +234,14 @@ def test_no_prompts(model):
     assert model.generate([], 5) == []
 
 
-# ------------------------------------------------------------------------------------------------ files
+# ---------------------------------------------------------------- files
 
 
 @pytest.mark.parametrize("prefix", ["transformer.", ""])
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("head", [True, False])
 def test_layouts_of_published_files(checkpoint, prefix, zipped, head):
-    """Would catch: refusing a prefix, a tied head, the mask's buffers, or a plain pickle, as the published ones are."""
+    """Would catch: refusing a prefix, a tied head, the mask's buffers or a plain pickle."""
     state = {prefix + key: tensor for key, tensor in STATE.items()}
     state |= {"lm_head.weight": STATE["wte.weight"]} if head else {}
     model = GPT2.from_pretrained(checkpoint(state, _use_new_zipfile_serialization=zipped))
@@ -251,7 +249,7 @@ def test_layouts_of_published_files(checkpoint, prefix, zipped, head):
 
 
 def test_save_and_load(model, tmp_path):
-    """Would catch: a name map that is not one to one, weights fused or transposed another way than they are read."""
+    """Would catch: a name map that is not one to one; weights written and read in different layouts."""
     model.save_pretrained(tmp_path)
     saved = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
     theirs = {
@@ -291,7 +289,7 @@ FUSED, UP = "h.0.attn.c_attn.weight", "h.1.mlp.c_fc.weight"
     ],
 )
 def test_every_name_and_shape_is_checked(checkpoint, prefix, change, message):
-    """Would catch: a tensor left at its random start, a transposed one, or an error in another layout than the file's."""
+    """Would catch: a tensor left at its random start, a transposed one, an error with our own names."""
     state = {prefix + key: tensor for key, tensor in (STATE | change).items() if tensor is not None}
     with pytest.raises(ValueError, match=message.replace("{}", prefix.replace(".", r"\."))) as error:
         GPT2.from_pretrained(checkpoint(state))

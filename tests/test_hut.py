@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from hut import HUTLinear, apply_hut, hut_state_dict, load_hut, merge_hut
 from model import ROBERTA_LARGE, RobertaClassifier, RobertaConfig
 
-TINY = RobertaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-                     max_position_embeddings=20)  # fmt: skip
+TINY = RobertaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                     intermediate_size=24, max_position_embeddings=20)  # fmt: skip
 IDS = torch.tensor([[0, 5, 6, 7, 2], [0, 8, 9, 2, 1]])
 
 
@@ -38,7 +38,7 @@ def digest(model):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("r", [1, 3, 8])
 def test_forward_and_gradients_are_equations_8_and_9(r, bias):
-    """Would catch: any wrong step from eq. 8 to what `forward` computes, in the values or in one of the gradients."""
+    """Would catch: any wrong step from eq. 8 to `forward`, in the outputs or in a gradient."""
     torch.manual_seed(r)
     d, k = 7, 5
     linear = nn.Linear(d, k, bias=bias).double()
@@ -61,7 +61,7 @@ def test_forward_and_gradients_are_equations_8_and_9(r, bias):
 
 
 def test_backward_keeps_no_dense_product():
-    """Would catch: a forward that builds a d×k weight for autograd. Only W_0 itself, (k, d), may be kept of that size."""
+    """Would catch: a forward that builds a d×k weight for autograd, besides W_0 itself, (k, d)."""
     layer = HUTLinear.from_linear(nn.Linear(40, 30), r=2)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -80,7 +80,7 @@ def test_starts_as_the_frozen_model():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_merged_equals_unmerged(dtype):
-    """Would catch: a factor forgotten in eq. 10, a bias scaled by gamma, or merging in the low precision of W_0."""
+    """Would catch: a factor missing in eq. 10, a bias scaled by gamma, merging in W_0's low precision."""
     torch.manual_seed(0)
     layer = HUTLinear.from_linear(nn.Linear(32, 24).to(dtype), r=4)
     randomise(layer)
@@ -125,7 +125,7 @@ def test_only_the_adapters_train():
 
 
 def test_parameter_count_is_the_papers():
-    """0.9M in the paper's Table 1: 48 × (8 × 2,048 + 2,048). Would catch: tensors of other shapes, or other layers."""
+    """Table 1 of the paper has 0.9M: 48 × (8 × 2,048 + 2,048). Would catch: other shapes or layers."""
     with torch.device("meta"):
         model = apply_hut(RobertaClassifier(ROBERTA_LARGE), r=8, targets="qv")
     assert sum(t.numel() for t in hut_state_dict(model).values()) == 884_736

@@ -20,7 +20,9 @@ def adapted(reduction=2):
 
 
 def test_size_is_that_of_the_formula():
-    """Would catch: a projection, bias, norm or gate too many or too few. The paper prints 5.04M, for T5-base."""
+    """Would catch: a projection, bias, norm or gate too many or too few. The paper prints 5.04M, for
+    T5-base.
+    """
     with torch.device("meta"):
         model = LSTT5(T5(T5_BASE))
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 5_097_241
@@ -37,7 +39,9 @@ def test_nothing_enters_the_backbone():
 
 
 def test_the_side_starts_as_parts_of_the_backbone():
-    """Would catch: rows and columns that do not belong together. Of the same width, the side is the backbone."""
+    """Would catch: rows and columns that do not belong together. Of the same width, the side is the
+    backbone.
+    """
     model = adapted(reduction=1)
     for ladder, backbone in ((model.encoder_ladder, model.encoder), (model.decoder_ladder, model.decoder)):
         theirs = backbone.state_dict()
@@ -54,7 +58,8 @@ def test_the_side_starts_as_parts_of_the_backbone():
 
 @torch.no_grad()
 def test_the_columns_that_weigh_most_are_taken():
-    """Would catch: the smallest, those of the heads' space taken for the stream's, a decoder's that read the encoder.
+    """Would catch: the smallest, those of the heads' space taken for the stream's, a decoder's that read
+    the encoder.
 
     The stream is as wide as the heads are together, and the columns that weigh most are made so by hand.
     """

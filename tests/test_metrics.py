@@ -1,4 +1,4 @@
-"""metrics.py against scores that other software computed; `reference/` holds them, and the scripts that made them."""
+"""metrics.py compared with other software, whose scores and scripts are in `reference/`."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ E2E = json.loads((REFERENCE / "e2e_scores.json").read_text(encoding="utf-8"))
 
 @pytest.mark.parametrize("case", GLUE["classes"] + GLUE["reals"], ids=lambda case: case["name"])
 def test_glue_scores_equal_scikit_learn_and_scipy(case):
-    """Catches a wrong formula, swapped arguments, ties ranked by order, a degenerate case that raises or warns."""
+    """Would catch: a wrong formula, swapped arguments, ties ranked by order, degenerate cases that raise."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name, expected in case["scores"].items():
@@ -114,7 +114,7 @@ def test_e2e_scores_equal_the_official_scripts(corpus):
 
 @pytest.mark.parametrize("corpus", E2E["corpora"][1:2], ids=lambda corpus: corpus["name"])
 def test_meteor_equals_the_official_scripts(corpus):
-    """Catches other options, untokenised text, or the mean of the segments' scores in place of the corpus score."""
+    """Would catch: other options, untokenised text, the mean of the segments' scores."""
     score = metrics.meteor(corpus["outputs"], corpus["references"])
     if score is None:
         pytest.skip(metrics.METEOR_NOT_RUN)
@@ -122,7 +122,7 @@ def test_meteor_equals_the_official_scripts(corpus):
 
 
 def test_nothing_else_is_called_meteor(monkeypatch):
-    """Without its program METEOR is None and its line says why; a stand-in's number would be taken for METEOR."""
+    """Would catch: another number in the place of METEOR when its program cannot be run."""
     monkeypatch.setattr(metrics.shutil, "which", lambda name: None)
     scores = metrics.e2e_scores(["A pub."], [["A pub."]])
     assert scores["METEOR"] is None
@@ -151,7 +151,7 @@ def score_files(*arguments):
 
 
 def test_files_are_read_as_the_official_script_reads_them(tmp_path):
-    """Blocks of unequal size, spaces at line ends, Windows line ends, a BOM, an empty output, no final line break."""
+    """Files may have blocks of any size, spaces at line ends, Windows line ends, a BOM and empty outputs."""
     references, outputs = tmp_path / "references.txt", tmp_path / "outputs.txt"
     references.write_bytes("\ufeffA pub. \r\nThe pub.\r\n\r\nA café.\n  \n\nA bar.".encode())
     outputs.write_bytes(b"A pub.\r\n\nA bar. \n")

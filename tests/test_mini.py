@@ -1,4 +1,4 @@
-"""The bundled mini set: the official layouts, splits that share nothing, and files that are what make.py makes."""
+"""The bundled mini set: it has the official layouts, disjoint splits, and the files that make.py writes."""
 
 import csv
 import io
@@ -37,7 +37,7 @@ def others():
     return make.other_examples(make.LM_EXAMPLES)
 
 
-# --- CoLA ------------------------------------------------------------------------------------------------------------
+# --- CoLA -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 2000), ("dev", 500)])
@@ -89,7 +89,7 @@ def test_cola_files_are_what_the_script_makes():
         assert (MINI / "CoLA" / name).read_bytes() == text.encode()
 
 
-# --- the encoder -----------------------------------------------------------------------------------------------------
+# --- the encoder ----------------------------------------------------------------------------------------
 
 
 def test_the_encoder_saw_acceptable_sentences_only_and_none_of_the_splits(sample):
@@ -126,7 +126,7 @@ def test_the_encoder_has_a_real_checkpoints_layout_and_loads():
 
 @torch.no_grad()
 def test_the_encoder_knows_the_grammar():
-    """Masked, the right form of the verb is likelier than the wrong one, with a noun of the other number between."""
+    """The right form of a masked verb is likelier, although a noun of the other number precedes it."""
     model = RobertaMaskedLM.from_pretrained(MINI / "roberta").eval()
     tokenizer = Tokenizer.from_file(str(MINI / "roberta" / "tokenizer.json"))
     for sentence, number in [
@@ -139,7 +139,7 @@ def test_the_encoder_knows_the_grammar():
         assert (plural > singular) == number
 
 
-# --- E2E -------------------------------------------------------------------------------------------------------------
+# --- E2E ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_representation_is_written_in_both_forms():
     assert domains.linearised(facts) == e2e.linearise(domains.bracketed(facts))
 
 
-# --- the decoder -----------------------------------------------------------------------------------------------------
+# --- the decoder ----------------------------------------------------------------------------------------
 
 
 def test_the_decoder_saw_no_restaurant_and_no_sentence_of_the_splits(others):
@@ -234,7 +234,7 @@ def test_the_decoder_describes_what_it_was_pretrained_on():
     assert all(word in said for word in ("The Golden Otter", "museum", "Roman", "£5")), said
 
 
-# --- the encoder-decoder ---------------------------------------------------------------------------------------------
+# --- the encoder-decoder --------------------------------------------------------------------------------
 
 
 def test_the_encoder_decoders_tokenizer_is_what_the_script_makes(sample):
@@ -286,7 +286,7 @@ def test_the_encoder_decoder_knows_the_grammar():
         assert (plural > singular) == number
 
 
-# --- SQuAD -----------------------------------------------------------------------------------------------------------
+# --- SQuAD ----------------------------------------------------------------------------------------------
 
 
 def test_squad_files_are_what_the_script_makes():
@@ -306,7 +306,7 @@ def test_squad_has_the_official_layout_and_its_splits_share_no_text():
 
 
 def test_squad_questions_have_one_answer_and_fit_the_encoder():
-    """A verb or noun that occurs twice in a text would leave two answers; a word of several tokens is a rare one."""
+    """Would catch: a verb or noun that occurs twice in a text, which would allow two answers; rare words."""
     questions = squad.load(MINI / "squad", splits=("dev",))["dev"]
     for context in {q.context for q in questions}:
         first, second = (sentence.split() for sentence in context.rstrip(".").split(". "))

@@ -41,7 +41,7 @@ def checkpoint(tmp_path):
 
 
 def test_hidden_states_are_transformers():
-    """Would catch: a wrong norm, GELU, scale, mask, position or name. Rows have 13, 0 and 27 tokens of padding."""
+    """Would catch: a wrong norm, GELU, scale, mask, position or name. Two rows of the three are padded."""
     model = RobertaClassifier.from_pretrained(ROBERTA, num_labels=3)
     last, states = model.roberta(IDS, MASK, return_states=True)
     assert len(states) == model.config.num_hidden_layers
@@ -105,7 +105,7 @@ def test_dropout_is_where_transformers_has_it_and_only_in_training():
 @pytest.mark.parametrize("prefix", ["roberta.", ""])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_layouts_of_published_files(checkpoint, prefix, zipped):
-    """Would catch: refusing a bare encoder, or a plain pickle, which files of the published checkpoints' age are."""
+    """Would catch: refusing a bare encoder, or a plain pickle, as old published checkpoints are."""
     body = {k.removeprefix("roberta."): v for k, v in STATE.items() if k.startswith("roberta.")}
     directory = checkpoint({prefix + k: v for k, v in body.items()}, _use_new_zipfile_serialization=zipped)
     model = RobertaClassifier.from_pretrained(directory, num_labels=3)
@@ -197,7 +197,7 @@ def test_files_that_are_no_checkpoint(checkpoint):
 
 def test_input_longer_than_the_position_table():
     """Would catch: an index error (or, on a GPU, a crash) in place of a message."""
-    with pytest.raises(ValueError, match="33 tokens: the position table holds 32"):
+    with pytest.raises(ValueError, match="33 input tokens: the position table holds 32"):
         Roberta(read_config(ROBERTA, RobertaConfig, "roberta"))(torch.full((1, 33), 5))
 
 

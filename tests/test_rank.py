@@ -1,4 +1,4 @@
-"""What r does: W_new depends on M_A and M_B through their means alone, and AdamW moves these alike whatever r is."""
+"""W_new depends on M_A and M_B only through their means, which AdamW moves in the same way for every r."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ EPS = 1e-8
 
 
 def trained(r, optimizer, clip=None, steps=200):
-    """Merged weight and bias after `steps` of regression in float64, and those at the start; flattened into one."""
+    """Merged weight and bias after `steps` of regression in float64, and at the start, as flat vectors."""
     generator = torch.Generator().manual_seed(0)
     d, k = 16, 12
     x, y = (torch.randn(64, width, generator=generator, dtype=torch.float64) for width in (d, k))
@@ -26,14 +26,12 @@ def trained(r, optimizer, clip=None, steps=200):
         if clip:
             nn.utils.clip_grad_norm_(layer.parameters(), clip)
         optimizer.step()
-    merged = layer.to_linear()  # in the dtype of W_0, float64
-    return torch.cat([merged.weight.flatten(), merged.bias]).detach(), torch.cat(
-        [linear.weight.flatten(), linear.bias]
-    )
+    modules = layer.to_linear(), linear  # both are float64
+    return [torch.cat([module.weight.flatten(), module.bias]).detach() for module in modules]
 
 
 def adamw(layer, r):
-    """dL/dM_A = (1/r) dL/dm_A in every column: Adam's step is the same once epsilon is scaled like the gradient."""
+    """dL/dM_A = (1/r) dL/dm_A in every column, so Adam's step is the same if epsilon is scaled alike."""
     factors = {"params": [layer.M_A, layer.M_B], "eps": EPS / r}
     return torch.optim.AdamW(
         [factors, {"params": [layer.gamma, layer.beta]}], lr=5e-3, weight_decay=0.01, eps=EPS
@@ -56,12 +54,12 @@ def difference(r, *how):
 
 @pytest.mark.parametrize("r", [2, 8, 64])
 def test_under_adamw_r_is_epsilon_and_nothing_else(r):
-    """Would catch: a forward in which the columns of M_A are not alike; a claim about r that does not hold."""
+    """Would catch: a forward that treats columns of M_A differently; a claim about r that does not hold."""
     assert difference(r, adamw) < 1e-12
     assert 1e-12 < difference(r, adamw_of_one_epsilon) < 1e-4
 
 
 @pytest.mark.parametrize("how", [(adamw, 0.1), (sgd,)], ids=["clipping", "SGD"])
 def test_with_clipping_or_sgd_r_is_a_learning_rate(how):
-    """Would catch: the statement above taken for more than it is. Clipping sees sqrt(r) columns' norm, SGD moves lr / r."""
+    """With clipping, which sees sqrt(r) times the norm, and with SGD, which moves lr / r, the claim fails."""
     assert difference(8, *how) > 1e-3

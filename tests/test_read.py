@@ -1,4 +1,6 @@
-"""read/network.py, read/cache.py, device.py: what READ computes, what it leaves alone, its states on disk, its energy."""
+"""read/network.py, read/cache.py, device.py: what READ computes, what it leaves alone, its states on disk,
+its energy.
+"""
 
 import json
 import os
@@ -30,7 +32,8 @@ from read.cache import HEADER, read_states, write_states
 from read.network import CELLS, LayerRNN, UntiedLayers, apply_read
 from run import Run
 
-ENCODER = RobertaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24,
+ENCODER = RobertaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+                        intermediate_size=24,
                         max_position_embeddings=20, initializer_range=0.3)  # fmt: skip
 DECODER = GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=3, n_head=2, initializer_range=0.3)
 IDS = torch.tensor([[0, 5, 6, 7, 2], [0, 8, 9, 2, 1]])
@@ -45,7 +48,9 @@ def plain(kind):
 
 
 def adapted(kind, cell="gru", start="random", width=8):
-    """READ beside `plain(kind)`, its head trainable as in the scripts; U is not zero, so that it does something."""
+    """READ beside `plain(kind)`, its head trainable as in the scripts; U is not zero, so that it does
+    something.
+    """
     model = apply_read(plain(kind), width, cell, start)
     if kind == "encoder":
         model.classifier.requires_grad_(True)
@@ -56,13 +61,14 @@ def gradients(model):
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-# ------------------------------------------------------------------------------------------------ what it computes
+# ---------------------------------------------------------------- what it computes
 
 
 @both_models
 @every_cell
 def test_starts_as_the_frozen_model_bit_for_bit(kind, cell):
-    """Would catch: a start that is not the frozen model, in training mode too, where the backbone's dropout must be off.
+    """Would catch: a start that is not the frozen model, in training mode too, where the backbone's
+    dropout must be off.
 
     And a network that changes nothing at all: with another U the logits must differ.
     """
@@ -75,7 +81,9 @@ def test_starts_as_the_frozen_model_bit_for_bit(kind, cell):
 
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 def test_the_rnn_runs_over_the_layers(cell):
-    """Would catch: tokens or examples as the time axis, the wrong state, a cell that is another. Step by step, by hand."""
+    """Would catch: tokens or examples as the time axis, the wrong state, a cell that is another. Step by
+    step, by hand.
+    """
     torch.manual_seed(0)
     network, states = LayerRNN(6, 4, cell, zero_start=False), 50 * torch.randn(2, 5, 3, 6)  # (B, L, N, d)
     step = {"gru": nn.GRUCell, "lstm": nn.LSTMCell, "rnn": nn.RNNCell}[cell](6, 4)
@@ -102,7 +110,9 @@ def test_without_recurrency_a_layer_sees_no_other():
 
 
 def test_parameter_counts():
-    """Would catch: a bias in U, a cell of another size, a count that depends on the depth (but for the ablation)."""
+    """Would catch: a bias in U, a cell of another size, a count that depends on the depth (but for the
+    ablation).
+    """
     with torch.device("meta"):
 
         def count(model, *options):
@@ -123,7 +133,9 @@ def test_parameter_counts():
 
 
 def test_a_span_is_corrected_at_every_position():
-    """Would catch: a network at the first token alone, a start that is not the frozen model, a backbone that trains."""
+    """Would catch: a network at the first token alone, a start that is not the frozen model, a backbone that
+    trains.
+    """
     torch.manual_seed(0)
     frozen = RobertaSpan(ENCODER).eval()
     model = apply_read(frozen, 8).train()
@@ -154,11 +166,13 @@ def test_what_does_not_fit_is_refused(options, message):
         adapter.merged(adapted("encoder"), "read")
 
 
-# ------------------------------------------------------------------------------------------------ what it leaves alone
+# ---------------------------------------------------------------- what it leaves alone
 
 
 def tensors_kept(model, kind):
-    """A forward and a backward pass; -> Counter of the tensors that autograd saved {in, outside} blocks and embeddings."""
+    """A forward and a backward pass; -> Counter of the tensors that autograd saved {in, outside} blocks and
+    embeddings.
+    """
     where, kept, body = ["outside"], Counter(), getattr(model, "roberta", model)
     embeddings = [body.embeddings] if kind == "encoder" else [body.word, body.position]
     for module in (*body.blocks, *embeddings):
@@ -178,7 +192,8 @@ def tensors_kept(model, kind):
 @both_models
 @every_cell
 def test_nothing_in_the_backbone_is_differentiated(kind, cell):
-    """Would catch: a graph through a block or an embedding, a gradient in one; a method that seems to train and does not.
+    """Would catch: a graph through a block or an embedding, a gradient in one; a method that seems to
+    train and does not.
 
     GPT-2's last norm and its tied head are crossed, and frozen too.
     """
@@ -202,18 +217,22 @@ def test_what_counts_saved_tensors_can_count(kind):
 
 
 def test_states_are_the_backbones_own():
-    """Would catch: another position than the first, a layer too many or too few, states that hold on to a graph."""
+    """Would catch: another position than the first, a layer too many or too few, states that hold on to a
+    graph.
+    """
     model = adapted("encoder").train()
     states = model.states(IDS, MASK)
     _, expected = plain("encoder").roberta(IDS, MASK, return_states=True)
     assert torch.equal(states, torch.stack([x[:, 0] for x in expected], 1)) and not states.requires_grad
 
 
-# ------------------------------------------------------------------------------------------------ GPT-2
+# ---------------------------------------------------------------- GPT-2
 
 
 def test_gpt2_is_asked_where_logits_are_wanted():
-    """Would catch: positions that are mixed up where the network runs on some of them alone; a RNN that sees the future."""
+    """Would catch: positions that are mixed up where the network runs on some of them alone; a RNN that sees
+    the future.
+    """
     model, where = adapted("decoder"), torch.zeros(IDS.shape, dtype=torch.bool)
     where[0, 1:4] = where[1, 2] = True
     everywhere = model(IDS, MASK)
@@ -229,7 +248,9 @@ def test_gpt2_is_asked_where_logits_are_wanted():
 @every_cell
 @torch.no_grad()
 def test_gpt2_decodes_step_by_step_as_in_one_pass(cell):
-    """Would catch: a correction that is missing, late or doubled with the key/value cache; beams that are mixed up."""
+    """Would catch: a correction that is missing, late or doubled with the key/value cache; beams that are
+    mixed up.
+    """
     model = adapted("decoder", cell)
     prompts = [torch.tensor([3, 4, 5]), torch.tensor([6])]
     decoder = GPT2Decoder(model, prompts, beam_size=2, max_new_tokens=4)
@@ -247,11 +268,13 @@ def test_gpt2_decodes_step_by_step_as_in_one_pass(cell):
                 torch.testing.assert_close(found[b, k], model(texts[b][k][None])[0, -1], rtol=1e-4, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------ states on disk
+# ---------------------------------------------------------------- states on disk
 
 
 def test_gradients_from_stored_states_are_those_of_a_live_pass(tmp_path):
-    """Would catch: rows stored in another order than they are read in, a lower precision, an offset; states that change."""
+    """Would catch: rows stored in another order than they are read in, a lower precision, an offset; states
+    that change.
+    """
     model, path = adapted("encoder").train(), tmp_path / "f" / "cola.states"
     model.classifier.eval()  # its dropout would differ
     about = {"checkpoint": "x", "shape": [2, 3, 16]}
@@ -269,7 +292,9 @@ def test_gradients_from_stored_states_are_those_of_a_live_pass(tmp_path):
 
 
 def test_a_file_of_states_is_whole_or_not_there(tmp_path):
-    """Would catch: half a file that is taken for a whole one; states of something else; a file that is no file of states."""
+    """Would catch: half a file that is taken for a whole one; states of something else; a file that is no
+    file of states.
+    """
     path, about = tmp_path / "a.states", {"checkpoint": "x", "max_len": 8, "shape": [3, 1, 2]}
 
     def interrupted():
@@ -299,13 +324,16 @@ def test_a_file_of_states_is_whole_or_not_there(tmp_path):
         read_states(path, about)
 
 
-# ------------------------------------------------------------------------------------------------ train_glue.py
+# ---------------------------------------------------------------- train_glue.py
 
 
 @pytest.fixture
 def command(tiny_model, tiny_glue, tmp_path):
-    """A small run: 3 epochs of 5 steps. (Life of an adapter file, and E2E: test_train_glue.py, test_e2e.py.)"""
-    return ["--task", "cola", "--model", str(tiny_model), "--data", str(tiny_glue), "--method", "read", "--r", "8",
+    """A small run: 3 epochs of 5 steps. (Life of an adapter file, and E2E: test_train_glue.py,
+    test_e2e.py.)
+    """
+    return ["--task", "cola", "--model", str(tiny_model), "--data", str(tiny_glue),
+            "--method", "read", "--r", "8",
             "--epochs", "3", "--batch-size", "8", "--lr", "0.01", "--out", str(tmp_path / "out")]  # fmt: skip
 
 
@@ -321,7 +349,9 @@ def glue(monkeypatch):
 
 
 def test_with_and_without_stored_states(glue, command, tmp_path, monkeypatch):
-    """Would catch: a run that learns something else from stored states; a backbone that runs again in later epochs."""
+    """Would catch: a run that learns something else from stored states; a backbone that runs again in later
+    epochs.
+    """
     glue(*command, "--dropout", 0)
     seen, outputs = [], model_module.Roberta.outputs
     monkeypatch.setattr(model_module.Roberta, "outputs", lambda *a: seen.append(len(a[1])) or outputs(*a))
@@ -392,7 +422,9 @@ def test_two_processes_may_write_the_same_states(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("start", ["zero", "random"])
 def test_the_start_is_what_was_asked_for(glue, command, tmp_path, start):
-    """Would catch: a flag that does nothing. With a rate of next to nothing the adapter stays at its start."""
+    """Would catch: a flag that does nothing. With a rate of next to nothing the adapter stays at its
+    start.
+    """
     glue(*command, "--epochs", 1, "--lr", 1e-30, "--start", start)
     adapter = torch.load(tmp_path / "out" / "adapter.pt", weights_only=True)["adapter"]
     assert (adapter["network.up.weight"].abs().max() > 1e-6) == (start == "random")
@@ -422,12 +454,14 @@ def test_a_cut_run_goes_on_bit_identically(glue, command, tmp_path, monkeypatch,
         glue(*command, "--cell", "gru", "--out", tmp_path / "cut", "--resume")
 
 
-# ------------------------------------------------------------------------------------------------ energy
+# ---------------------------------------------------------------- energy
 
 
 @pytest.fixture
 def nvidia_smi(tmp_path, monkeypatch):
-    """Puts a program on PATH that prints `lines` as nvidia-smi would; each look at the clock is a minute after the last."""
+    """Puts a program on PATH that prints `lines` as nvidia-smi would; each look at the clock is a minute
+    after the last.
+    """
 
     def put(*lines):
         path = tmp_path / "bin" / "nvidia-smi"
@@ -445,7 +479,9 @@ def nvidia_smi(tmp_path, monkeypatch):
 
 
 def test_energy_of_the_paper_and_of_the_meter(nvidia_smi):
-    """Would catch: hours for minutes, watts for kilowatts, percent for shares. Three samples, a minute each."""
+    """Would catch: hours for minutes, watts for kilowatts, percent for shares. Three samples, a minute
+    each.
+    """
     kwh = nvidia_smi("50, 300.00", "100, 600.50", "0, 70.25")
     assert kwh["utilisation"] == pytest.approx((50 + 100 + 0) * 0.25 / 6000)
     assert kwh["power"] == pytest.approx((300 + 600.5 + 70.25) / 1000 / 60)

@@ -1,4 +1,6 @@
-"""read/network.py beside a T5: what READ computes beside a T5, how large it is, what it leaves alone, decoding."""
+"""read/network.py beside a T5: what READ computes beside a T5, how large it is, what it leaves alone,
+decoding.
+"""
 
 from pathlib import Path
 
@@ -41,7 +43,8 @@ def loss_of(model):
 
 @every_cell
 def test_starts_as_the_frozen_model_bit_for_bit(cell):
-    """Would catch: a start that is not the frozen model, in training mode too, where the backbone's dropout must be off.
+    """Would catch: a start that is not the frozen model, in training mode too, where the backbone's
+    dropout must be off.
 
     And a network that changes nothing at all.
     """
@@ -54,7 +57,8 @@ def test_starts_as_the_frozen_model_bit_for_bit(cell):
 
 @pytest.mark.parametrize("unscaled", [True, False])
 def test_it_is_the_formula(unscaled):
-    """Would catch: another state, order or attention; padding that is read; an encoder's RNN that feeds the decoder.
+    """Would catch: another state, order or attention; padding that is read; an encoder's RNN that feeds
+    the decoder.
 
     By hand, for one token of the target at a time, with the cell's own steps.
     """
@@ -92,7 +96,9 @@ def test_it_is_the_formula(unscaled):
 
 
 def test_parameter_counts_are_the_papers():
-    """Would catch: another design: with biases, an extra projection, one RNN for both. The paper's Figure 4, Table 2."""
+    """Would catch: another design: with biases, an extra projection, one RNN for both. The paper's Figure 4,
+    Table 2.
+    """
     for config, count in (
         (T5_SMALL, 1_445_376),
         (T5_BASE, 1_969_920),
@@ -113,7 +119,9 @@ def test_parameter_counts_are_the_papers():
 
 @every_cell
 def test_no_block_keeps_a_graph(cell):
-    """Would catch: a backward pass that enters the backbone. Only what is behind the last block may be kept for it."""
+    """Would catch: a backward pass that enters the backbone. Only what is behind the last block may be kept
+    for it.
+    """
     model = adapted(cell).train()
     kept = []
     inner = {
@@ -142,7 +150,9 @@ def test_no_block_keeps_a_graph(cell):
 
 
 def test_gradients_are_those_of_stored_states():
-    """Would catch: a gradient that comes from anything but the network, the last norm and the output layer."""
+    """Would catch: a gradient that comes from anything but the network, the last norm and the output
+    layer.
+    """
     model = adapted()
     loss_of(model).backward()
     live = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -163,7 +173,9 @@ def test_gradients_are_those_of_stored_states():
 @every_cell
 @pytest.mark.parametrize("beam_size", [1, 3])
 def test_decoding_step_by_step_is_the_full_pass(cell, beam_size):
-    """Would catch: a network that runs on the backbone's cache instead of the new token, E of another row or batch."""
+    """Would catch: a network that runs on the backbone's cache instead of the new token, E of another row or
+    batch.
+    """
     model = adapted(cell)
     found = model.generate(SOURCES, 8, beam_size, no_repeat_ngram_size=2, batch_size=3)
     assert found == [model.generate([source], 8, beam_size, no_repeat_ngram_size=2)[0] for source in SOURCES]

@@ -1,4 +1,4 @@
-"""T5 against what transformers computed (tests/reference/t5/): states, logits, decoding; its files; the methods in it."""
+"""T5 compared with transformers (tests/reference/t5/): states, logits, decoding; its files; its methods."""
 
 import copy
 import json
@@ -46,11 +46,11 @@ def checkpoint(tmp_path):
     return write
 
 
-# ------------------------------------------------------------------------------------------------ forward
+# ---------------------------------------------------------------- forward
 
 
 def test_logits_states_weights_and_loss_are_transformers(model):
-    """Would catch: a wrong norm, bucket, bias, scale, mask or order; padding that is seen; a shift by other than one."""
+    """Would catch: a wrong norm, bucket, bias, scale, mask or order; padding that is seen; a wrong shift."""
     logits, states = model(IDS, MASK, model.shifted(LABELS), return_states=True)
     close(logits, EXPECTED["logits"])
     close(F.cross_entropy(logits.flatten(0, 1), LABELS.flatten()), EXPECTED["loss"])
@@ -59,13 +59,12 @@ def test_logits_states_weights_and_loss_are_transformers(model):
         theirs = EXPECTED[f"{side}_hidden_states"]
         assert len(ours) == len(theirs) - 1
         close(torch.stack(ours[:-1]), theirs[1:-1])
-        close(
-            getattr(model, side).norm(ours[-1]), theirs[-1]
-        )  # transformers' last state is after the last norm
+        # transformers' last state is after the last norm
+        close(getattr(model, side).norm(ours[-1]), theirs[-1])
 
 
 def test_padding_does_not_matter(model):
-    """Would catch: a row that depends on how much its batch is padded, and not-a-number where all is masked."""
+    """Would catch: a row that depends on the padding of its batch; NaN where all keys are masked."""
     n = int(MASK[1].sum())
     alone = model(IDS[1:2, :n], None, model.shifted(LABELS[1:2]))
     close(alone[0], EXPECTED["logits"][1])
@@ -73,7 +72,7 @@ def test_padding_does_not_matter(model):
 
 
 def test_buckets_are_the_papers():
-    """Would catch: another direction, half or logarithm. One bucket a distance at first, then wider and wider ones."""
+    """Would catch: a wrong direction, half or logarithm. Buckets hold one distance first, then ever more."""
     distance = torch.tensor([-1000, -128, -127, -16, -15, -9, -8, -7, -1, 0, 1, 7, 8, 11, 12, 127, 1000])
     two_sided = [15, 15, 15, 10, 9, 8, 8, 7, 1, 0, 17, 23, 24, 24, 25, 31, 31]
     assert buckets(distance, True, 32, 128).tolist() == two_sided
@@ -106,8 +105,9 @@ def test_dropout_is_everywhere_and_only_in_training(model):
     places = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)]
     assert len(places) == 2 * 2 + 2 * 4 + 3 * 6
     for place in ("encoder.dropout", "decoder.last_dropout", "encoder.blocks.1.attention.dropout",
-                  "decoder.blocks.2.cross.dropout", "decoder.blocks.0.cross_dropout", "encoder.blocks.0.inner_dropout",
-                  "encoder.blocks.0.attention_dropout", "decoder.blocks.1.ffn_dropout"):  # fmt: skip
+                  "decoder.blocks.2.cross.dropout", "decoder.blocks.0.cross_dropout",
+                  "encoder.blocks.0.inner_dropout", "encoder.blocks.0.attention_dropout",
+                  "decoder.blocks.1.ffn_dropout"):  # fmt: skip
         for name in places:
             model.get_submodule(name).p = 0.0
         close(model(*inputs), model(*inputs))
@@ -116,7 +116,7 @@ def test_dropout_is_everywhere_and_only_in_training(model):
 
 
 def test_published_sizes():
-    """Would catch: a wrong width, depth or tie. The READ paper counts the output layer apart from the embeddings."""
+    """Would catch: a wrong width, depth or tie. The READ paper also counts the tied output layer."""
     for config, tied, counted in (
         (T5_SMALL, 60_506_624, 76_956_160),
         (T5_BASE, 222_903_552, 247_577_856),
@@ -128,12 +128,12 @@ def test_published_sizes():
         assert tied + config.vocab_size * config.d_model == counted
 
 
-# ------------------------------------------------------------------------------------------------ decoding
+# ---------------------------------------------------------------- decoding
 
 
 @pytest.mark.parametrize("decoding", GENERATED["decodings"], ids=lambda decoding: decoding["name"])
 def test_generated_tokens_are_transformers(model, decoding):
-    """Would catch: another score, stop, ban or cache; sources of a batch that see each other or lose their order."""
+    """Would catch: a wrong score, stop, ban or cache; sources that see each other or lose their order."""
     settings = {key: decoding[key] for key in ("beam_size", "length_penalty", "no_repeat_ngram_size")}
     for batch_size in (1, 3, 8):
         assert (
@@ -143,7 +143,7 @@ def test_generated_tokens_are_transformers(model, decoding):
 
 
 def test_the_cache_is_the_full_pass(model):
-    """Would catch: positions or columns that the cache mixes up, which a greedy run that repeats itself may not show."""
+    """Would catch: positions or columns mixed up in the cache, which repetitive text may not show."""
     model.decoder.position.weight.mul_(3)
     for source in SOURCES[:4]:
         found, text = model.generate([source], 12, no_repeat_ngram_size=1)[0], [0]
@@ -157,8 +157,8 @@ def test_the_cache_is_the_full_pass(model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([[1], []], 5), "source 1 is empty"),
-        (([[1, 61]], 5), "source 0 holds token 61: the vocabulary has 61"),
+        (([[1], []], 5), "prompt 1 is empty"),
+        (([[1, 61]], 5), "prompt 0 holds token 61: the vocabulary has 61"),
         (([[1]], 5, 0), "beam_size is 0"),
         (([[1]], 0), "max_new_tokens is 0"),
     ],
@@ -172,7 +172,7 @@ def test_what_cannot_be_decoded(model, arguments, message):
     assert model.generate([], 5) == []
 
 
-# ------------------------------------------------------------------------------------------------ files
+# ---------------------------------------------------------------- files
 
 
 def test_save_and_load(model, tmp_path):
@@ -222,7 +222,7 @@ def test_what_the_configuration_may_not_ask_for(tmp_path, change):
         read_config(tmp_path, T5Config, "t5")
 
 
-# ------------------------------------------------------------------------------------------------ methods
+# ---------------------------------------------------------------- methods
 
 TRAINED = {  # names of the trained parameters, as regular expressions, and their number in T5-base
     "full": (".*", 222_903_552),
@@ -248,7 +248,7 @@ def test_what_a_method_trains(method):
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_methods_start_decode_and_merge(model, method):
-    """Would catch: a start elsewhere than said, a cached step that leaves the method out, a merge that is another model."""
+    """Would catch: a wrong start, a cached step without the method, a merged model that differs."""
     plain = copy.deepcopy(model)
     torch.manual_seed(0)
     adapt(model, method, {"r": 3})

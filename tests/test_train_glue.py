@@ -1,4 +1,6 @@
-"""train_glue.py from its command line: what a run leaves behind, resuming, errors, and what an adapter is used for."""
+"""train_glue.py from its command line: what a run leaves behind, resuming, errors, and what an adapter is
+used for.
+"""
 
 import json
 import math
@@ -27,7 +29,8 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def command(tiny_model, tiny_glue, tmp_path):
     """The arguments of a small run: 3 epochs of 5 steps."""
-    return ["--task", "cola", "--model", str(tiny_model), "--data", str(tiny_glue), "--out", str(tmp_path / "out"),
+    return ["--task", "cola", "--model", str(tiny_model), "--data", str(tiny_glue),
+            "--out", str(tmp_path / "out"),
             "--epochs", "3", "--batch-size", "8", "--lr", "0.01", "--r", "2"]  # fmt: skip
 
 
@@ -83,7 +86,9 @@ def test_other_methods_learn_what_they_should(glue, command, tmp_path, method):
 
 @pytest.mark.parametrize("method", methods_of("encoder"))
 def test_life_of_a_baseline(glue, command, tmp_path, capsys, method):
-    """Would catch: an adapter file that does not score again what its run reported (VeRA's A and B are not in it)."""
+    """Would catch: an adapter file that does not score again what its run reported (VeRA's A and B are not in
+    it).
+    """
     size = ["--r", 6] if METHODS[method].r else []
     export = [] if "encoder" not in METHODS[method].merges else ["--export", tmp_path / "merged"]
     glue(*command[:-2], *size, "--method", method, "--seed", 3, *export)
@@ -104,14 +109,18 @@ def test_life_of_a_baseline(glue, command, tmp_path, capsys, method):
 
 @pytest.mark.parametrize(("method", "lr", "left"), [("full", 5e-3, 0.1), ("hut", 2e-2, 0.8)])
 def test_loss_falls(glue, command, tmp_path, method, lr, left):
-    """Would catch: a loop that steps without learning. The rule of this set can be learned from its last word."""
+    """Would catch: a loop that steps without learning. The rule of this set can be learned from its last
+    word.
+    """
     glue(*command[:-2], "--epochs", 20, "--method", method, "--lr", lr, "--dropout", 0)
     rows = without_timing(tmp_path / "out")[0]
     assert rows[-1]["train_loss"] < left * rows[0]["train_loss"]
 
 
 def test_accumulation_is_the_larger_batch(glue, command, tmp_path):
-    """Would catch: a mean of means where batches differ in size. Without dropout the two must agree but for rounding."""
+    """Would catch: a mean of means where batches differ in size. Without dropout the two must agree but for
+    rounding.
+    """
     for name, arguments in (("a", ["--batch-size", 16]), ("b", ["--batch-size", 4, "--accumulate", 4])):
         glue(
             *command, *arguments, "--dropout", 0, "--epochs", 1, "--limit-train", 16, "--out", tmp_path / name
@@ -124,7 +133,9 @@ def test_accumulation_is_the_larger_batch(glue, command, tmp_path):
 
 
 def test_seeds(glue, command, tmp_path):
-    """Would catch: a mean over the wrong runs, a standard deviation with n in place of n − 1, seeds that are all alike."""
+    """Would catch: a mean over the wrong runs, a standard deviation with n in place of n − 1, seeds that are
+    all alike.
+    """
     glue(*command, "--seeds", 2)
     out = tmp_path / "out"
     together = json.loads((out / "result.json").read_text())
@@ -138,7 +149,7 @@ def test_seeds(glue, command, tmp_path):
     assert without_timing(tmp_path / "one")[2] == b
 
 
-# ------------------------------------------------------------------------------------------------ resuming
+# ---------------------------------------------------------------- resuming
 
 
 class Killed(BaseException):
@@ -199,7 +210,9 @@ def wait_for(path, process):
 
 
 def test_kill_and_ctrl_c_then_resume(command, tmp_path):
-    """Would catch: what only a real process shows: a kill -9 between epochs, Ctrl-C within one, the command it prints."""
+    """Would catch: what only a real process shows: a kill -9 between epochs, Ctrl-C within one, the command
+    it prints.
+    """
     command = [*command, "--epochs", "12", "--batch-size", "1"]  # long enough to be met in the middle
     whole = script(*command, "--out", tmp_path / "whole")
     out = tmp_path / "cut"
@@ -289,11 +302,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(glue, command, tmp_path, capsys
     assert saved["step"] == 5 and all(t.isfinite().all() for t in saved["tensors"].values())
 
 
-# ------------------------------------------------------------------------------------------------ a trained adapter
+# ---------------------------------------------------------------- a trained adapter
 
 
 def test_eval_only_predict_submit_export(glue, command, tmp_path, capsys):
-    """Would catch: an adapter that does not score again what its run reported, exported weights that differ."""
+    """Would catch: an adapter that does not score again what its run reported, exported weights that
+    differ.
+    """
     glue(*command, "--export", tmp_path / "merged")
     assert re.search(r"largest logit difference.*12 dev examples: \d\.\d\de-0[5-9]", capsys.readouterr().out)
     best = json.loads((tmp_path / "out" / "result.json").read_text())["best"]
@@ -359,7 +374,7 @@ def test_an_adapter_on_another_base_is_refused(glue, command, tmp_path, tiny_mod
     assert "adapter.pt: truncated" in fails(capsys, glue, *command[:6], "--adapter", adapter, "--eval-only")
 
 
-# ------------------------------------------------------------------------------------------------ bad input
+# ---------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(

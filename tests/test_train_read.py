@@ -1,4 +1,6 @@
-"""train_read.py from its command line, and GLUE as text to text: forms, label words, the READ paper's splits."""
+"""train_read.py from its command line, and GLUE as text to text: forms, label words, the READ paper's
+splits.
+"""
 
 import argparse
 import json
@@ -21,7 +23,8 @@ from run import Run
 @pytest.fixture
 def command(tiny_t5, tiny_glue, tmp_path):
     """The arguments of a small run: 3 epochs of 5 steps."""
-    return ["--task", "cola", "--model", str(tiny_t5), "--data", str(tiny_glue), "--out", str(tmp_path / "out"),
+    return ["--task", "cola", "--model", str(tiny_t5), "--data", str(tiny_glue),
+            "--out", str(tmp_path / "out"),
             "--epochs", "3", "--batch-size", "8", "--lr", "0.01", "--r", "4"]  # fmt: skip
 
 
@@ -36,7 +39,7 @@ def read(monkeypatch):
     return call
 
 
-# ------------------------------------------------------------------------------------------------ text to text
+# ---------------------------------------------------------------- text to text
 
 
 def test_forms_are_t5s():
@@ -79,7 +82,9 @@ def test_what_is_no_label_is_wrong():
 
 
 def test_the_papers_splits():
-    """Would catch: dev rows that are in both halves, training rows that are tested on, MNLI's sets the wrong way round."""
+    """Would catch: dev rows that are in both halves, training rows that are tested on, MNLI's sets the wrong
+    way round.
+    """
     small, large = list(range(100)), list(range(1000, 13_000))
     dev = list(range(-51, 0))
     halves = read_protocol("cola", {"train": small, "dev": dev})
@@ -97,12 +102,14 @@ def test_the_papers_splits():
     assert mnli == {"train": large, "validation": dev, "test": small}
 
 
-# ------------------------------------------------------------------------------------------------ a run
+# ---------------------------------------------------------------- a run
 
 
 @pytest.mark.parametrize("method", methods_of("encoder-decoder"))
 def test_life_of_a_method(read, command, tmp_path, capsys, method):
-    """Would catch: a method that does not train, an adapter file that does not score again what its run reported."""
+    """Would catch: a method that does not train, an adapter file that does not score again what its run
+    reported.
+    """
     size = [] if method in ("full", "bitfit", "lst") else ["--r", 4]
     export = ["--export", tmp_path / "merged"] if method in ("full", "bitfit", "lora") else []
     read(*command[:-2], *size, "--method", method, *export)
@@ -150,7 +157,9 @@ def test_it_learns(read, command, tmp_path, method, lr, left):
 
 
 def test_invalid_outputs_are_counted_and_wrong(read, command, tmp_path, capsys):
-    """Would catch: what is no label taken for one. A random model that has not moved says none of the two words."""
+    """Would catch: what is no label taken for one. A random model that has not moved says none of the two
+    words.
+    """
     read(*command, "--epochs", 1, "--lr", 1e-30)
     rows, result, _ = without_timing(tmp_path / "out")
     assert rows[0]["invalid"] == 6 and rows[0]["matthews"] <= 0 and result["test"]["matthews"] <= 0
@@ -176,7 +185,9 @@ def test_the_unscaled_correction_is_another_and_is_remembered(read, command, tmp
 
 
 def test_a_sentinel_beside_a_label_is_no_label(read, command, tiny_t5, monkeypatch, tmp_path):
-    """Would catch: special tokens that vanish from what was written. `<unk>` is id 2 of the tiny tokenizer."""
+    """Would catch: special tokens that vanish from what was written. `<unk>` is id 2 of the tiny
+    tokenizer.
+    """
     tokenizer = load_tokenizer(tiny_t5, 10**9)
     word = tokenizer.encode("acceptable").ids[:-1]
     for more, invalid in (([], 0), ([tokenizer.token_to_id("<unk>")], 6)):
@@ -188,7 +199,9 @@ def test_a_sentinel_beside_a_label_is_no_label(read, command, tiny_t5, monkeypat
 
 
 def test_early_stopping(read, command, tmp_path):
-    """Would catch: a run that goes on for ever, that counts from the last epoch in place of the best, or is cut at once."""
+    """Would catch: a run that goes on for ever, that counts from the last epoch in place of the best, or is
+    cut at once.
+    """
     read(*command[:-6], "--epochs", 9, "--lr", 1e-30, "--patience", 2)
     rows, result, _ = without_timing(tmp_path / "out")
     assert (

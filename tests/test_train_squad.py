@@ -1,4 +1,6 @@
-"""train_squad.py from its command line: what a run leaves behind, resuming, errors, and what an adapter is used for."""
+"""train_squad.py from its command line: what a run leaves behind, resuming, errors, and what an adapter is
+used for.
+"""
 
 import json
 import math
@@ -21,7 +23,9 @@ from run import Run
 
 
 def official(start, count):
-    """A SQuAD file of `count` questions: the answer is the animal or child that is "small", and what follows it."""
+    """A SQuAD file of `count` questions: the answer is the animal or child that is "small", and what follows
+    it.
+    """
     entries = []
     for i in range(start, start + count):
         before = f"the {WORDS[2 + i % 4]} {WORDS[6 + i % 4]} and " * (1 + i % 3)
@@ -46,8 +50,9 @@ def tiny_squad(tmp_path):
 @pytest.fixture
 def command(tiny_model, tiny_squad, tmp_path):
     """The arguments of a small run: 2 epochs; a third of the texts needs a second window."""
-    return ["--model", str(tiny_model), "--data", str(tiny_squad), "--out", str(tmp_path / "out"), "--epochs", "2",
-            "--batch-size", "10", "--lr", "0.01", "--r", "2", "--max-len", "20", "--doc-stride", "4"]  # fmt: skip
+    return ["--model", str(tiny_model), "--data", str(tiny_squad), "--out", str(tmp_path / "out"),
+            "--epochs", "2", "--batch-size", "10", "--lr", "0.01", "--r", "2", "--max-len", "20",
+            "--doc-stride", "4"]  # fmt: skip
 
 
 @pytest.fixture
@@ -62,7 +67,9 @@ def run_squad(monkeypatch):
 
 
 def test_a_run_and_what_it_leaves(run_squad, command, tmp_path, capsys):
-    """Would catch: a missing file or key, a wrong count, windows taken for questions, a best epoch that is not the best."""
+    """Would catch: a missing file or key, a wrong count, windows taken for questions, a best epoch that is
+    not the best.
+    """
     run_squad(*command)
     out = tmp_path / "out"
     rows, result, _ = without_timing(out)
@@ -100,7 +107,9 @@ def test_the_best_epoch_is_the_earliest_of_the_highest_f1(run_squad, command, tm
 
 
 def test_the_set_can_be_learned(run_squad, command, tmp_path, capsys):
-    """Would catch: targets or answers that are a token off, start and end swapped, windows that get each other's targets."""
+    """Would catch: targets or answers that are a token off, start and end swapped, windows that get each
+    other's targets.
+    """
     run_squad(
         *command[:-6],
         *command[-4:],
@@ -121,7 +130,9 @@ def test_the_set_can_be_learned(run_squad, command, tmp_path, capsys):
 
 @pytest.mark.parametrize("method", methods_of("encoder"))
 def test_life_of_a_method(run_squad, command, tmp_path, capsys, method):
-    """Would catch: an adapter file that does not score again what its run reported; a stride that is not its own."""
+    """Would catch: an adapter file that does not score again what its run reported; a stride that is not its
+    own.
+    """
     size = ["--r", 4] if METHODS[method].r else []
     basics = [*command[:10], *command[12:], *size]  # without --r
     export = [] if "encoder" not in METHODS[method].merges else ["--export", tmp_path / "merged"]
@@ -134,7 +145,9 @@ def test_life_of_a_method(run_squad, command, tmp_path, capsys, method):
 
 
 def test_accumulation_is_the_larger_batch(run_squad, command, tmp_path):
-    """Would catch: a mean of means where batches differ in size. Without dropout the two must agree but for rounding."""
+    """Would catch: a mean of means where batches differ in size. Without dropout the two must agree but for
+    rounding.
+    """
     for name, arguments in (("a", ["--batch-size", 20]), ("b", ["--batch-size", 5, "--accumulate", 4])):
         run_squad(
             *command, *arguments, "--dropout", 0, "--epochs", 1, "--limit-train", 10, "--out", tmp_path / name
@@ -147,7 +160,9 @@ def test_accumulation_is_the_larger_batch(run_squad, command, tmp_path):
 
 
 def test_the_answer_is_the_best_over_all_windows(tiny_model, tiny_squad):
-    """Would catch: the last window's answer, a window's answer given to another question, another order of batches."""
+    """Would catch: the last window's answer, a window's answer given to another question, another order of
+    batches.
+    """
     torch.manual_seed(0)
     model = RobertaSpan.from_pretrained(tiny_model)
     model.qa_outputs.weight.data.mul_(50)
@@ -165,7 +180,7 @@ def test_the_answer_is_the_best_over_all_windows(tiny_model, tiny_squad):
     assert differ > 0
 
 
-# ------------------------------------------------------------------------------------------------ resuming
+# ---------------------------------------------------------------- resuming
 
 
 class Killed(BaseException):
@@ -202,7 +217,7 @@ def test_another_stride_is_another_run(run_squad, command, capsys):
     )
 
 
-# ------------------------------------------------------------------------------------------------ a trained adapter
+# ---------------------------------------------------------------- a trained adapter
 
 
 def test_the_loss_is_the_mean_of_start_and_end_for_the_first_answer(
@@ -234,7 +249,9 @@ def test_the_default_stride_fits_a_short_window(run_squad, command, tmp_path):
 
 
 def test_eval_only_predict_submit_export(run_squad, command, tmp_path, capsys, tiny_squad):
-    """Would catch: an exported model that differs, answers under other ids, --limit-dev that takes others than the first."""
+    """Would catch: an exported model that differs, answers under other ids, --limit-dev that takes others
+    than the first.
+    """
     run_squad(*command, "--export", tmp_path / "merged", "--limit-dev", 5)
     assert re.search(r"largest logit difference.* 6 dev windows: \d\.\d\de-0[5-9]", capsys.readouterr().out)
     best = json.loads((tmp_path / "out" / "result.json").read_text())["best"]
@@ -254,7 +271,9 @@ def test_eval_only_predict_submit_export(run_squad, command, tmp_path, capsys, t
 
 
 def test_an_adapter_of_another_task_or_base_is_refused(run_squad, command, tmp_path, tiny_model, capsys):
-    """Would catch: a classifier's adapter read as a span's; scores over weights that it was not trained on."""
+    """Would catch: a classifier's adapter read as a span's; scores over weights that it was not trained
+    on.
+    """
     run_squad(*command, "--epochs", 1)
     adapter = tmp_path / "out" / "adapter.pt"
     changed = RobertaSpan.from_pretrained(tiny_model)

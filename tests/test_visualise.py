@@ -68,7 +68,7 @@ def command(monkeypatch):
     return call
 
 
-# ------------------------------------------------------------------------------------------------ relations
+# ---------------------------------------------------------------- relations
 
 
 @pytest.mark.parametrize("method", [name for name in methods_of("encoder") if name != "read"])
@@ -263,7 +263,7 @@ def test_faithfulness_from_the_command_line(command, adapter, capsys):
     assert len(re.findall(r"(Attention|Gradient|random).* -?\d\.\d{3} ± \d\.\d{3}", printed)) == 10
 
 
-# ------------------------------------------------------------------------------------------------ the page
+# ---------------------------------------------------------------- the page
 
 
 class Page(html.parser.HTMLParser):

@@ -1,22 +1,18 @@
-"""A small grammar of English that draws minimal pairs: an acceptable sentence, and the same one spoilt.
+"""A small grammar of English that draws pairs of sentences: an acceptable one, and the same one spoilt.
 
 Every phenomenon is a function that takes a `random.Random` and returns two lists of words, (good, bad). They
-differ in one word, or in the place of one constituent, and in nothing else. So neither length nor the choice
-of words tells the two apart: a model has to relate words to each other, often across others that distract
-("The boys near the king is asleep"). The acceptable side alone is what the encoder is pretrained on
-(`make.py`).
+differ only in one word or in the place of one constituent. So neither length nor vocabulary tells them apart:
+a model has to relate words to each other, often across distracting ones ("The boys near the king is asleep").
+The encoder is pretrained on the acceptable sentences (`make.py`).
 
-Words that would make a "bad" sentence good are kept out of the lexicon: verbs that may drop their object
-(eat) or may take one (smile), nouns and verbs whose forms look alike (sheep, put, find and found), verbs that
-are adjectives too (faint), reflexives for people of unknown gender.
+The lexicon has no words that would make a "bad" sentence good: verbs whose object is optional (eat, smile),
+nouns and verbs with ambiguous forms (sheep, put, find and found), verbs that are also adjectives (faint).
+Reflexives never refer to people of unknown gender.
 """
 
+split = str.split
 
-def split(text):
-    return text.split()
-
-
-# --- lexicon ---------------------------------------------------------------------------------------------------------
+# --- lexicon ----------------------------------------------------------------------------------------------
 
 MEN = split(
     "boy king actor uncle prince waiter monk brother husband grandfather gentleman nephew wizard hero"
@@ -30,8 +26,8 @@ ANYONE = split(
 HIS_NAMES = split("Adam Bruno Conrad Edwin Felix Gareth Henry Oscar")
 HER_NAMES = split("Alice Bella Clara Diana Freya Gloria Helen Olive")
 THINGS = split(
-    "box lamp chair table coat basket ladder mirror bottle ticket guitar clock kettle carpet umbrella apple pie "
-    "statue parcel knife toy letter"
+    "box lamp chair table coat basket ladder mirror bottle ticket guitar clock kettle carpet umbrella apple "
+    "pie statue parcel knife toy letter"
 )
 PLACES = split("garden castle village kitchen library harbour market forest station museum")
 IRREGULAR_PLURALS = {
@@ -45,21 +41,19 @@ PREPOSITIONS = split("near behind beside opposite")
 SINGULAR_DETERMINERS = split("the this every each a")
 PLURAL_DETERMINERS = split("the these many several two")
 
-# Never with an object, always with a person, always with a thing, and those that a person may do to himself
-# or herself.
 INTRANSITIVE = split(
     "laugh sleep arrive vanish blush fall yawn complain shiver kneel stumble snore sneeze wait"
 )
 WITH_PERSON = split(
-    "admire praise blame thank greet trust invite ignore punish rescue protect adore insult comfort reward describe "
-    "mention accuse"
+    "admire praise blame thank greet trust invite ignore punish rescue protect adore insult comfort reward "
+    "describe mention accuse"
 )
 WITH_THING = split(
     "carry fix bring destroy borrow repair discard wrap replace inspect locate remove damage obtain"
 )
 REFLEXIVE = split("admire praise blame trust punish rescue protect adore insult comfort reward describe")
-SAYING = split("say think believe claim know")  # followed by "that"
-KNOWING = split("know remember discover learn forget")  # followed by "that", "what", "when"
+SAYING = split("say think believe claim know")  # before "that"
+KNOWING = split("know remember discover learn forget")  # before "that", "what", "when"
 IRREGULAR_VERBS = {  # past, participle
     "sleep": "slept slept", "fall": "fell fallen", "kneel": "knelt knelt", "bring": "brought brought",
     "say": "said said", "think": "thought thought", "know": "knew known", "forget": "forgot forgotten",
@@ -67,7 +61,7 @@ IRREGULAR_VERBS = {  # past, participle
 DOUBLED = {"wrap": "wrapp", "forget": "forgett"}
 
 MODALS = split("will can must should might")
-PLURAL, SINGULAR = True, False  # number is a bool, so that the wrong one is `not number`
+PLURAL, SINGULAR = True, False  # the wrong number is `not number`
 
 
 def plural_of(noun):
@@ -79,7 +73,7 @@ def plural_of(noun):
 
 
 def form(verb, which):
-    """The form of a verb: "base", "s" (third person), "past", "part" (after have) or "ing"."""
+    """The form "base", "s" (third person), "past", "part" (after have) or "ing" of a verb."""
     ends_in_y = verb[-1] == "y" and verb[-2] not in "aeiou"
     if which == "base":
         return verb
@@ -92,7 +86,7 @@ def form(verb, which):
     return verb[:-1] + "ied" if ends_in_y else DOUBLED.get(verb, verb.removesuffix("e")) + "ed"
 
 
-# --- phrases: each a list of words -----------------------------------------------------------------------------------
+# --- phrases, as lists of words ---------------------------------------------------------------------------
 
 
 def noun_phrase(rng, nouns, number, adjectives=ADJECTIVES, determiner=None, adjective_share=0.3):
@@ -125,23 +119,23 @@ def thing(rng, number=None):
 
 
 def verb_and_object(rng):
-    """A verb that needs an object, and one that suits it."""
+    """A verb that needs an object, and a suitable object."""
     if rng.random() < 0.5:
         return rng.choice(WITH_PERSON), person(rng)
     return rng.choice(WITH_THING), thing(rng)
 
 
 def verb_phrase(rng):
-    """A verb and the words after it, either kind."""
+    """An intransitive verb and no words, or a verb and its object."""
     return (rng.choice(INTRANSITIVE), []) if rng.random() < 0.4 else verb_and_object(rng)
 
 
 def finite(rng, number):
-    """A predicate that shows number, and the same one with the wrong number: only its first word differs."""
+    """A predicate with the right number, and the same one with the wrong number in its first word."""
     verb, rest = verb_phrase(rng)
     kind = rng.choice(["verb", "verb", "be", "progressive", "perfect", "negated"])
     if kind == "verb":
-        forms, rest = (form(verb, "s"), verb), rest
+        forms = form(verb, "s"), verb
     elif kind == "be":
         forms, rest = rng.choice([("is", "are"), ("was", "were")]), [rng.choice(STATES)]
     elif kind == "progressive":
@@ -154,7 +148,7 @@ def finite(rng, number):
 
 
 def setting(rng):
-    """Nothing, or where it happens."""
+    """Sometimes a place, as in ["in", "the", "garden"], otherwise []."""
     return ["in", "the", rng.choice(PLACES)] if rng.random() < 0.25 else []
 
 
@@ -162,14 +156,19 @@ def past(rng, verbs):
     return form(rng.choice(verbs), "past")
 
 
-def in_context(rng, good, bad):
-    """The pair as it is, or with a place after it, or reported by someone."""
-    place = setting(rng)
-    before = [*person(rng), past(rng, SAYING), "that"] if rng.random() < 0.3 else []
-    return [*before, *good, *place], [*before, *bad, *place]
+def in_context(rng, before, good, bad, after=()):
+    """The pair between `before` and `after`, sometimes followed by a place or reported by someone."""
+    after = [*after, *setting(rng)]
+    if rng.random() < 0.3:
+        before = [*person(rng), past(rng, SAYING), "that", *before]
+    return [*before, *good, *after], [*before, *bad, *after]
 
 
-# --- phenomena: each returns (good, bad) -----------------------------------------------------------------------------
+def who_or_what(verb):
+    return "who" if verb in WITH_PERSON else "what"
+
+
+# --- phenomena, which return (good, bad) ------------------------------------------------------------------
 
 
 def agreement(rng):
@@ -182,7 +181,7 @@ def agreement(rng):
         return [forms[number], *rest], [forms[not number], *rest]
     good, bad = finite(rng, number)
     subject = person(rng, number)
-    return in_context(rng, [*subject, *good], [*subject, *bad])
+    return in_context(rng, subject, good, bad)
 
 
 def agreement_across_phrase(rng):
@@ -191,7 +190,7 @@ def agreement_across_phrase(rng):
     attractor = rng.choice([person, thing])(rng, not number if rng.random() < 0.8 else number)
     subject = [*person(rng, number, names=False), rng.choice(PREPOSITIONS), *attractor]
     good, bad = finite(rng, number)
-    return in_context(rng, [*subject, *good], [*subject, *bad])
+    return in_context(rng, subject, good, bad)
 
 
 def agreement_across_clause(rng):
@@ -203,14 +202,13 @@ def agreement_across_clause(rng):
     predicate, wrong = finite(rng, number)
     if rng.random() < 0.5:
         subject = [*head, *other, form(verb, "past")]
-        return in_context(rng, [*subject, *predicate], [*subject, *wrong])
-    forms = (form(verb, "s"), verb)
-    rest = [*other, *predicate]
-    return in_context(rng, [*head, forms[number], *rest], [*head, forms[not number], *rest])
+        return in_context(rng, subject, predicate, wrong)
+    forms, rest = (form(verb, "s"), verb), [*other, *predicate]
+    return in_context(rng, head, [forms[number]], [forms[not number]], rest)
 
 
 def reflexive(rng):
-    """The king admired himself / *herself / *themselves; The boys said that the queen blamed herself / *themselves"""
+    """The king admired himself / *themselves; The boys near the king admired themselves / *himself"""
     masculine, number = rng.random() < 0.5, any_number(rng)
     own, opposite = ("himself", "herself") if masculine else ("herself", "himself")
     if number == PLURAL:
@@ -224,28 +222,26 @@ def reflexive(rng):
         nearby = MEN if wrong == "himself" else WOMEN if wrong == "herself" else MEN + WOMEN
         subject = [*subject, rng.choice(PREPOSITIONS), *noun_phrase(rng, nearby, wrong == "themselves")]
     clause = [*subject, past(rng, REFLEXIVE)]
-    return in_context(rng, [*clause, own], [*clause, wrong])
+    return in_context(rng, clause, [own], [wrong])
 
 
 def argument_structure(rng):
     """The boy praised / *laughed the king; The boy laughed / *praised in the garden"""
     subject = person(rng)
     verb, rest = verb_and_object(rng)
-    tense = rng.choice(
-        [("past", []), ("base", [rng.choice(MODALS)]), ("part", ["had"]), ("base", ["did", "not"])]
-    )
-    with_object = [*subject, *tense[1], form(verb, tense[0])]
-    without = [*subject, *tense[1], form(rng.choice(INTRANSITIVE), tense[0])]
+    tenses = [([], "past"), ([rng.choice(MODALS)], "base"), (["had"], "part"), (["did", "not"], "base")]
+    auxiliaries, which = rng.choice(tenses)
+    with_object = [*subject, *auxiliaries, form(verb, which)]
+    without = [*subject, *auxiliaries, form(rng.choice(INTRANSITIVE), which)]
     if rng.random() < 0.5:
-        return in_context(rng, [*with_object, *rest], [*without, *rest])
-    return in_context(rng, without, with_object)
+        return in_context(rng, [], with_object, without, rest)
+    return in_context(rng, [], without, with_object)
 
 
 def wh_question(rng):
     """What / *When did the boy carry?; When / *What did the boy carry the box?"""
     verb, rest = verb_and_object(rng)
-    what = "who" if verb in WITH_PERSON else "what"
-    when = rng.choice(["when", "where", "why"])
+    what, when = who_or_what(verb), rng.choice(["when", "where", "why"])
     auxiliary, which = rng.choice([("did", "base"), (rng.choice(MODALS), "base"), ("had", "part")])
     through = [*person(rng), "say", "that"] if auxiliary == "did" and rng.random() < 0.3 else []
     clause = [auxiliary, *through, *person(rng), form(verb, "past" if through else which)]
@@ -257,8 +253,7 @@ def wh_question(rng):
 def wh_clause(rng):
     """Alice knew what / *that the boy carried; Alice knew that / *what the boy carried the box"""
     verb, rest = verb_and_object(rng)
-    what = "who" if verb in WITH_PERSON else "what"
-    plain = rng.choice(["that", "that", "when", "why"])
+    what, plain = who_or_what(verb), rng.choice(["that", "that", "when", "why"])
     before, clause = [*person(rng), past(rng, KNOWING)], [*person(rng), form(verb, "past")]
     if rng.random() < 0.5:
         return [*before, what, *clause], [*before, plain, *clause]
@@ -270,21 +265,17 @@ def word_order(rng):
     verb, rest = verb_and_object(rng)
     kind = rng.choice(["determiner", "adjective", "object", "inversion"])
     if kind == "inversion":
-        subject, auxiliary = person(rng), rng.choice(["did", *MODALS])
-        what = "who" if verb in WITH_PERSON else "what"
+        what, subject, auxiliary = who_or_what(verb), person(rng), rng.choice(["did", *MODALS])
         return [what, auxiliary, *subject, verb, "?"], [what, *subject, auxiliary, verb, "?"]
-    nouns = MEN + WOMEN + ANYONE
     number = any_number(rng)
     determiner = rng.choice(["the", "these" if number == PLURAL else "this"])
-    subject = noun_phrase(
-        rng, nouns, number, determiner=determiner, adjective_share=float(kind == "adjective")
-    )
+    share = float(kind == "adjective")
+    subject = noun_phrase(rng, MEN + WOMEN + ANYONE, number, determiner=determiner, adjective_share=share)
     done = [form(verb, "past")]
-    good = [*subject, *done, *rest]
     if kind == "object":
-        return in_context(rng, good, [*subject, *rest, *done])
+        return in_context(rng, subject, [*done, *rest], [*rest, *done])
     swapped = [*subject[:-2], subject[-1], subject[-2]]  # the noun before its adjective or determiner
-    return in_context(rng, good, [*swapped, *done, *rest])
+    return in_context(rng, [], subject, swapped, [*done, *rest])
 
 
 def determiner(rng):
@@ -300,10 +291,9 @@ def determiner(rng):
         bad = [*good[:-1], noun if number == PLURAL else plural_of(noun)]
     if is_person and rng.random() < 0.5:
         verb, rest = verb_phrase(rng)
-        rest = [form(verb, "past"), *rest]
-        return in_context(rng, [*good, *rest], [*bad, *rest])
+        return in_context(rng, [], good, bad, [form(verb, "past"), *rest])
     before = [*person(rng), past(rng, WITH_PERSON if is_person else WITH_THING)]
-    return in_context(rng, [*before, *good], [*before, *bad])
+    return in_context(rng, before, good, bad)
 
 
 def auxiliary(rng):
@@ -321,7 +311,7 @@ def auxiliary(rng):
         if right == "base":
             opener = rng.choice([opener, ["did", "not"], [rng.choice(["wanted", "refused", "hoped"]), "to"]])
         good, bad = [*opener, form(verb, right)], [*opener, form(verb, wrong)]
-    return in_context(rng, [*subject, *good, *rest], [*subject, *bad, *rest])
+    return in_context(rng, subject, good, bad, rest)
 
 
 PHENOMENA = {
@@ -339,7 +329,7 @@ PHENOMENA = {
 
 
 def spell(words):
-    """For example ["the", "boy", "laughs"] becomes "The boy laughs" and a full stop."""
+    """['the', 'boy', 'laughs'] -> 'The boy laughs.'"""
     words = words if words[-1] == "?" else [*words, "."]
     text = " ".join(words[:-1]) + words[-1]
     return text[0].upper() + text[1:]

@@ -1,17 +1,14 @@
 """Makes the bundled mini set: `python -m data.mini.make [PART …] [--out DIR]`, all parts by default.
 
-| part    | writes     | what it is                                                                                 |
-|---------|------------|--------------------------------------------------------------------------------------------|
-| cola    | `CoLA/`    | acceptability judgements in the official layout, from the grammar in `grammar.py`          |
-| roberta | `roberta/` | an encoder pretrained by masked language modelling on acceptable sentences of that grammar |
-| squad   | `squad/`   | questions on two sentences of that grammar each, in the layout of SQuAD v1.1               |
-| e2e     | `e2e/`     | descriptions of restaurants in the official layout, from the tables in `domains.py`        |
-| gpt2    | `gpt2/`    | a decoder pretrained on descriptions of all else in these tables, and of no restaurant     |
-| t5      | `t5/`      | an encoder-decoder pretrained by span corruption on the encoder's sentences                |
+cola     `CoLA/`: acceptability judgements in the official layout, from `grammar.py`
+roberta  `roberta/`: an encoder pretrained by masked language modelling on acceptable sentences
+squad    `squad/`: questions about two sentences of the grammar each, in the layout of SQuAD v1.1
+e2e      `e2e/`: descriptions of restaurants in the official layout, from `domains.py`
+gpt2     `gpt2/`: a decoder pretrained on descriptions from the other tables of `domains.py`
+t5       `t5/`: an encoder-decoder pretrained by span corruption on the encoder's sentences
 
-Every text and tokenizer comes out byte for byte the same on every run and machine. The weights do on one
-machine with one version of torch; elsewhere sums are rounded in another order, and the weights differ a
-little.
+Texts and tokenizers are the same, byte for byte, on every run and machine. Weights are the same on one
+machine with one version of torch. Elsewhere they differ a little, because sums are rounded in another order.
 """
 
 import argparse
@@ -36,18 +33,18 @@ from model import GPT2, GPT2Config, RobertaConfig, RobertaMaskedLM
 from read.t5 import T5, T5Config
 
 HERE = Path(__file__).parent
-THREADS = {"roberta": 2, "gpt2": 1, "t5": 1}  # fixed, since their number decides how sums are rounded
+THREADS = {"roberta": 2, "gpt2": 1, "t5": 1}  # fixed, because they decide how sums are rounded
 
-# --- CoLA: acceptable or not -----------------------------------------------------------------------------------------
+# --- CoLA -------------------------------------------------------------------------------------------------
 
 COLA_PAIRS = {"train": 1000, "dev": 250, "test": 100}  # two sentences each
 
 
 def cola_pairs(seed=0):
-    """{split: [(phenomenon, acceptable, unacceptable)]}; no sentence occurs twice, in one split or across them.
+    """{split: [(phenomenon, acceptable, unacceptable)]}. No sentence occurs twice.
 
-    Both sentences of a pair are in the same split: the classes are balanced in each, and a spoilt sentence of
-    dev never has its twin in train.
+    Both sentences of a pair are in the same split, so that each split is balanced, and no sentence of dev has
+    its counterpart in train.
     """
     rng, seen, pairs = random.Random(seed), set(), {}
     for split, count in COLA_PAIRS.items():
@@ -65,9 +62,8 @@ def cola_files(seed=0):
     """{file name: text} in the official layout: source, label, star, sentence; test without labels."""
     files = {}
     for split, pairs in cola_pairs(seed).items():
-        rows = [(name, 1, "", good) for name, good, _ in pairs] + [
-            (name, 0, "*", bad) for name, _, bad in pairs
-        ]
+        rows = [(name, 1, "", good) for name, good, _ in pairs]
+        rows += [(name, 0, "*", bad) for name, _, bad in pairs]
         random.Random(seed).shuffle(rows)
         if split == "test":
             rows = [("index", "sentence"), *((index, row[3]) for index, row in enumerate(rows))]
@@ -75,12 +71,7 @@ def cola_files(seed=0):
     return files
 
 
-def make_cola(out):
-    for name, text in cola_files().items():
-        write(out / "CoLA" / name, text)
-
-
-# --- the encoder -----------------------------------------------------------------------------------------------------
+# --- the encoder ------------------------------------------------------------------------------------------
 
 MLM_SENTENCES = 100_000
 MLM_STEPS, MLM_BATCH, MLM_LR = 3000, 128, 2e-3
@@ -88,7 +79,7 @@ PAD = 1
 
 
 def acceptable_sentences(count, seed=1):
-    """`count` different acceptable sentences, none of which occurs in CoLA's train, dev or test."""
+    """`count` different acceptable sentences, none of which occurs in CoLA."""
     splits = cola_pairs().values()
     spoilt = {bad for split in splits for _, _, bad in split}
     seen = {good for split in splits for _, good, _ in split}
@@ -104,7 +95,7 @@ def acceptable_sentences(count, seed=1):
 
 
 def byte_level_bpe(texts, vocab_size, special_tokens):
-    """A tokenizer of the kind that RoBERTa and GPT-2 have."""
+    """A tokenizer like those of RoBERTa and GPT-2."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -119,7 +110,7 @@ def byte_level_bpe(texts, vocab_size, special_tokens):
 
 
 def roberta_tokenizer(sentences):
-    """<s> A </s>, and <s> A </s></s> B </s> for a pair; ids as in the published checkpoints, <mask> last."""
+    """Texts become <s> A </s>, pairs <s> A </s></s> B </s>. The special ids are RoBERTa's."""
     tokenizer = byte_level_bpe(sentences, 1199, ["<s>", "<pad>", "</s>", "<unk>"])
     tokenizer.add_special_tokens(["<mask>"])
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
@@ -127,8 +118,9 @@ def roberta_tokenizer(sentences):
 
 
 def masked(ids, vocab_size, mask_id, rng):
-    """BERT's corruption of (B, L) token ids: 15 % of the words are to be predicted, of which 80 % read <mask>, 10 % a
-    random token, and 10 % stay: so a state has to tell, at every place, whether the word there fits.
+    """BERT's corruption of token ids (B, L): the corrupted ids, and which tokens to predict, (B, L) bool.
+
+    These are 15 % of the tokens: 80 % of them become <mask>, 10 % a random token, and 10 % stay.
     """
     chosen = (torch.rand(ids.shape, generator=rng) < 0.15) & (ids > 3)
     how = torch.rand(ids.shape, generator=rng)
@@ -140,27 +132,20 @@ def masked(ids, vocab_size, mask_id, rng):
 def pretrain(model, sequences, steps, batch_size, lr, loss_of, relative=False):
     """Trains all of `model` on token lists; loss_of(ids (B, L), mask (B, L) or None) is the loss of a batch.
 
-    relative  `lr` is each tensor's in proportion to its own size, its root mean square at the start
+    If `relative`, each tensor's learning rate is `lr` times its root mean square at the start.
     """
-    groups = [
-        {"params": [p], "lr": lr * p.detach().square().mean().sqrt().item()} for p in model.parameters()
-    ]
-    optimizer = torch.optim.AdamW(
-        groups if relative else model.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.01
-    )
+    params = list(model.parameters())
+    if relative:
+        params = [{"params": [p], "lr": lr * p.detach().square().mean().sqrt().item()} for p in params]
+    optimizer = torch.optim.AdamW(params, lr, betas=(0.9, 0.98), weight_decay=0.01)
+    rates = [group["lr"] for group in optimizer.param_groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        [group["lr"] for group in optimizer.param_groups],
-        steps,
-        pct_start=0.06,
-        anneal_strategy="linear",
-        cycle_momentum=False,
+        optimizer, rates, steps, pct_start=0.06, anneal_strategy="linear", cycle_momentum=False
     )
     lengths = [len(sequence) for sequence in sequences]
-    endless = (
-        batch for epoch in itertools.count() for batch in shuffled_batches(lengths, batch_size, [0, epoch])
-    )
-    bar = tqdm(itertools.islice(endless, steps), total=steps, unit="step", mininterval=1)
+    epochs = (shuffled_batches(lengths, batch_size, [0, epoch]) for epoch in itertools.count())
+    batches = itertools.islice(itertools.chain.from_iterable(epochs), steps)
+    bar = tqdm(batches, total=steps, unit="step", mininterval=1)
     model.train()
     for batch in bar:
         loss = loss_of(*pad([sequences[i] for i in batch], PAD))
@@ -172,18 +157,12 @@ def pretrain(model, sequences, steps, batch_size, lr, loss_of, relative=False):
         bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
 
 
-def make_roberta(out):
+def make_roberta():
     torch.manual_seed(0)
     sentences = acceptable_sentences(MLM_SENTENCES)
     tokenizer = roberta_tokenizer(sentences)
-    config = RobertaConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=512,
-        max_position_embeddings=130,
-    )
+    sizes = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512}
+    config = RobertaConfig(vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=130, **sizes)
     model = RobertaMaskedLM(config)
     rng = torch.Generator().manual_seed(0)
 
@@ -193,23 +172,23 @@ def make_roberta(out):
 
     sequences = [encoding.ids for encoding in tokenizer.encode_batch(sentences)]
     pretrain(model, sequences, MLM_STEPS, MLM_BATCH, MLM_LR, loss_of)
-    model.save_pretrained(out / "roberta", dtype=torch.float16)
-    tokenizer.save(str(out / "roberta" / "tokenizer.json"))
+    return model, tokenizer
 
 
-# --- SQuAD: questions, and where their answers stand -----------------------------------------------------------------
+# --- SQuAD ------------------------------------------------------------------------------------------------
 
 SQUAD_ARTICLES = {"train": 50, "dev": 10}
-SQUAD_PARAGRAPHS = 20  # an article; of two sentences each, with a question on either
+SQUAD_PARAGRAPHS = 20  # per article, each with two sentences and a question about each
 
 
 def squad_paragraph(rng):
-    """A text, and [(question, [(start, answer), …])]. No verb, and no form of a noun, occurs twice: each question has one
-    answer.
+    """A text, and [(question, [(start, answer), …])].
+
+    Each question has one answer, because no verb and no form of a noun occurs twice.
     """
     text, questions, nouns = "", [], []
     for verb in rng.sample(grammar.WITH_PERSON + grammar.WITH_THING, 2):
-        what = "who" if verb in grammar.WITH_PERSON else "what"
+        what = grammar.who_or_what(verb)
         while True:
             subject = grammar.person(rng)
             object_ = grammar.person(rng) if what == "who" else grammar.thing(rng)
@@ -224,7 +203,7 @@ def squad_paragraph(rng):
         text += grammar.spell([*done, *object_, "in", *place]) + " "
         if rng.random() < 0.5:
             question, answers = [what, "did", *subject, verb, "?"], [(object_at, object_)]
-        else:  # with or without "in": both are right, as annotators differ
+        else:  # annotators may include "in" or not
             question = ["where", "did", *subject, verb, *object_, "?"]
             answers = [(in_place_at + len("in "), place), (in_place_at, ["in", *place])]
         questions.append((grammar.spell(question), [(at, " ".join(words)) for at, words in answers]))
@@ -232,7 +211,7 @@ def squad_paragraph(rng):
 
 
 def squad_files(seed=5):
-    """{file name: text} in the official layout; no text is in both. A training question has one answer, as there."""
+    """{file name: text} in the official layout. No text occurs twice; training questions have one answer."""
     rng, seen, files = random.Random(seed), set(), {}
     for split, count in SQUAD_ARTICLES.items():
         articles, ids = [], itertools.count(1)
@@ -245,11 +224,10 @@ def squad_files(seed=5):
                 seen.add(text)
                 entries = []
                 for question, answers in questions:
-                    kept = answers[:1] if split == "train" else answers
-                    entry = {"id": f"mini-{split}-{next(ids)}", "question": question}
-                    entries.append(
-                        entry | {"answers": [{"answer_start": at, "text": words} for at, words in kept]}
-                    )
+                    answers = answers[:1] if split == "train" else answers
+                    answers = [{"answer_start": at, "text": words} for at, words in answers]
+                    id_ = f"mini-{split}-{next(ids)}"
+                    entries.append({"id": id_, "question": question, "answers": answers})
                 paragraphs.append({"context": text, "qas": entries})
             articles.append({"title": f"mini_{split}_{number}", "paragraphs": paragraphs})
         rows = ",\n".join(json.dumps(article) for article in articles)  # an article a line
@@ -257,14 +235,9 @@ def squad_files(seed=5):
     return files
 
 
-def make_squad(out):
-    for name, text in squad_files().items():
-        write(out / "squad" / name, text)
+# --- E2E --------------------------------------------------------------------------------------------------
 
-
-# --- E2E: restaurants ------------------------------------------------------------------------------------------------
-
-E2E_FILES = {  # representations, and how many references each has
+E2E_FILES = {  # the number of representations, and the possible numbers of references of each
     "trainset.csv": (500, [4]),
     "devset.csv": (60, [3, 4, 5, 6, 7, 8]),
     "testset_w_refs.csv": (60, [3, 4, 5, 6, 7, 8]),
@@ -272,7 +245,7 @@ E2E_FILES = {  # representations, and how many references each has
 
 
 def e2e_files(seed=2):
-    """{file name: text} in the official layout, columns mr and ref; no representation is in two files."""
+    """{file name: text} in the official layout. No representation occurs twice."""
     rng, seen, files = random.Random(seed), set(), {}
     for name, (count, references) in E2E_FILES.items():
         rows = {}
@@ -282,26 +255,22 @@ def e2e_files(seed=2):
             if representation in seen:
                 continue
             seen.add(representation)
-            wanted, found = rng.choice(references), {}  # a dict keeps the order, a set would not
+            wanted, found = rng.choice(references), {}  # a dict, because a set does not keep the order
             for _ in range(50):
                 if len(found) < wanted:
                     found[domains.describe(rng, domains.RESTAURANT, facts)] = None
             if len(found) == wanted:
                 rows[representation] = found
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(
-            [("mr", "ref"), *((representation, ref) for representation, refs in rows.items() for ref in refs)]
-        )
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("mr", "ref"))
+        for representation, refs in rows.items():
+            writer.writerows((representation, ref) for ref in refs)
         files[name] = text.getvalue()
     return files
 
 
-def make_e2e(out):
-    for name, text in e2e_files().items():
-        write(out / "e2e" / name, text)
-
-
-# --- the decoder -----------------------------------------------------------------------------------------------------
+# --- the decoder ------------------------------------------------------------------------------------------
 
 LM_EXAMPLES = 96_000
 LM_COINED = 0.3
@@ -310,65 +279,53 @@ END = "<|endoftext|>"
 
 
 def other_examples(count, seed=3):
-    """`count` different examples about anything but restaurants, in the form of the E2E files.
+    """`count` different examples from all tables except the restaurants.
 
-    Some values are coined words: so the decoder learns to say a word that it reads for the first time, as one
-    that has read widely can.
+    Some values are coined words. From these the decoder learns to copy words that it has never seen.
     """
-    rng, examples = random.Random(seed), {}  # a dict keeps the order, a set would not
+    rng, examples = random.Random(seed), {}  # a dict, because a set does not keep the order
     while len(examples) < count:
-        domain = rng.choice(list(domains.OTHERS.values()))
+        domain = rng.choice(domains.OTHERS)
         facts = domains.represent(rng, domain, coined=LM_COINED)
         examples[Example(domains.linearised(facts), domains.describe(rng, domain, facts))] = None
     return list(examples)
 
 
 def gpt2_tokenizer(examples):
-    """Byte-level, so that it can write restaurants, whose words it was not trained on, too; <|endoftext|> is 0."""
+    """A byte-level tokenizer, so that it also covers the words of restaurants. <|endoftext|> is 0."""
     return byte_level_bpe((f"{context}{END} {text}" for context, text in examples), 1200, [END])
 
 
-def make_gpt2(out):
+def make_gpt2():
     torch.manual_seed(0)
     examples = other_examples(LM_EXAMPLES)
     tokenizer = gpt2_tokenizer(examples)
     end = tokenizer.token_to_id(END)
-    config = GPT2Config(
-        vocab_size=tokenizer.get_vocab_size(),
-        n_positions=256,
-        n_embd=144,
-        n_layer=4,
-        n_head=4,
-        bos_token_id=end,
-        eos_token_id=end,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        resid_pdrop=0.0,
-    )
+    sizes = {"n_positions": 256, "n_embd": 144, "n_layer": 4, "n_head": 4}
+    config = GPT2Config(tokenizer.get_vocab_size(), bos_token_id=end, eos_token_id=end, **sizes)
+    config.embd_pdrop = config.attn_pdrop = config.resid_pdrop = 0.0
     model = GPT2(config)
 
     def loss_of(ids, mask):
-        """Of the sentences and their end token alone: the names in a context can't be foretold."""
+        """The loss on sentences and end tokens only, because the names in a context can't be predicted."""
         kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         where = ((ids == end).cumsum(1) > 0)[:, :-1] & kept[:, 1:]
         return F.cross_entropy(model(ids[:, :-1], where=where), ids[:, 1:][where])
 
-    sequences = [
-        prompt + completion for prompt, completion in encode(tokenizer, examples, end, config.n_positions)
-    ]
+    pairs = encode(tokenizer, examples, end, config.n_positions)
+    sequences = [prompt + completion for prompt, completion in pairs]
     pretrain(model, sequences, LM_STEPS, LM_BATCH, LM_LR, loss_of)
-    model.save_pretrained(out / "gpt2", dtype=torch.float16)
-    tokenizer.save(str(out / "gpt2" / "tokenizer.json"))
+    return model, tokenizer
 
 
-# --- the encoder-decoder ---------------------------------------------------------------------------------------------
+# --- the encoder-decoder ----------------------------------------------------------------------------------
 
 T5_STEPS, T5_BATCH, T5_LR = 6000, 64, 1e-2
-HOLE = "<extra_id_0>"  # the first of T5's sentinels; a short sentence has one hole
+HOLE = "<extra_id_0>"  # the first of T5's sentinels; these short sentences have one hole
 
 
 def t5_tokenizer(sentences):
-    """A </s>, as T5's; words that a sentence does not have, the tasks' names and labels, are in the vocabulary too."""
+    """Texts become A </s>, as in T5. The vocabulary also has the words of CoLA's prefix and labels."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     spaces = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), spaces])
@@ -386,9 +343,9 @@ def t5_tokenizer(sentences):
 
 
 def holed(tokens, hole, rng):
-    """T5's span corruption of a sentence, its end token included: 1 to 3 tokens are taken out, and are the target.
+    """T5's span corruption of a sentence with its end token: 1 to 3 tokens are removed and become the target.
 
-    -> (the sentence with `hole` in their place, `hole` and what was there and the end token)
+    -> (the sentence with `hole` in their place; `hole`, these tokens and the end token)
     """
     width = rng.choice([1, 1, 2, 3])
     start = rng.randrange(len(tokens) - width)
@@ -396,29 +353,22 @@ def holed(tokens, hole, rng):
     return [*tokens[:start], hole, *tokens[stop:]], [hole, *tokens[start:stop], tokens[-1]]
 
 
-def make_t5(out):
-    """Rates are relative, as those of Adafactor (Shazeer & Stern, 2018, section 8), which T5 was made with.
+def make_t5():
+    """Trains with relative rates, like those of Adafactor (Shazeer & Stern, 2018, section 8), T5's optimiser.
 
-    Its tensors differ 60-fold in size: at one rate for all, the queries, which no 1 / sqrt(d) scales down,
-    grow until attention sees one token, before the words have moved at all.
+    The sizes of T5's tensors differ 60-fold. With one rate for all, the queries, whose scores are not scaled
+    by 1 / sqrt(d), grow until attention sees one token, before the word embeddings have changed noticeably.
     """
     torch.manual_seed(0)
     sentences = acceptable_sentences(MLM_SENTENCES)
     tokenizer = t5_tokenizer(sentences)
-    config = T5Config(
-        vocab_size=tokenizer.get_vocab_size(),
-        d_model=128,
-        d_kv=32,
-        d_ff=512,
-        num_layers=4,
-        num_heads=4,
-        dropout_rate=0.0,
-    )
+    sizes = {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 4, "num_heads": 4}
+    config = T5Config(tokenizer.get_vocab_size(), dropout_rate=0.0, **sizes)
     model = T5(config)
     hole, rng = tokenizer.token_to_id(HOLE), random.Random(0)
 
     def loss_of(ids, mask):
-        """Of what was in the hole, and the end token: a target always starts with the hole itself."""
+        """The loss on the removed tokens and the end token, because every target starts with the hole."""
         kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         holes = [holed(row[real].tolist(), hole, rng) for row, real in zip(ids, kept, strict=True)]
         (source, seen), (target, _) = (pad(side, config.pad_token_id) for side in zip(*holes, strict=True))
@@ -427,33 +377,42 @@ def make_t5(out):
 
     sequences = [encoding.ids for encoding in tokenizer.encode_batch(sentences)]
     pretrain(model, sequences, T5_STEPS, T5_BATCH, T5_LR, loss_of, relative=True)
-    model.save_pretrained(out / "t5", dtype=torch.float16)
-    tokenizer.save(str(out / "t5" / "tokenizer.json"))
+    return model, tokenizer
 
 
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="")
+def write(folder, made):
+    """Writes {file name: text}, or a model and its tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(made, dict):
+        for name, text in made.items():
+            (folder / name).write_text(text, encoding="utf-8", newline="")
+    else:
+        model, tokenizer = made
+        model.save_pretrained(folder, dtype=torch.float16)
+        tokenizer.save(str(folder / "tokenizer.json"))
 
 
-PARTS = {
-    **{"cola": make_cola, "roberta": make_roberta, "squad": make_squad},
-    **{"e2e": make_e2e, "gpt2": make_gpt2, "t5": make_t5},
+PARTS = {  # name: (folder, function that makes its files)
+    "cola": ("CoLA", cola_files),
+    "roberta": ("roberta", make_roberta),
+    "squad": ("squad", squad_files),
+    "e2e": ("e2e", e2e_files),
+    "gpt2": ("gpt2", make_gpt2),
+    "t5": ("t5", make_t5),
 }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "parts", nargs="*", metavar="PART", choices=[*PARTS, []], help="what to make (default: everything)"
-    )
-    parser.add_argument("--out", type=Path, default=HERE, help="where to write it (default: data/mini)")
+    parser.add_argument("parts", nargs="*", metavar="PART", choices=[*PARTS, []], help="default: all parts")
+    parser.add_argument("--out", type=Path, default=HERE, help="the folder to write to (default: data/mini)")
     args = parser.parse_args()
     for part in args.parts or PARTS:
         start = time.time()
         torch.set_num_threads(THREADS.get(part, 1))
         print(f"{part}: …", flush=True)
-        PARTS[part](args.out)
+        folder, make = PARTS[part]
+        write(args.out / folder, make())
         print(f"{part}: {time.time() - start:.0f} s")
 
 

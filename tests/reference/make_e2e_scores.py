@@ -1,10 +1,12 @@
-"""Writes e2e_scores.json: our own sentences as CoreNLP 3.4.1 tokenises them, and our own small corpora with the scores
-that the official E2E code gives them.
+"""Writes e2e_scores.json: sentences with CoreNLP 3.4.1's tokens, small corpora with the official scores.
+
+The sentences and corpora are our own.
 
     pip install pycocoevalcap        # PTBTokenizer, METEOR, ROUGE-L and CIDEr; the first two also need java
     python tests/reference/make_e2e_scores.py DIR
 
-DIR is a checkout of github.com/tuetschek/e2e-metrics, for BLEU and NIST (its metrics/pymteval.py; pip install future).
+DIR is a checkout of github.com/tuetschek/e2e-metrics. Its metrics/pymteval.py, for BLEU and NIST, needs
+`pip install future`.
 """
 
 import json
@@ -31,19 +33,24 @@ The '90s, the 1990's, in '05 and the '60s' best.
 O'Hara's d'Artois d'25 Café.It5-star l'Orange, Ba'ath and B'Day and T'ien, aa'bb.
 Meals cost £20-25, £20 - £25, €30, $5.50, US$7, less than £20, 5p, 50¢ or 5%.
 A price range of £20-£25.It has 3.5 out of 5 stars,and 1,000,000 guests;1/2 off, 1 1/2 miles, ½ or 2½.
-Dates 12/25/2010, 25-12-10, 2010-12-25, 6/7-13/14, 24/7, 10:30, 10:30am, 5 p.m. and 7.30pm; +5, -5, 5th, .5 and 5.
+Dates 12/25/2010, 25-12-10, 2010-12-25, 6/7-13/14, 24/7, 10:30, 10:30am, 5 p.m. and 7.30pm; \
++5, -5, 5th, .5 and 5.
 Call 555-1234, (555) 555-1234, 01223 323737 or 555.123.4567.
-Mr. Smith, Dr. Jones, St. Ives, the U.S. and the U.K., e.g. at 5 a.m., etc. Jan. 5, No. 5, no. five, Fig. 3, p. 7.
-Snacks Inc. serves tea. Snacks Ltd. The end. The pub, Inc., is Foo.Bar and Ltd.a or Ltd.ab; D-N.Y. too, pots., cups.;
+Mr. Smith, Dr. Jones, St. Ives, the U.S. and the U.K., e.g. at 5 a.m., etc. Jan. 5, No. 5, no. five, \
+Fig. 3, p. 7.
+Snacks Inc. serves tea. Snacks Ltd. The end. The pub, Inc., is Foo.Bar and Ltd.a or Ltd.ab; D-N.Y. too, \
+pots., cups.;
 Vitamin D. The sun. J. Smith has plan B. It works, says J. Theodor.
 I was ill. It was mass. The Ill. voters and Mass. voters.
 A café-bar, naïve crêpes, Ünder ñandú, 日本 and ру́сский; co‑op and soft­hyphen.
 A well-known 5-star 3-course pub--or bar---with food – fine food — and a-b -- kid - friendly, 20-.
-French,family-friendly food, low-priced,cheap; 2.5-mile walk, 1,700-square-mile area, U.S.-led, Ltd.-owned, eu-u.s. x.
+French,family-friendly food, low-priced,cheap; 2.5-mile walk, 1,700-square-mile area, U.S.-led, \
+Ltd.-owned, eu-u.s. x.
 and/or he/she/it high/low-priced a-1/b w/o 5/bar bar/5 one/two/three/four
 Wait... what? No!! Yes?! well…ok . . . so.. end.... only ...5 or food--5 pub.It yes!no
 (good) [better] {best} <b>bold</b> <br/> a < b > c << d >>
-See http://teapot.example/menu?x=1, www.teapot.co.uk, teapot.com/menu, tea@pot.co.uk, <a.b@c>, @teapot #tea, tea.com's.
+See http://teapot.example/menu?x=1, www.teapot.co.uk, teapot.com/menu, tea@pot.co.uk, <a.b@c>, \
+@teapot #tea, tea.com's.
 AT&T's B&B, R&B, fish & chips, fish &amp; chips, B&amp;B, A&b, Q+A, &lt;tea&gt;, &quot;tea&quot;.
 C++ and C# and F#; anti- and pro- and pre- tests; a_b __ * ** \\* ~ ^ | \\ = + @@ ## #5.
 Nice :) :-( ;) =D :Dx foo:Does rating:5
@@ -102,7 +109,7 @@ for name, corpus in CORPORA.items():
     for output, refs in corpus.items():
         bleu.append(output, refs)
         nist.append(output, refs)
-    # A lone empty line at the start of its file would be lost, so the two kinds are tokenised apart, behind a word.
+    # an empty line at the start of a file would be lost, so both kinds are tokenised apart, after a word
     sys_tokens = dict(enumerate([text] for text in ptb([["x", *outputs]])[0][1:]))
     ref_tokens = dict(enumerate(ptb(references)))
     scores = {"BLEU": bleu.score(), "NIST": nist.score()}

@@ -1,6 +1,6 @@
-"""Writes glue_scores.json: inputs, and the scores that scikit-learn and scipy give them. Needs scikit-learn and scipy.
+"""Writes glue_scores.json: inputs, and their scores by scikit-learn and scipy.
 
-python tests/reference/make_glue_scores.py
+usage: python tests/reference/make_glue_scores.py      needs scikit-learn and scipy
 """
 
 import json

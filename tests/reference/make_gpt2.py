@@ -1,6 +1,6 @@
-"""Makes tests/reference/gpt2/: a tiny random GPT-2 and what transformers computes and generates with it, in float32.
+"""Makes tests/reference/gpt2/: a tiny random GPT-2, and what transformers computes with it, in float32.
 
-usage: python tests/reference/make_gpt2.py      needs transformers (5.23 was used), which nothing else here does
+usage: python tests/reference/make_gpt2.py      needs transformers (5.23 was used)
 
 The weights have the layout of the published gpt2: no prefix, fused and transposed layers, buffers with the
 causal mask.
@@ -43,9 +43,8 @@ def main():
     model = GPT2LMHeadModel(config).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or ".ln_" in name:
-            torch.nn.init.normal_(
-                parameter, std=0.5
-            )  # transformers starts them at 0 and 1, which would hide a swap
+            # transformers starts them at 0 and 1, which would hide a swap
+            torch.nn.init.normal_(parameter, std=0.5)
     input_ids = torch.randint(config.vocab_size, (3, 17))
     prompts = [torch.randint(config.vocab_size, (n,)).tolist() for n in (11, 3, 24, 1, 11, 6, 17, 2)]
     with torch.no_grad():

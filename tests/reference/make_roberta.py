@@ -1,6 +1,6 @@
-"""Makes tests/reference/roberta/: a tiny random RoBERTa and what transformers computes with it, in float32.
+"""Makes tests/reference/roberta/: a tiny random RoBERTa, and what transformers computes with it, in float32.
 
-usage: python tests/reference/make_roberta.py      needs transformers (5.23 was used), which nothing else here does
+usage: python tests/reference/make_roberta.py      needs transformers (5.23 was used)
 
 The weights have the layout of the published roberta-large: pooler, masked-LM head, tied decoder,
 position_ids.
@@ -44,9 +44,8 @@ def main():
     masked_lm = RobertaForMaskedLM(config).eval()
     for name, parameter in masked_lm.named_parameters():
         if name.endswith(("bias", "LayerNorm.weight", "layer_norm.weight")):
-            torch.nn.init.normal_(
-                parameter, std=0.3
-            )  # transformers starts them at 0 and 1, which would hide a swap
+            # transformers starts them at 0 and 1, which would hide a swap
+            torch.nn.init.normal_(parameter, std=0.3)
     classifier = RobertaForSequenceClassification(config).eval()
     classifier.roberta.load_state_dict(masked_lm.roberta.state_dict())
     lengths = [19, 32, 5]

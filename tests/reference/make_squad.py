@@ -1,6 +1,8 @@
-"""Writes squad_scores.json: answers, references, and the scores that SQuAD's official script evaluate-v1.1.py gives them.
+"""Writes squad_scores.json: answers, references, and their scores by the official evaluate-v1.1.py.
 
-python tests/reference/make_squad.py SCRIPT      the script, also in AllenNLP 0.9 as allennlp/tools/squad_eval.py
+usage: python tests/reference/make_squad.py SCRIPT
+
+AllenNLP 0.9 also has this script, as allennlp/tools/squad_eval.py.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
-"""Makes tests/reference/t5/: a tiny random T5 and what transformers computes and generates with it, in float32.
+"""Makes tests/reference/t5/: a tiny random T5, and what transformers computes with it, in float32.
 
-usage: python tests/reference/make_t5.py      needs transformers (5.23 was used), which nothing else here does
+usage: python tests/reference/make_t5.py      needs transformers (5.23 was used)
 
 The weights have the layout of the published t5-small: the embeddings four times, and one bias that nothing
 reads.
@@ -47,9 +47,8 @@ def main():
     model = T5ForConditionalGeneration(config).eval()
     for name, parameter in model.named_parameters():
         if "layer_norm" in name:
-            torch.nn.init.normal_(
-                parameter, 1.0, 0.3
-            )  # transformers starts them at 1, which would hide a swap
+            # transformers starts them at 1, which would hide a swap
+            torch.nn.init.normal_(parameter, 1.0, 0.3)
         elif "relative" in name:
             torch.nn.init.normal_(parameter, std=1.5)
         elif "shared" in name:
