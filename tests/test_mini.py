@@ -11,6 +11,8 @@ from tokenizers import Tokenizer
 
 from data import e2e, squad
 from data.mini import domains, grammar, make
+
+SHOP = domains.OTHERS[-1]
 from model import GPT2, RobertaClassifier, RobertaMaskedLM
 from read.t5 import T5
 
@@ -195,13 +197,13 @@ def test_the_decoder_saw_no_restaurant_and_no_sentence_of_the_splits(others):
 
 def test_coined_words_are_said_as_they_stand():
     rng = random.Random(4)
-    known = {value for rows in domains.SHOP.slots.values() for row in rows for value in row.values}
+    known = {value for rows in SHOP.slots.values() for row in rows for value in row.values}
     coined = 0
     for _ in range(500):
-        facts = domains.represent(rng, domains.SHOP, coined=0.5)
+        facts = domains.represent(rng, SHOP, coined=0.5)
         for value in {facts.get("trade"), facts.get("goods")} - known - {None}:
             coined += 1
-            assert value in domains.describe(rng, domains.SHOP, facts)
+            assert value in domains.describe(rng, SHOP, facts)
         assert {facts.get(slot) for slot in ("prices", "open", "service")} <= known | {
             None
         }  # said in other words
