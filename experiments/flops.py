@@ -28,7 +28,7 @@ def building(method, d, k, r):
 
 
 def per_token(method, d, k, r):
-    """Operations a token without building a weight: HUT's two scalings d + k, LoRA's two products 2r(d + k)."""
+    """Operations of a token without a built weight: HUT's scalings d + k, LoRA's products 2r(d + k)."""
     return PER_TOKEN[method](d, k, r)
 
 

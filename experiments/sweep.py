@@ -28,7 +28,6 @@ from run import clock, environment
 
 ROOT = Path(__file__).parent.parent
 CHOICES = {"methods": (str, "METHOD[:R]"), "targets": (str, "LETTERS"), "ranks": (whole, "R")}
-AROUND = (1 / 4, 1, 4)  # the rates that are tried, in units of the method's own
 SETTINGS = ("model", "data", "epochs", "batch-size", "max-len", "device", "dtype")  # of the scripts
 
 
@@ -95,7 +94,8 @@ def bundled(args):
 def rates_of(args, layout, rows):
     """{(task, method): the rates to try}, without methods that are not trained.
 
-    The rate None stands for the training script's own.
+    They are the method's own rate, a quarter of it and four times it, unless --lrs names others. With
+    --paper the rate is None, which stands for the training script's.
     """
     methods = [m for m in dict.fromkeys(row.method for row in rows) if METHODS[m].lr[layout]]
     asked = dict.fromkeys(methods, (None,)) if args.paper else {}
@@ -108,15 +108,16 @@ def rates_of(args, layout, rows):
         except argparse.ArgumentTypeError as error:
             raise UserError(f"--lrs {text}: {error}") from None
         asked |= dict.fromkeys([method] if separator else methods, rates)
-    tries = {method: len(asked.get(method, AROUND)) for method in methods}
+    found = {}
+    for task in args.tasks:
+        for method in methods:
+            row = METHODS[method]
+            own = row.mini.get(task, row.mini[layout]) if args.model == "mini" else row.lr[layout]
+            found[task, method] = asked.get(method, (own / 4, own, 4 * own))
+    tries = {method: len(rates) for (_, method), rates in found.items()}
     if len({*tries.values()}) > 1:
         raise UserError(f"--lrs: every method gets the same number of tries: {listed(tries)}")
-
-    def around(row, task):
-        middle = row.mini.get(task, row.mini[layout]) if args.model == "mini" else row.lr[layout]
-        return tuple(factor * middle for factor in AROUND)
-
-    return {(task, m): asked.get(m) or around(METHODS[m], task) for task in args.tasks for m in methods}
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ hold out
@@ -193,18 +194,14 @@ def passed_on(args, names):
 
 
 class Sweep:
-    """The runs of a table, started one after the other, and how far they are.
-
-    rates     {(task, method): the rates to try}
-    tries     how many these are, the same for each
-    held_out  {task: (paths, sizes)}, as `hold_out` gives them, where rates are tried on such files
-    """
+    """The runs of a table, started one after the other, and how far they are."""
 
     def __init__(self, args, table, rows):
         self.args, self.table, self.rows, self.script = args, table, rows, table.script
-        self.rates, self.held_out = rates_of(args, self.script.layout, rows), {}
-        self.tries = max(map(len, self.rates.values()), default=1)
+        self.rates = rates_of(args, self.script.layout, rows)
+        self.tries = max(map(len, self.rates.values()), default=1)  # the same number for every method
         self.chosen_is_scored = not self.script.files
+        self.held_out = {}  # {task: (paths, sizes)}, as `hold_out` gives them
         self.results, self.seconds = {}, []
         pairs = [(task, row) for task in args.tasks for row in rows]
         searches = {(task, self.searched_as(row)) for task, row in pairs if (task, row.method) in self.rates}
@@ -221,8 +218,10 @@ class Sweep:
         return row._replace(r=anchor(self.args) if self.table.one_search else row.r, seeds=(0,))
 
     def arguments(self, task, row, lr, *names):
-        rate, which = ["--lr", lr] if lr else [], ["--task", task] if len(self.script.scores) > 1 else []
-        return [*row.arguments(), *passed_on(self.args, (*SETTINGS, *names)), *rate, *which]
+        settings = passed_on(self.args, (*SETTINGS, *names))
+        rate = ["--lr", lr] if lr else []
+        which = ["--task", task] if len(self.script.scores) > 1 else []
+        return [*row.arguments(), *settings, *rate, *which]
 
     def scored_run(self, task, row, lr, seed):
         """(folder, arguments) of a run that goes into the table."""
@@ -263,9 +262,10 @@ class Sweep:
 
         On a tie, as between runs that predict a single class, the lower training loss decides.
         """
-        rates, tries = self.rates.get((task, row.method), (None,)), []
+        rates = self.rates.get((task, row.method), (None,))
         if len(rates) == 1:
             return rates[0], []
+        tries = []
         for lr in rates:
             folder, arguments = self.trial(task, self.searched_as(row), lr)
             try:
@@ -283,8 +283,8 @@ class Sweep:
         A cell without any number has "failed", the reason.
         """
         lr, tries = self.choose(task, row)
-        cell = {"task": task, **row._asdict(), "lr": lr, "tries": tries, "parameters": None}
-        cell |= {"runs": [], "mean": {}, "std": {}}
+        empty = {"parameters": None, "runs": [], "mean": {}, "std": {}}
+        cell = {"task": task, **row._asdict(), "lr": lr, "tries": tries, **empty}
         if tries and lr is None:
             self.total -= len(row.seeds) - self.chosen_is_scored
             return cell | {"failed": f"no rate worked: {tries[0].get('failed', 'its score is not defined')}"}
@@ -394,11 +394,17 @@ def size_text(cells):
 
 def mean_text(cell, score):
     """The mean ± standard deviation of a score, with the number of seeds it is over if some have failed."""
-    if cell is None or "failed" in cell or score not in cell["mean"]:
-        return "…" if cell is None else "failed" if "failed" in cell else "–"
-    std, finished = cell["std"][score], sum("scores" in one for one in cell["runs"])
-    text = number(score, cell["mean"][score]) + (f" ± {number(score, std)}" if std is not None else "")
-    return text + (f" ({finished} of {len(cell['runs'])})" if finished < len(cell["runs"]) else "")
+    if cell is None:
+        return "…"
+    if "failed" in cell:
+        return "failed"
+    if score not in cell["mean"]:
+        return "–"
+    text, std = number(score, cell["mean"][score]), cell["std"][score]
+    if std is not None:
+        text += f" ± {number(score, std)}"
+    finished = sum("scores" in one for one in cell["runs"])
+    return text if finished == len(cell["runs"]) else f"{text} ({finished} of {len(cell['runs'])})"
 
 
 def over_tasks(column, cells):
@@ -462,7 +468,7 @@ def at_the_end(cell):
 # ------------------------------------------------------------------------------------------------ main
 
 
-def fill(args, table):
+def run_table(args, table):
     """Runs what is to be run, and saves the table after each cell; -> table.json's content."""
     sweep, cells = Sweep(args, table, table.rows(args)), {}
     with alone_in(args.out):
@@ -484,7 +490,7 @@ def fill(args, table):
     return content
 
 
-def count(args):
+def count_operations(args):
     """Table 2, which needs no runs; -> table.json's content."""
     (cells, building), (steps, training) = flops.table_2(), flops.step_table()
     content = {"cells": cells, "steps": steps, "environment": environment()}
@@ -523,13 +529,13 @@ def alone_in(folder):
 
 def main():
     args = arguments()
-    content = count(args) if args.table == "table2" else fill(args, TABLES[args.table])
+    content = run_table(args, TABLES[args.table]) if args.table in TABLES else count_operations(args)
     print(f"\n{as_text(content)}\n\n{args.out / 'table.json'}")
     failed = [one for cell in content["cells"] for one in (cell, *cell.get("runs", ())) if "failed" in one]
     sys.exit(1 if failed else 0)
 
 
-def stop(number, frame):
+def stop(signal_number, frame):
     raise KeyboardInterrupt
 
 

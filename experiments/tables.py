@@ -59,31 +59,19 @@ class Cost(NamedTuple):
 
 
 class Script(NamedTuple):
-    """A training script, and how a sweep uses it.
-
-    scores  {task: the scores that get a column}; a script with a single task takes no --task
-    worth   (result, task) -> number: the rate is chosen whose try is worth the most
-    counts  (part of result.json that goes into the table, the same in words)
-    paper   `counts` with --paper; None: --paper is refused
-    files   for the held-out part that rates are tried on. None: the script has a validation set besides its
-            test set, so that the chosen try is a scored run too
-    trial   arguments of tries alone
-    costs   columns that need the cost of every run
-    """
+    """A training script, and how a sweep uses it."""
 
     path: str
-    layout: str
-    scores: dict
-    worth: Callable
-    counts: tuple
-    paper: tuple | None = None
+    layout: str  # of its models
+    scores: dict  # {task: the scores that get a column}; a script with a single task takes no --task
+    worth: Callable  # (result, task) -> number; the rate is chosen whose try is worth the most
+    counts: tuple  # the part of result.json that goes into the table, and what that is in words
+    paper: tuple | None = None  # `counts` with --paper; None: --paper is refused
+    # Rates are tried on a held-out part of the training set, in these files. A script without them has a
+    # validation set besides its test set: its tries are whole runs, and the chosen one is scored, too.
     files: Files | None = None
-    trial: tuple = ()
-    costs: tuple = ()
-
-
-def glue_examples(task, data):
-    return glue.load(task, data, splits=("train",))["train"]
+    trial: tuple = ()  # arguments of tries alone
+    costs: tuple = ()  # columns that need the cost of every run
 
 
 def glue_lines(task, examples):
@@ -94,14 +82,6 @@ def glue_lines(task, examples):
     texts = [e[: len(spec.texts)] for e in examples]
     rows = [(*spec.texts, spec.label), *((*t, label) for t, label in zip(texts, labels, strict=True))]
     return ["\t".join(row) for row in rows]
-
-
-def e2e_examples(task, data):
-    return e2e.load(data, splits=("train",))["train"]
-
-
-def e2e_lines(task, examples):
-    return [f"{example.context}||{example.reference}" for example in examples]
 
 
 def mebibytes(value):
@@ -115,7 +95,9 @@ GLUE = Script(
     worth=lambda result, task: result["last"][glue.TASKS[task].scores[0]],
     counts=("last", "dev is scored at the last epoch"),
     paper=("best", "the best epoch on dev, the set that it is scored on"),
-    files=Files(MINI, glue_examples, glue_lines, ".tsv"),
+    files=Files(
+        MINI, lambda task, data: glue.load(task, data, splits=("train",))["train"], glue_lines, ".tsv"
+    ),
 )
 ON_TEST = ("test", "dev loss chooses the epoch, and the test set is scored with that")
 E2E = Script(
@@ -125,7 +107,12 @@ E2E = Script(
     worth=lambda result, task: -result["last"]["loss"],
     counts=ON_TEST,
     paper=ON_TEST,
-    files=Files(MINI / "e2e", e2e_examples, e2e_lines, ".txt"),
+    files=Files(
+        MINI / "e2e",
+        read=lambda task, data: e2e.load(data, splits=("train",))["train"],
+        lines=lambda task, examples: [f"{example.context}||{example.reference}" for example in examples],
+        ending=".txt",
+    ),
     trial=("--beam-size", 1, "--max-new-tokens", 1),  # a try does not decode the test set
 )
 READ = Script(
@@ -161,8 +148,9 @@ class Row(NamedTuple):
         return self.method + (f"-r{self.r}" if self.r else "") + (f"-{self.targets}" if self.targets else "")
 
     def arguments(self):
-        r, targets = ["--r", self.r] if self.r else [], ["--targets", self.targets] if self.targets else []
-        return ["--method", self.method, *r, *targets]
+        size = ["--r", self.r] if self.r else []
+        targets = ["--targets", self.targets] if self.targets else []
+        return ["--method", self.method, *size, *targets]
 
 
 def methods_on(layout):
@@ -170,13 +158,11 @@ def methods_on(layout):
 
     def row(text, seeds):
         method, _, size = text.partition(":")
-        sizes = METHODS[method].r if method in methods_of(layout) else None
-        if sizes is None or (size and not (sizes and size.isdigit() and int(size))):
-            raise UserError(
-                f"--methods {text}: expected METHOD or METHOD:R, of {' '.join(methods_of(layout))}"
-            )
-        trained = METHODS[method].lr[layout] is not None  # without training every seed is the same
-        r = int(size) if size else sizes.get(layout)
+        known = methods_of(layout)
+        if method not in known or (size and not (METHODS[method].r and size.isdigit() and int(size))):
+            raise UserError(f"--methods {text}: expected METHOD or METHOD:R, of {' '.join(known)}")
+        r = int(size) if size else METHODS[method].r.get(layout)
+        trained = METHODS[method].lr[layout] is not None  # without training all seeds are the same
         return Row(method, r, METHODS[method].takes.get("targets"), tuple(range(seeds if trained else 1)))
 
     return lambda args: [*dict.fromkeys(row(text, args.seeds) for text in args.methods)]
@@ -206,9 +192,6 @@ def anchor(args):
     return 8 if 8 in args.ranks else args.ranks[0]
 
 
-# ------------------------------------------------------------------------------------------------ what r does
-
-
 def spread(args, cells):
     """What `rank` finds: ({task: {"r": … at seed 0, "seeds": … at one r}}, the same as a Sheet)."""
     found, lines = {}, []
@@ -221,51 +204,37 @@ def spread(args, cells):
         over_seeds = {seed: value for (r, seed), value in known.items() if r == anchor(args)}
         found[task] = {"r": widths(over_r), "seeds": widths(over_seeds)}
         for name, fixed in (("r", "seed 0"), ("seeds", f"r = {anchor(args)}")):
-            group = found[task][name]
-            values = ", ".join(f"{key}: {number(score, value)}" for key, value in group["scores"].items())
-            std, width = (
-                "–" if group[key] is None else number(score, group[key]) for key in ("std", "range")
-            )
-            lines.append([f"{task} over {name}, {fixed}", values, std, width])
+            values, *both = found[task][name].values()
+            values = ", ".join(f"{key}: {number(score, value)}" for key, value in values.items())
+            both = ["–" if value is None else number(score, value) for value in both]
+            lines.append([f"{task} over {name}, {fixed}", values, *both])
     return found, Sheet(["spread of the score", "scores", "std", "max − min"], lines, [])
 
 
 def widths(scores):
-    values, found = [*scores.values()], {"scores": scores, "std": None, "range": None}
+    values, std, width = [*scores.values()], None, None
     if len(values) > 1:
-        found |= {"std": statistics.stdev(values), "range": max(values) - min(values)}
-    return found
+        std, width = statistics.stdev(values), max(values) - min(values)
+    return {"scores": scores, "std": std, "range": width}
 
 
 # ------------------------------------------------------------------------------------------------ the tables
 
 
 class Table(NamedTuple):
-    """A table of the paper.
+    """A table of the paper."""
 
-    title       heads it on the report's page
-    tasks       the paper's; --tasks names others
-    rows        (the command's arguments) -> [Row]
-    choices     {argument: default} for those of --methods, --targets and --ranks that it takes
-    seeds       how many are run where --seeds is left out
-    one_search  rows that differ in r alone share the search at r = `anchor`: r is no other function
-    spread      (the command's arguments, cells) -> (what goes into table.json, the same as a Sheet)
-    notes       paragraphs below the table
-    printed     {(method, r, targets, column): the paper's score}
-    parameters  {METHOD or METHOD:R: the paper's number of parameters}
-    """
-
-    title: str
+    title: str  # on the report's page
     script: Script
-    tasks: tuple
-    rows: Callable
-    choices: dict
+    tasks: tuple  # the paper's; --tasks names others
+    rows: Callable  # (the command's arguments) -> [Row]
+    choices: dict  # {argument: default}, for those of --methods, --targets and --ranks that it takes
     seeds: int = 5
-    one_search: bool = False
-    spread: Callable | None = None
-    notes: tuple = ()
-    printed: dict = {}
-    parameters: dict = {}
+    one_search: bool = False  # rows that differ in r alone share the search at r = `anchor`
+    spread: Callable | None = None  # (arguments, cells) -> (what goes into table.json, the same as a Sheet)
+    notes: tuple = ()  # paragraphs below the table
+    printed: dict = {}  # {(method, r, targets, column): the paper's score}
+    parameters: dict = {}  # {METHOD or METHOD:R: the paper's number of parameters}
 
 
 RANKS = (1, 2, 4, 8, 64)
@@ -307,7 +276,8 @@ TABLES = {
         rows=rows_of_table_4,
         choices={"targets": ("q", "k", "v", "o", "qk", "qv", "qkv", "qkvo")},
         notes=(
-            "The paper prints 0.8M for each row. Which targets stand for its 1, 2, 3 and 4 matrices is our choice.",
+            "The paper prints 0.8M for each row. Which targets stand for its 1, 2, 3 and 4 matrices is our "
+            "choice.",
         ),
         printed={("hut", 8, "qv", "cola matthews"): "71.7"},
     ),

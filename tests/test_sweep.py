@@ -16,8 +16,19 @@ HELD = "held-out-of"
 
 @pytest.fixture
 def command(tiny_model, tiny_glue, tmp_path):
-    return ["--model", str(tiny_model), "--data", str(tiny_glue), "--out", str(tmp_path / "out"), "--epochs", "1",
-            "--tasks", "cola"]  # fmt: skip
+    out = tmp_path / "out"
+    return [
+        "--model",
+        f"{tiny_model}",
+        "--data",
+        f"{tiny_glue}",
+        "--out",
+        f"{out}",
+        "--epochs",
+        "1",
+        "--tasks",
+        "cola",
+    ]
 
 
 @pytest.fixture
@@ -41,7 +52,7 @@ def value(arguments, name):
 
 @pytest.fixture
 def pretend(monkeypatch, tmp_path):
-    """In place of a run: pretend(score) has every run score score(arguments) -> (last, best); -> the runs' arguments."""
+    """In place of runs: pretend(score) lets each score score(arguments) -> (last, best); -> arguments."""
 
     def install(score):
         ran = []
@@ -78,7 +89,7 @@ def pretend(monkeypatch, tmp_path):
 
 
 def test_table1_end_to_end(call, command, tmp_path, capsys):
-    """Would catch: a finished run that is done again, one failure that ends all, a table that says something else."""
+    """Would catch: a finished run that is done again, a failure that ends all, a table that says other."""
     command = ["table1", *command, "--methods", "hut:2", "fourierft", "--seeds", 1, "--lrs", "hut=0.001,0.01"]
     command += ["fourierft=0.01,0.1"]
     assert call(*command) == 1
@@ -114,7 +125,7 @@ def test_table1_end_to_end(call, command, tmp_path, capsys):
 
 
 def test_dev_chooses_nothing(call, command, pretend, tmp_path, tiny_glue):
-    """Would catch: a rate chosen by dev scores, or by the best epoch on them; a held-out part that is trained on."""
+    """Would catch: a rate chosen by dev scores or their best epoch; a held-out part that is trained on."""
     scores = {"0.001": (0.1, 0.9), "0.01": (0.3, 0.3), "0.1": (None, 1.0)}
     ran = pretend(lambda a: scores[value(a, "--lr")] if value(a, "--dev-file") else (0.5, 0.8))
     call(
@@ -154,7 +165,7 @@ def test_a_tie_goes_to_the_lower_training_loss(call, command, pretend, tmp_path)
 
 
 def test_paper_is_fixed_rates_and_the_best_epoch(call, command, pretend, tmp_path):
-    """Would catch: a search under --paper, a rate of ours for HUT, the last epoch under the name of the best."""
+    """Would catch: a search or a rate of the sweep's under --paper, the last epoch in place of the best."""
     ran = pretend(lambda a: (0.5, 0.8))
     assert call("table1", *command, "--methods", "hut", "lora", "--seeds", 1, "--paper") == 0
     assert [value(a, "--lr") for a in ran] == [None, None] and not any("--dev-file" in a for a in ran)
@@ -183,7 +194,7 @@ def test_held_out_files_are_read_back_as_the_same_examples(tmp_path, task):
 
 
 def test_table3_searches_by_loss_and_without_the_test_set(call, pretend, tmp_path):
-    """Would catch: the largest loss chosen, a search that decodes the test set, one representation on both sides."""
+    """Would catch: the largest loss chosen, a search that decodes the test set, one text on both sides."""
     folder = tmp_path / "e2e"
     folder.mkdir()
     rows = [f"name[{n}],{n} is {w} .\n" for n in "ABCDEFGH" for w in ("small", "old", "red")]
@@ -207,7 +218,7 @@ def test_table3_searches_by_loss_and_without_the_test_set(call, pretend, tmp_pat
 
 
 def test_read_end_to_end(call, command, tiny_t5, tmp_path, capsys):
-    """Would catch: a score of validation in the table; a time, memory or size that is another run's or epoch's."""
+    """Would catch: a score of validation in the table; a time, memory or size of another run or epoch."""
     command = [
         "read",
         *command,
@@ -243,7 +254,7 @@ def test_read_end_to_end(call, command, tiny_t5, tmp_path, capsys):
 
 
 def test_read_chooses_on_validation_and_runs_nothing_twice(call, command, pretend, tmp_path, capsys):
-    """Would catch: a rate chosen on test; the chosen rate's first seed run again; training examples that are held out."""
+    """Would catch: a rate chosen on test; the chosen rate's first seed run again; held-out examples."""
     scores = {"0.001": (0.9, 0.1), "0.01": (0.25, 0.8), "0.1": (1.0, None)}  # (test, validation)
     ran = pretend(lambda a: scores[value(a, "--lr")])
     call(
@@ -296,11 +307,12 @@ def test_what_is_said_over_tasks():
 
 
 def test_rows_of_tables_4_and_5(call, command, pretend, tmp_path):
-    """Would catch: other ranks than the paper's; a search of its own for every r, of which the rate does not depend."""
+    """Would catch: other ranks than the paper's; a search for every r, which does not change the rate."""
     ran = pretend(lambda a: (0.5, 0.5))
     call("table4", *command, "--seeds", 1)
     assert [(value(a, "--targets"), value(a, "--r")) for a in ran if "--dev-file" not in a] == [
-        ("q", "16"), ("k", "16"), ("v", "16"), ("o", "16"), ("qk", "8"), ("qv", "8"), ("qkv", "4"), ("qkvo", "2"),
+        ("q", "16"), ("k", "16"), ("v", "16"), ("o", "16"),
+        ("qk", "8"), ("qv", "8"), ("qkv", "4"), ("qkvo", "2"),
     ]  # fmt: skip
     ran.clear()
     call("table5", *command, "--seeds", 1, "--out", tmp_path / "table5")
@@ -369,7 +381,7 @@ def test_two_sweeps_do_not_share_a_folder(call, command, pretend, tmp_path, caps
 
 
 def test_a_run_that_failed_before_it_began_may_be_given_other_arguments(tmp_path):
-    """Would catch: a mistyped --model that can only be mended with another --out; a reason that is not the script's."""
+    """Would catch: a mistyped --model that only another --out mends; a reason that is not the script's."""
     script = tmp_path / "fails.py"
     script.write_text(
         "import sys\nprint('first', file=sys.stderr)\nsys.exit('error: no such ' + sys.argv[1])\n"
