@@ -79,7 +79,7 @@ def fill_in(args, table):
         if task not in known:
             raise UserError(f"--tasks {task}: unknown: {args.table} takes {' '.join(known)}")
     if args.paper and not table.script.paper:
-        raise UserError("--paper: the READ paper searches its rates, as is done without it")
+        raise UserError(f"--paper: the paper of {args.table} searches its rates: leave --paper out")
     if args.paper and bundled(args):
         raise UserError("--paper: mini has settings of its own: give --model and --data")
     if args.paper and args.lrs:

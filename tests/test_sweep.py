@@ -358,7 +358,7 @@ def test_rank_sets_the_spread_over_r_beside_that_over_seeds(call, command, prete
             ["read", "--methods", "vera"],
             "--methods vera: expected METHOD or METHOD:R, of hut read full bitfit",
         ),
-        (["read", "--paper"], "--paper: the READ paper searches its rates"),
+        (["read", "--paper"], "--paper: the paper of read searches its rates"),
         (["table1", "--seeds", "0"], "--seeds: '0': expected a whole number"),
         (["table1", "--data", "nowhere"], "nowhere/SST-2/train.tsv: No such file"),
     ],
