@@ -1,20 +1,17 @@
-"""What the paper's Table 2 counts, and what it does not: python -m experiments.flops [--tokens 128] [--batch-size 1]
+"""What the paper's Table 2 counts, and what it does not: python -m experiments.flops [--tokens 128]
 
 The paper's figures for HUT and LoRA are those of building the adapted weight, once, whatever the number of
-tokens. Beside them: the same functions without building it, per token; and all matrix products of a whole
-training step. A multiplication and an addition count as two.
+tokens. Beside them stand the same functions without building it, per token, and all matrix products of a
+whole training step. A multiplication and an addition count as two.
 """
-
-import argparse
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import baselines
-from experiments.tables import PAPER_GFLOPS, markdown
-from hut import apply_hut
+from arguments import Parser, run_as_script, whole
+from experiments.tables import PAPER_GFLOPS, Sheet
+from methods import ENCODER, METHODS, adapt, methods_of
 from model import ROBERTA_LARGE, RobertaClassifier
-from training import whole
 
 BUILDING = {"hut": lambda d, k, r: 4 * d * k + r * d + r * k, "lora": lambda d, k, r: (2 * r + 1) * d * k}
 PER_TOKEN = {"hut": lambda d, k, r: d + k, "lora": lambda d, k, r: 2 * r * (d + k)}
@@ -31,34 +28,29 @@ def building(method, d, k, r):
 
 
 def per_token(method, d, k, r):
-    """Operations that a token costs where no weight is built: HUT's two scalings d + k, LoRA's two products 2r(d + k)."""
+    """Operations of a token without a built weight: HUT's scalings d + k, LoRA's products 2r(d + k)."""
     return PER_TOKEN[method](d, k, r)
 
 
 def break_even(method, d, k, r):
-    """The number of tokens from which building the weight is the cheaper. HUT's means, rd + rk, are taken either way."""
+    """The tokens from which building the weight is cheaper. HUT takes its means, rd + rk, either way."""
     both = r * (d + k) if method == "hut" else 0
     return (building(method, d, k, r) - both) / per_token(method, d, k, r)
 
 
 def adapters(method, d, r, layers, tokens):
-    """Of the adapters' two products, 4dr a token. The paper's rows follow from no one formula and number of tokens."""
+    """Operations of the adapters' two products, 4dr a token. The paper's rows follow from no one formula."""
     return ADAPTERS[method] * layers * tokens * 4 * d * r
 
 
 def training_step(method, r, config, batch_size, length, device="meta"):
     """FLOPs of the matrix products and attention of a step, forward and backward, as torch counts them.
 
-    Elementwise work (norms, GELU, HUT's scalings, FourierFT's transform) it does not see. On the `meta`
+    Torch does not see elementwise work (norms, GELU, HUT's scalings, FourierFT's transform). On the `meta`
     device nothing is computed, and no memory is taken.
     """
     with torch.device(device):
-        model = RobertaClassifier(config)
-        if method == "head":
-            model.requires_grad_(False)
-        else:
-            apply_hut(model, r) if method == "hut" else baselines.apply(model, method, r)
-        model.classifier.requires_grad_(True)
+        model = adapt(RobertaClassifier(config), method, {"r": r})
         ids = torch.full((batch_size, length), 5)
         with FlopCounterMode(display=False) as counter:
             model(ids).sum().backward()
@@ -66,64 +58,56 @@ def training_step(method, r, config, batch_size, length, device="meta"):
 
 
 def table_2(tokens=128):
-    """(rows, Markdown) of the paper's Table 2: RoBERTa-large, HUT and LoRA at q and v; FLOPs."""
+    """(rows, Sheet) of the paper's Table 2: RoBERTa-large, HUT and LoRA at q and v; FLOPs."""
     d, layers = ROBERTA_LARGE.hidden_size, ROBERTA_LARGE.num_hidden_layers
     found, lines = [], []
     for (method, r), printed in PAPER_GFLOPS.items():
         row = {"method": method, "r": r, "paper": 1e9 * printed, "building": None, "tokens": None}
+        built = ["–", "–"]
         if method in BUILDING:
-            row["building"], row["tokens"] = (
-                2 * layers * building(method, d, d, r),
-                break_even(method, d, d, r),
-            )
+            row["building"] = 2 * layers * building(method, d, d, r)
+            row["tokens"] = break_even(method, d, d, r)
             row["unbuilt"] = 2 * layers * tokens * per_token(method, d, d, r)
+            built = [f"{row['building'] / 1e9:.4f}", f"{row['tokens']:.0f}"]
         else:
             row["unbuilt"] = adapters(method, d, r, layers, tokens)
         found.append(row)
-        built = [f"{row['building'] / 1e9:.4f}", f"{row['tokens']:.0f}"] if method in BUILDING else ["–", "–"]
         lines.append([f"{method} r{r}", f"{printed:.2f}", built[0], f"{row['unbuilt'] / 1e9:.4f}", built[1]])
-    header = [
-        "RoBERTa-large, GFLOPs",
-        "paper",
-        "building the weights",
-        f"{tokens} tokens, not built",
-        "built is cheaper from",
-    ]
+    unbuilt = f"{tokens} tokens, not built"
+    header = ["RoBERTa-large, GFLOPs", "paper", "building the weights", unbuilt, "built is cheaper from"]
     note = (
-        "The paper's figures for HUT and LoRA are those of building the adapted weights, once, whatever the number of "
-        "tokens: HUT 4dk + rd + rk a matrix, LoRA (2r + 1)dk. Where nothing is built, a token costs HUT d + k and LoRA "
-        "2r(d + k); the last column is the number of tokens from which building costs less. The paper's four figures for "
-        "adapters follow from no one formula; ours are 4dr a token."
+        "The paper's figures for HUT and LoRA are those of building the adapted weights, once, whatever "
+        "the number of tokens: HUT 4dk + rd + rk a matrix, LoRA (2r + 1)dk. Where nothing is built, a "
+        "token costs HUT d + k and LoRA 2r(d + k); the last column is the number of tokens from which "
+        "building costs less. The paper's four figures for adapters follow from no one formula; ours are "
+        "4dr a token."
     )
-    return found, f"{markdown(header, lines)}\n\n{note}"
+    return found, Sheet(header, lines, [note])
 
 
 def step_table(batch_size=1, tokens=128):
-    """(rows, Markdown) of what a training step of RoBERTa-large takes with each method; FLOPs."""
-    found = []
-    for method in ("full", "hut", *(m for m in baselines.METHODS if m != "full")):
-        r = 8 if method == "hut" else baselines.ROBERTA_R.get(method)
-        found.append(
-            {"method": method, "r": r, "step": training_step(method, r, ROBERTA_LARGE, batch_size, tokens)}
-        )
-    lines = [[row["method"] + (f" r{row['r']}" if row["r"] else ""), f"{row['step'] / 1e9:.2f}",
-              f"{row['step'] / found[0]['step']:.1%}"] for row in found]  # fmt: skip
+    """(rows, Sheet) of what a training step of RoBERTa-large takes with each method; FLOPs."""
+    sizes = {method: METHODS[method].r.get(ENCODER) for method in methods_of(ENCODER)}
+    steps = {m: training_step(m, r, ROBERTA_LARGE, batch_size, tokens) for m, r in sizes.items()}
+    found = [{"method": method, "r": sizes[method], "step": step} for method, step in steps.items()]
+    lines = []
+    for method, step in steps.items():
+        size = f" r{sizes[method]}" if sizes[method] else ""
+        lines.append([method + size, f"{step / 1e9:.2f}", f"{step / steps['full']:.1%}"])
     note = (
-        f"Forward and backward of {batch_size} × {tokens} tokens, as torch counts it: matrix products and attention. It "
-        "does not see elementwise work: norms, GELU, HUT's scalings, FourierFT's transform."
+        f"Forward and backward of {batch_size} × {tokens} tokens, as torch counts it: matrix products and "
+        "attention. It does not see elementwise work: norms, GELU, HUT's scalings, FourierFT's transform."
     )
-    return found, f"{markdown(['training step', 'GFLOPs', 'of full'], lines)}\n\n{note}"
+    return found, Sheet(["training step", "GFLOPs", "of full"], lines, [note])
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m experiments.flops", description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=whole, default=128, help="of an example (default: 128)")
-    parser.add_argument(
-        "--batch-size", type=whole, default=1, help="examples of the training step (default: 1)"
-    )
+    parser.add_argument("--batch-size", type=whole, default=1, help="of the training step (default: 1)")
     args = parser.parse_args()
     print(f"{table_2(args.tokens)[1]}\n\n{step_table(args.batch_size, args.tokens)[1]}")
 
 
 if __name__ == "__main__":
-    main()
+    run_as_script(main)

@@ -1,58 +1,342 @@
-"""What the tables share: their layout, and the numbers that the paper prints, as far as they are known here."""
+"""The paper's tables, a record each: what is run for a table, what it shows, and what the paper prints in it.
+
+A new table is one entry of TABLES; experiments/sweep.py runs it. Numbers of the paper stand here as far as
+they are known.
+"""
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from data import UserError, e2e, glue
+from data.hub import MINI
+from methods import DECODER, ENCODER, METHODS, T5, methods_of
+
+
+class Sheet(NamedTuple):
+    """A table as it is shown: column titles, rows of as many texts, and paragraphs that stand below it."""
+
+    header: list
+    rows: list
+    notes: list
+
+    def __str__(self):
+        return "\n\n".join([markdown(self.header, self.rows), *self.notes])
 
 
 def markdown(header, rows):
-    """A table; the first column is text, the others are numbers."""
+    """A Markdown table. Its first column is text, the others are numbers."""
     rule = "|".join("---" if i == 0 else "---:" for i in range(len(header)))
     return "\n".join([f"| {' | '.join(header)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-# (table, method, r, targets, task). A task with one of these scores gets a column for the paper.
-PAPER_SCORES = {
-    ("table1", "hut", 8, "qv", "cola"): "70.5 ± 1.2",
-    ("table1", "houlsby", 8, None, "rte"): "91.5",
-    ("table1", "houlsby", 8, None, "stsb"): "72.9",
-    ("table4", "hut", 8, "qv", "cola"): "71.7",
-    ("table5", "hut", 8, "qv", "cola"): "71.7",
-}
+def number(score, value):
+    """NIST and CIDEr are shown as they are, other scores in hundredths."""
+    return f"{value:.2f}" if score in ("NIST", "CIDEr") else f"{100 * value:.1f}"
 
-PAPER_PARAMETERS = {  # on its own models, RoBERTa-large and GPT-2 medium; READ's paper's on T5-base
-    "table1": {"full": "355.0M", "houlsby:64": "6.0M", "houlsby:8": "0.8M", "pfeiffer:64": "3.0M", "pfeiffer:16": "0.8M",
-               "lora:8": "0.8M", "vera:256": "0.061M", "fourierft:1000": "0.048M", "hut:8": "0.9M"},
-    "table3": {"houlsby:112": "11.09M", "lin:6": "0.37M", "lin:224": "11.09M", "lora:4": "0.35M", "vera:1024": "0.098M",
-               "top2": "25.19M", "prefix:7": "0.35M", "hut:4": "0.45M"},
-    "read": {"full": "247.58M (100 %)", "bitfit": "0.06 %", "lora:32": "0.48 %", "houlsby:64": "0.96 %", "lst": "5.04M",
-             "read:256": "1.97M (0.80 %)"},
+
+# ------------------------------------------------------------------------------------------------ the scripts
+
+
+class Files(NamedTuple):
+    """How training examples are read, and written to a file that the script reads in their place."""
+
+    mini: Path  # the folder of the bundled data
+    read: Callable  # (task, folder) -> examples
+    lines: Callable  # (task, examples) -> lines
+    ending: str
+
+
+class Cost(NamedTuple):
+    """A column about all tasks together: `over` the means over seeds of what the runs have for `key`."""
+
+    title: str
+    key: str
+    over: Callable
+    text: Callable
+    unknown: str = "not measured"
+
+
+class Script(NamedTuple):
+    """A training script, and how a sweep uses it."""
+
+    path: str
+    layout: str  # of its models
+    scores: dict  # {task: the scores that get a column}; a script with a single task takes no --task
+    worth: Callable  # (result, task) -> number; the rate is chosen whose try is worth the most
+    counts: tuple  # the part of result.json that goes into the table, and what that is in words
+    paper: tuple | None = None  # `counts` with --paper; None: --paper is refused
+    # Rates are tried on a held-out part of the training set, in these files. A script without them has a
+    # validation set besides its test set: its tries are whole runs, and the chosen one is scored, too.
+    files: Files | None = None
+    trial: tuple = ()  # arguments of tries alone
+    costs: tuple = ()  # columns that need the cost of every run
+
+
+def glue_lines(task, examples):
+    spec = glue.TASKS[task]
+    labels = [spec.labels[e.label] if spec.labels else repr(e.label) for e in examples]
+    if spec.columns:  # CoLA's files have no header
+        return [f"-\t{label}\t\t{e.first}" for e, label in zip(examples, labels, strict=True)]
+    texts = [e[: len(spec.texts)] for e in examples]
+    rows = [(*spec.texts, spec.label), *((*t, label) for t, label in zip(texts, labels, strict=True))]
+    return ["\t".join(row) for row in rows]
+
+
+def mebibytes(value):
+    return f"{value / 2**20:,.0f}"
+
+
+GLUE = Script(
+    "train_glue.py",
+    ENCODER,
+    scores={task: row.scores[:1] for task, row in glue.TASKS.items()},
+    worth=lambda result, task: result["last"][glue.TASKS[task].scores[0]],
+    counts=("last", "dev is scored at the last epoch"),
+    paper=("best", "the best epoch on dev, the set that it is scored on"),
+    files=Files(
+        MINI, lambda task, data: glue.load(task, data, splits=("train",))["train"], glue_lines, ".tsv"
+    ),
+)
+ON_TEST = ("test", "dev loss chooses the epoch, and the test set is scored with that")
+E2E = Script(
+    "train_e2e.py",
+    DECODER,
+    scores={"e2e": ("BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr")},
+    worth=lambda result, task: -result["last"]["loss"],
+    counts=ON_TEST,
+    paper=ON_TEST,
+    files=Files(
+        MINI / "e2e",
+        read=lambda task, data: e2e.load(data, splits=("train",))["train"],
+        lines=lambda task, examples: [f"{example.context}||{example.reference}" for example in examples],
+        ending=".txt",
+    ),
+    trial=("--beam-size", 1, "--max-new-tokens", 1),  # a try does not decode the test set
+)
+READ = Script(
+    "train_read.py",
+    T5,
+    scores=dict.fromkeys(glue.TEXT_TO_TEXT, ("score",)),
+    worth=lambda result, task: result["best"]["score"],
+    counts=("test", "validation chooses the epoch, and test is scored with that (the READ paper's splits)"),
+    costs=(
+        Cost("mean", "score", statistics.fmean, lambda value: number("score", value), unknown="–"),
+        Cost("peak memory, MiB", "memory", max, mebibytes),
+        Cost("seconds to the best epoch", "seconds", sum, "{:,.0f}".format),
+        Cost("kWh, by utilisation", "utilisation", sum, "{:.3g}".format),
+        Cost("kWh, by power", "power", sum, "{:.3g}".format),
+        Cost("ms a label, batch 1", "label_ms", max, "{:.1f}".format),
+        Cost("peak memory in use, MiB", "label_memory", max, mebibytes),
+    ),
+)
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+class Row(NamedTuple):
+    """What is compared: a method, its size, the layers it adapts, and the seeds of its runs."""
+
+    method: str
+    r: int | None
+    targets: str | None
+    seeds: tuple[int, ...]
+
+    def __str__(self):
+        return self.method + (f"-r{self.r}" if self.r else "") + (f"-{self.targets}" if self.targets else "")
+
+    def arguments(self):
+        size = ["--r", self.r] if self.r else []
+        targets = ["--targets", self.targets] if self.targets else []
+        return ["--method", self.method, *size, *targets]
+
+
+def methods_on(layout):
+    """The `rows` of a table that compares methods on models of a layout: one for each METHOD or METHOD:R."""
+
+    def row(text, seeds):
+        method, _, size = text.partition(":")
+        known = methods_of(layout)
+        if method not in known or (size and not (METHODS[method].r and size.isdigit() and int(size))):
+            raise UserError(f"--methods {text}: expected METHOD or METHOD:R, of {' '.join(known)}")
+        r = int(size) if size else METHODS[method].r.get(layout)
+        trained = METHODS[method].lr[layout] is not None  # without training all seeds are the same
+        return Row(method, r, METHODS[method].takes.get("targets"), tuple(range(seeds if trained else 1)))
+
+    return lambda args: [*dict.fromkeys(row(text, args.seeds) for text in args.methods)]
+
+
+def rows_of_table_4(args):
+    r_of = {1: 16, 2: 8, 3: 4, 4: 2}  # by the number of targets
+    for letters in args.targets:
+        if len(letters) not in r_of:
+            raise UserError(f"--targets {letters}: table4 has 1 to 4 targets, at r {r_of}")
+    return [Row("hut", r_of[len(letters)], letters, tuple(range(args.seeds))) for letters in args.targets]
+
+
+def rows_of_table_5(args):
+    return [Row("hut", r, letters, tuple(range(args.seeds))) for letters in args.targets for r in args.ranks]
+
+
+def rows_of_rank(args):
+    if len(args.targets) > 1:
+        raise UserError("--targets: rank looks at one choice of targets")
+    seeds = {r: args.seeds if r == anchor(args) else 1 for r in args.ranks}
+    return [Row("hut", r, args.targets[0], tuple(range(n))) for r, n in seeds.items()]
+
+
+def anchor(args):
+    """The r that rates are chosen at, and that `rank` runs with every seed: the paper's, 8, if it is run."""
+    return 8 if 8 in args.ranks else args.ranks[0]
+
+
+def spread(args, cells):
+    """What `rank` finds: ({task: {"r": … at seed 0, "seeds": … at one r}}, the same as a Sheet)."""
+    found, lines = {}, []
+    for task in args.tasks:
+        (score,) = GLUE.scores[task]
+        runs = [(cell["r"], one) for cell in cells if cell["task"] == task for one in cell["runs"]]
+        scores = {(r, one["seed"]): one["scores"][score] for r, one in runs if "scores" in one}
+        known = {key: value for key, value in scores.items() if value is not None}
+        over_r = {r: value for (r, seed), value in known.items() if seed == 0}
+        over_seeds = {seed: value for (r, seed), value in known.items() if r == anchor(args)}
+        found[task] = {"r": widths(over_r), "seeds": widths(over_seeds)}
+        for name, fixed in (("r", "seed 0"), ("seeds", f"r = {anchor(args)}")):
+            values, *both = found[task][name].values()
+            values = ", ".join(f"{key}: {number(score, value)}" for key, value in values.items())
+            both = ["–" if value is None else number(score, value) for value in both]
+            lines.append([f"{task} over {name}, {fixed}", values, *both])
+    return found, Sheet(["spread of the score", "scores", "std", "max − min"], lines, [])
+
+
+def widths(scores):
+    values, std, width = [*scores.values()], None, None
+    if len(values) > 1:
+        std, width = statistics.stdev(values), max(values) - min(values)
+    return {"scores": scores, "std": std, "range": width}
+
+
+# ------------------------------------------------------------------------------------------------ the tables
+
+
+class Table(NamedTuple):
+    """A table of the paper."""
+
+    title: str  # on the report's page
+    script: Script
+    tasks: tuple  # the paper's; --tasks names others
+    rows: Callable  # (the command's arguments) -> [Row]
+    choices: dict  # {argument: default}, for those of --methods, --targets and --ranks that it takes
+    seeds: int = 5
+    one_search: bool = False  # rows that differ in r alone share the search at r = `anchor`
+    spread: Callable | None = None  # (arguments, cells) -> (what goes into table.json, the same as a Sheet)
+    notes: tuple = ()  # paragraphs below the table
+    printed: dict = {}  # {(method, r, targets, column): the paper's score}
+    parameters: dict = {}  # {METHOD or METHOD:R: the paper's number of parameters}
+
+
+RANKS = (1, 2, 4, 8, 64)
+OVER_R = "Over r at q and v, the paper's CoLA goes from 67.1 to 71.7 and its MRPC from 88.5 to 91.2"
+
+TABLES = {
+    "table1": Table(
+        "Table 1 and Figure 3: the methods on GLUE",
+        GLUE,
+        ("sst2", "mrpc", "cola", "qnli", "rte", "stsb"),
+        rows=methods_on(ENCODER),
+        choices={"methods": ("full", "head", "bitfit", "houlsby:64", "houlsby:8", "pfeiffer:64",
+                             "pfeiffer:16", "lin", "top2", "prefix", "lora", "vera", "fourierft", "hut")},
+        notes=("Of the paper's houlsby r8, RTE 91.5 and STS-B 72.9 seem to have changed places.",),
+        printed={
+            ("hut", 8, "qv", "cola matthews"): "70.5 ± 1.2",
+            ("houlsby", 8, None, "rte accuracy"): "91.5",
+            ("houlsby", 8, None, "stsb pearson"): "72.9",
+        },
+        parameters={"full": "355.0M", "houlsby:64": "6.0M", "houlsby:8": "0.8M", "pfeiffer:64": "3.0M",
+                    "pfeiffer:16": "0.8M", "lora:8": "0.8M", "vera:256": "0.061M", "fourierft:1000": "0.048M",
+                    "hut:8": "0.9M"},
+    ),
+    "table3": Table(
+        "Table 3: the methods on E2E",
+        E2E,
+        ("e2e",),
+        rows=methods_on(DECODER),
+        choices={"methods": ("frozen", "full", "top2", "bitfit", "houlsby", "pfeiffer", "lin:6", "lin:224",
+                             "prefix", "lora", "vera", "fourierft", "hut")},
+        seeds=3,
+        parameters={"houlsby:112": "11.09M", "lin:6": "0.37M", "lin:224": "11.09M", "lora:4": "0.35M",
+                    "vera:1024": "0.098M", "top2": "25.19M", "prefix:7": "0.35M", "hut:4": "0.45M"},
+    ),
+    "table4": Table(
+        "Table 4: where HUT is applied",
+        GLUE,
+        ("cola", "mrpc"),
+        rows=rows_of_table_4,
+        choices={"targets": ("q", "k", "v", "o", "qk", "qv", "qkv", "qkvo")},
+        notes=(
+            "The paper prints 0.8M for each row. Which targets stand for its 1, 2, 3 and 4 matrices is our "
+            "choice.",
+        ),
+        printed={("hut", 8, "qv", "cola matthews"): "71.7"},
+    ),
+    "table5": Table(
+        "Table 5: r, and where",
+        GLUE,
+        ("cola", "mrpc"),
+        rows=rows_of_table_5,
+        choices={"targets": ("v", "qv", "qkvo"), "ranks": RANKS},
+        one_search=True,
+        notes=(f"{OVER_R}.",),
+        printed={("hut", 8, "qv", "cola matthews"): "71.7"},
+    ),
+    "rank": Table(
+        "What r does",
+        GLUE,
+        ("cola",),
+        rows=rows_of_rank,
+        choices={"targets": ("qv",), "ranks": RANKS},
+        one_search=True,
+        spread=spread,
+        notes=(
+            f"{OVER_R}; over seeds, its Table 1 has a standard deviation of 1.2 on CoLA. In exact "
+            "arithmetic, under AdamW and without clipping, r is a factor of epsilon and nothing else: "
+            "tests/test_rank.py.",
+        ),
+    ),
+    "read": Table(
+        "READ and what it is compared with, on T5",
+        READ,
+        ("cola", "mnli", "mrpc", "qnli", "qqp", "sst2", "stsb"),  # GLUE without RTE and WNLI
+        rows=methods_on(T5),
+        choices={"methods": ("full", "bitfit", "lora", "houlsby", "prompt", "lst", "hut", "read")},
+        seeds=3,
+        notes=(
+            "The READ paper's Table 1, on T5-base, prints an Avg that is not the mean of its seven tasks. "
+            "As printed, and the mean: full 84.52, 84.10; adapter (houlsby) 85.04, 84.08; LoRA 84.89, "
+            "83.86; BitFit 84.43, 83.56; prompt 82.38, 80.95; LST 84.58, 83.64; READ 84.97, 84.08. By the "
+            "means READ does not beat full tuning. It saves 84 % of the energy, or up to 90, in the text "
+            "and 83.5 by the table; 56 % of the memory in the text and 61.4 by the table (6.90 of 17.86). "
+            "Shares there are of 247.58M, which counts the output layer beside the embeddings that it is; "
+            "here it is counted once (T5-base: 222.90M, of which READ is 0.88 %). LoRA's 0.48 % is that of "
+            "24 matrices; q and v, adapted here, are 72 (1.59 %). BitFit's 0.06 % is not explained, as T5 "
+            "has no biases: here the norms' scales are trained (0.02 %).",
+            "A score is the mean of the task's own (MRPC, QQP: accuracy and F1; STS-B: Pearson and "
+            "Spearman). Parameters are the method's, with their share of the backbone. Memory is the most "
+            "that a run held, scoring included, on the task where that is most; time and energy are sums "
+            "over the tasks.",
+        ),
+        parameters={"full": "247.58M (100 %)", "bitfit": "0.06 %", "lora:32": "0.48 %",
+                    "houlsby:64": "0.96 %", "lst": "5.04M", "read:256": "1.97M (0.80 %)"},
+    ),
 }  # fmt: skip
 
-# Table 2, GFLOPs: (method, r)
-PAPER_GFLOPS = {
+PAPER_GFLOPS = {  # Table 2: (method, r)
     ("hut", 8): 0.20,
     ("lora", 8): 0.86,
     ("houlsby", 64): 1.61,
     ("houlsby", 8): 0.41,
     ("pfeiffer", 64): 2.40,
     ("pfeiffer", 16): 1.80,
-}
-
-OVER_R = "Over r at q and v, the paper's CoLA goes from 67.1 to 71.7 and its MRPC from 88.5 to 91.2"
-PAPER_NOTES = {
-    "table1": "Of the paper's houlsby r8, RTE 91.5 and STS-B 72.9 seem to have changed places.",
-    "table4": "The paper prints 0.8M for each row. Which targets stand for its 1, 2, 3 and 4 matrices is our choice.",
-    "table5": f"{OVER_R}.",
-    "rank": f"{OVER_R}; over seeds, its Table 1 has a standard deviation of 1.2 on CoLA. In exact arithmetic, under AdamW "
-    "and without clipping, r is a factor of epsilon and nothing else: tests/test_rank.py.",
-    "read": (
-        "The READ paper's Table 1, on T5-base, prints an Avg that is not the mean of its seven tasks. As printed, and the "
-        "mean: full 84.52, 84.10; adapter (houlsby) 85.04, 84.08; LoRA 84.89, 83.86; BitFit 84.43, 83.56; prompt 82.38, "
-        "80.95; LST 84.58, 83.64; READ 84.97, 84.08. By the means READ does not beat full tuning. It saves 84 % of the "
-        "energy, or up to 90, in the text and 83.5 by the table; 56 % of the memory in the text and 61.4 by the table (6.90 "
-        "of 17.86). Shares there are of 247.58M, which counts the output layer beside the embeddings that it is; here it is "
-        "counted once (T5-base: 222.90M, of which READ is 0.88 %). LoRA's 0.48 % is that of 24 matrices; q and v, adapted "
-        "here, are 72 (1.59 %). BitFit's 0.06 % is not explained, as T5 has no biases: here the norms' scales are trained "
-        "(0.02 %).\n\n"
-        "A score is the mean of the task's own (MRPC, QQP: accuracy and F1; STS-B: Pearson and Spearman). Parameters are "
-        "the method's, with their share of the backbone. Memory is the most that a run held, scoring included, on the task "
-        "where that is most; time and energy are sums over the tasks."
-    ),
 }

@@ -8,15 +8,27 @@ from conftest import fails
 
 from data import UserError, e2e, glue
 from data.batching import subset
-from experiments import sweep
+from experiments import sweep, tables
+from methods import DECODER, ENCODER, LAYOUTS, METHODS, T5, methods_of
 
 HELD = "held-out-of"
 
 
 @pytest.fixture
 def command(tiny_model, tiny_glue, tmp_path):
-    return ["--model", str(tiny_model), "--data", str(tiny_glue), "--out", str(tmp_path / "out"), "--epochs", "1",
-            "--tasks", "cola"]  # fmt: skip
+    out = tmp_path / "out"
+    return [
+        "--model",
+        f"{tiny_model}",
+        "--data",
+        f"{tiny_glue}",
+        "--out",
+        f"{out}",
+        "--epochs",
+        "1",
+        "--tasks",
+        "cola",
+    ]
 
 
 @pytest.fixture
@@ -40,9 +52,7 @@ def value(arguments, name):
 
 @pytest.fixture
 def pretend(monkeypatch, tmp_path):
-    """In place of a run: pretend(score) has every run score score(arguments) -> (last, best); -> the runs'
-    arguments.
-    """
+    """In place of runs: pretend(score) lets each score score(arguments) -> (last, best); -> arguments."""
 
     def install(score):
         ran = []
@@ -79,9 +89,7 @@ def pretend(monkeypatch, tmp_path):
 
 
 def test_table1_end_to_end(call, command, tmp_path, capsys):
-    """Would catch: a finished run that is done again, one failure that ends all, a table that says something
-    else.
-    """
+    """Would catch: a finished run that is done again, a failure that ends all, a table that says other."""
     command = ["table1", *command, "--methods", "hut:2", "fourierft", "--seeds", 1, "--lrs", "hut=0.001,0.01"]
     command += ["fourierft=0.01,0.1"]
     assert call(*command) == 1
@@ -101,7 +109,7 @@ def test_table1_end_to_end(call, command, tmp_path, capsys):
     assert (
         "576 coefficients" in fourierft["failed"] and not fourierft["runs"]
     )  # the default n = 1000 is more than there are
-    assert content["complete"] and content["markdown"] in printed and "| failed |" in printed
+    assert content["complete"] and (out / "table.md").read_text() in printed and "| failed |" in printed
     assert "[1/6]" in printed and "to go" in printed
     # again, with the last run cut before its last write: it goes on, and nothing else is done
     before = {path: path.stat().st_mtime_ns for path in runs.glob("try-*/*")}
@@ -117,9 +125,7 @@ def test_table1_end_to_end(call, command, tmp_path, capsys):
 
 
 def test_dev_chooses_nothing(call, command, pretend, tmp_path, tiny_glue):
-    """Would catch: a rate chosen by dev scores, or by the best epoch on them; a held-out part that is trained
-    on.
-    """
+    """Would catch: a rate chosen by dev scores or their best epoch; a held-out part that is trained on."""
     scores = {"0.001": (0.1, 0.9), "0.01": (0.3, 0.3), "0.1": (None, 1.0)}
     ran = pretend(lambda a: scores[value(a, "--lr")] if value(a, "--dev-file") else (0.5, 0.8))
     call(
@@ -159,17 +165,16 @@ def test_a_tie_goes_to_the_lower_training_loss(call, command, pretend, tmp_path)
 
 
 def test_paper_is_fixed_rates_and_the_best_epoch(call, command, pretend, tmp_path):
-    """Would catch: a search under --paper, a rate of ours for HUT, the last epoch under the name of the
-    best.
-    """
+    """Would catch: a search or a rate of the sweep's under --paper, the last epoch in place of the best."""
     ran = pretend(lambda a: (0.5, 0.8))
     assert call("table1", *command, "--methods", "hut", "lora", "--seeds", 1, "--paper") == 0
-    assert [value(a, "--lr") for a in ran] == [None, "0.0005"] and not any("--dev-file" in a for a in ran)
+    assert [value(a, "--lr") for a in ran] == [None, None] and not any("--dev-file" in a for a in ran)
     content = json.loads((tmp_path / "out" / "table.json").read_text())
     assert [c["mean"]["matthews"] for c in content["cells"]] == [0.8, 0.8] and content["cells"][0][
         "lr"
     ] == 0.125
-    assert "best epoch on dev" in content["how"] and "80.0 | 70.5 ± 1.2 |" in content["markdown"]
+    assert "best epoch on dev" in content["how"] and "rate is the training script's" in content["how"]
+    assert content["tables"][0]["rows"][0][-2:] == ["80.0", "70.5 ± 1.2"]
 
 
 @pytest.mark.parametrize("task", [*glue.TASKS, "e2e"])
@@ -183,14 +188,13 @@ def test_held_out_files_are_read_back_as_the_same_examples(tmp_path, task):
         labels = range(len(spec.labels)) if spec.labels else (0.0, 3.2, 4.95)
         second = "two's" if len(spec.texts) == 2 else None
         examples = [glue.Example(f'a "quoted" text {y}', second, y) for y in labels]
-    path.write_text("".join(f"{line}\n" for line in sweep.lines_of(task, examples)))
+    files = (tables.E2E if task == "e2e" else tables.GLUE).files
+    path.write_text("".join(f"{line}\n" for line in files.lines(task, examples)))
     assert (e2e.read(path) if task == "e2e" else glue.read_split(task, path)[0]) == examples
 
 
 def test_table3_searches_by_loss_and_without_the_test_set(call, pretend, tmp_path):
-    """Would catch: the largest loss chosen, a search that decodes the test set, one representation on both
-    sides.
-    """
+    """Would catch: the largest loss chosen, a search that decodes the test set, one text on both sides."""
     folder = tmp_path / "e2e"
     folder.mkdir()
     rows = [f"name[{n}],{n} is {w} .\n" for n in "ABCDEFGH" for w in ("small", "old", "red")]
@@ -201,9 +205,11 @@ def test_table3_searches_by_loss_and_without_the_test_set(call, pretend, tmp_pat
     content = json.loads((tmp_path / "out" / "table.json").read_text())
     assert [(c["method"], c["lr"], len(c["runs"])) for c in content["cells"]] == [
         ("frozen", None, 1),
-        ("hut", 0.001, 2),
+        ("hut", METHODS["hut"].lr[DECODER] / 4, 2),
     ]
-    assert "| 50.0 ± 0.0 | 3.25 ± 0.00 | – | 75.0 ± 0.0 | 1.50 ± 0.00 |" in content["markdown"]
+    (sheet,) = content["tables"]
+    assert sheet["header"][-5:] == ["BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr"]
+    assert sheet["rows"][1][-5:] == ["50.0 ± 0.0", "3.25 ± 0.00", "–", "75.0 ± 0.0", "1.50 ± 0.00"]
     tries = [a for a in ran if "--dev-file" in a]
     assert len(tries) == 3 and all(value(a, "--max-new-tokens") == "1" for a in tries)
     assert all(value(a, "--warmup") == "0.06" for a in ran)
@@ -212,9 +218,7 @@ def test_table3_searches_by_loss_and_without_the_test_set(call, pretend, tmp_pat
 
 
 def test_read_end_to_end(call, command, tiny_t5, tmp_path, capsys):
-    """Would catch: a score of validation in the table; a time, memory or size that is another run's or
-    epoch's.
-    """
+    """Would catch: a score of validation in the table; a time, memory or size of another run or epoch."""
     command = [
         "read",
         *command,
@@ -250,9 +254,7 @@ def test_read_end_to_end(call, command, tiny_t5, tmp_path, capsys):
 
 
 def test_read_chooses_on_validation_and_runs_nothing_twice(call, command, pretend, tmp_path, capsys):
-    """Would catch: a rate chosen on test; the chosen rate's first seed run again; training examples that are
-    held out.
-    """
+    """Would catch: a rate chosen on test; the chosen rate's first seed run again; held-out examples."""
     scores = {"0.001": (0.9, 0.1), "0.01": (0.25, 0.8), "0.1": (1.0, None)}  # (test, validation)
     ran = pretend(lambda a: scores[value(a, "--lr")])
     call(
@@ -273,11 +275,10 @@ def test_read_chooses_on_validation_and_runs_nothing_twice(call, command, preten
     assert not any("--dev-file" in a for a in ran) and {value(a, "--limit-train") for a in ran} == {"30"}
     content = json.loads((tmp_path / "out" / "table.json").read_text())
     assert [(c["lr"], c["mean"]) for c in content["cells"]] == [(0.01, {"score": 0.25})] * 2
-    assert (
-        "| full | 7 (1.00 %) | 247.58M (100 %) | 25.0 ± 0.0 | 25.0 | 5 | 30 | not measured | 0.25 | 2.2 | 3 |"
-        in content["markdown"]
-    )
-    assert "| prompt r20 | 7 (1.01 %) |" in content["markdown"]
+    full, prompt = content["tables"][0]["rows"]
+    assert full[:4] == ["full", "7 (1.00 %)", "247.58M (100 %)", "25.0 ± 0.0"]
+    assert full[4:] == ["25.0", "5", "30", "not measured", "0.25", "2.2", "3"]
+    assert prompt[:2] == ["prompt r20", "7 (1.01 %)"]
     printed = capsys.readouterr().out
     assert (
         "[8/8]" in printed and "[9/" not in printed and not list((tmp_path / "out" / "cola").glob("*-of-*"))
@@ -295,20 +296,23 @@ def test_what_is_said_over_tasks():
         "cola": task((0.1, 2**20, 10, 1, None, 7, 2**21), (0.3, 3 * 2**20, 30, 2, 1, 8, 2**21)),
         "mrpc": task((0.4, 5 * 2**20, 100, 0.5, 1, 2, 2**20)),
     }
-    assert sweep.over_tasks(entries) == ["30.0", "5", "120", "2", "not measured", "7.5", "2"]
-    assert sweep.over_tasks(entries | {"stsb": task((None, 0, 0, 0, 0, 0, 0))})[0] == "–"
-    assert sweep.over_tasks(entries | {"stsb": None}) == ["…"] * 7
-    assert sweep.over_tasks(entries | {"stsb": {"runs": [{"failed": "x"}]}}) == ["–"] * 7
+
+    def shown(more=()):
+        return [sweep.over_tasks(column, (entries | dict(more)).values()) for column in tables.READ.costs]
+
+    assert shown() == ["30.0", "5", "120", "2", "not measured", "7.5", "2"]
+    assert shown({"stsb": task((None, 0, 0, 0, 0, 0, 0))})[0] == "–"
+    assert shown({"stsb": None}) == ["…"] * 7
+    assert shown({"stsb": {"runs": [{"failed": "x"}]}}) == ["–"] * 7
 
 
 def test_rows_of_tables_4_and_5(call, command, pretend, tmp_path):
-    """Would catch: other ranks than the paper's; a search of its own for every r, of which the rate does not
-    depend.
-    """
+    """Would catch: other ranks than the paper's; a search for every r, which does not change the rate."""
     ran = pretend(lambda a: (0.5, 0.5))
     call("table4", *command, "--seeds", 1)
     assert [(value(a, "--targets"), value(a, "--r")) for a in ran if "--dev-file" not in a] == [
-        ("q", "16"), ("k", "16"), ("v", "16"), ("o", "16"), ("qk", "8"), ("qv", "8"), ("qkv", "4"), ("qkvo", "2"),
+        ("q", "16"), ("k", "16"), ("v", "16"), ("o", "16"),
+        ("qk", "8"), ("qv", "8"), ("qkv", "4"), ("qkvo", "2"),
     ]  # fmt: skip
     ran.clear()
     call("table5", *command, "--seeds", 1, "--out", tmp_path / "table5")
@@ -348,10 +352,13 @@ def test_rank_sets_the_spread_over_r_beside_that_over_seeds(call, command, prete
         (["table4", "--ranks", "1"], "--ranks: table4 has none to choose"),
         (["rank", "--targets", "q", "v"], "one choice of targets"),
         (["table1", "--paper", "--lrs", "1e-3"], "leave --lrs out"),
-        (["table1", "--paper", "--model", "mini"], "--paper: the bundled model"),
-        (["read", "--tasks", "rte"], "--tasks rte: unknown: read takes cola mnli mrpc"),
-        (["read", "--methods", "vera"], "--methods vera: expected METHOD or METHOD:R, of hut read lst full"),
-        (["read", "--paper"], "--paper: the READ paper searches its rates"),
+        (["table1", "--paper", "--model", "mini"], "--paper: mini has settings of its own"),
+        (["read", "--tasks", "rte"], "--tasks rte: unknown: read takes cola sst2 mrpc"),
+        (
+            ["read", "--methods", "vera"],
+            "--methods vera: expected METHOD or METHOD:R, of hut read full bitfit",
+        ),
+        (["read", "--paper"], "--paper: the paper of read searches its rates"),
         (["table1", "--seeds", "0"], "--seeds: '0': expected a whole number"),
         (["table1", "--data", "nowhere"], "nowhere/SST-2/train.tsv: No such file"),
     ],
@@ -374,9 +381,7 @@ def test_two_sweeps_do_not_share_a_folder(call, command, pretend, tmp_path, caps
 
 
 def test_a_run_that_failed_before_it_began_may_be_given_other_arguments(tmp_path):
-    """Would catch: a mistyped --model that can only be mended with another --out; a reason that is not the
-    script's.
-    """
+    """Would catch: a mistyped --model that only another --out mends; a reason that is not the script's."""
     script = tmp_path / "fails.py"
     script.write_text(
         "import sys\nprint('first', file=sys.stderr)\nsys.exit('error: no such ' + sys.argv[1])\n"
@@ -387,3 +392,47 @@ def test_a_run_that_failed_before_it_began_may_be_given_other_arguments(tmp_path
     (tmp_path / "out" / "args.json").write_text("{}")
     with pytest.raises(UserError, match="was run with b, not as now"):
         sweep.run(script, tmp_path / "out", ["c"])
+
+
+@pytest.mark.parametrize("name", ["table1", "table3", "read"])
+def test_a_method_is_known_by_its_row_alone(monkeypatch, name):
+    """Would catch: a list of methods, sizes, targets or rates beside methods.py's."""
+    layout = tables.TABLES[name].script.layout
+    monkeypatch.setitem(METHODS, "new", METHODS["lora"]._replace(lr={layout: 0.25}, mini={layout: 1.0}))
+    for model, middle in ((None, 0.25), ("mini", 1.0)):
+        more = ["--model", model] if model else []
+        monkeypatch.setattr(sys, "argv", ["sweep.py", name, *more, "--methods", *methods_of(layout)])
+        args = sweep.arguments()
+        rows = {row.method: row for row in tables.TABLES[name].rows(args)}
+        assert list(rows) == methods_of(layout) and rows["new"][:3] == (
+            "new",
+            METHODS["lora"].r[layout],
+            "qv",
+        )
+        rates = sweep.rates_of(args, layout, rows.values())
+        assert rates[args.tasks[0], "new"] == (middle / 4, middle, 4 * middle)
+        assert (args.tasks[0], "frozen") not in rates and {len(tried) for tried in rates.values()} == {3}
+
+
+def test_a_table_is_one_record(call, command, pretend, monkeypatch, tmp_path):
+    """Would catch: a table that has to be named anywhere but in TABLES."""
+    new = tables.TABLES["table4"]._replace(
+        title="Another", choices={"targets": ("ud",)}, rows=tables.rows_of_table_4
+    )
+    monkeypatch.setitem(tables.TABLES, "table9", new)
+    ran = pretend(lambda a: (0.5, 0.5))
+    assert call("table9", *command, "--seeds", 1) == 0 and {value(a, "--targets") for a in ran} == {"ud"}
+    content = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert content["table"] == "table9" and content["title"] == "Another"
+    assert content["command"].startswith("python -m experiments.sweep table9 --model")
+
+
+def test_the_papers_rows_are_known_methods():
+    """Would catch: a record that names a method or size that its models do not have."""
+    layouts = set()
+    for table in tables.TABLES.values():
+        layouts.add(table.script.layout)
+        for text in table.choices.get("methods", ()):
+            method, _, size = text.partition(":")
+            assert method in methods_of(table.script.layout) and (not size or METHODS[method].r), text
+    assert layouts == {ENCODER, DECODER, T5} == set(LAYOUTS)
