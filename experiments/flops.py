@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from arguments import Parser, run_as_script, whole
-from experiments.tables import PAPER_GFLOPS, Sheet
+from experiments.tables import PAPER, Sheet
 from methods import ENCODER, METHODS, adapt, methods_of
 from model import ROBERTA_LARGE, RobertaClassifier
 
@@ -61,8 +61,15 @@ def table_2(tokens=128):
     """(rows, Sheet) of the paper's Table 2: RoBERTa-large, HUT and LoRA at q and v; FLOPs."""
     d, layers = ROBERTA_LARGE.hidden_size, ROBERTA_LARGE.num_hidden_layers
     found, lines = [], []
-    for (method, r), printed in PAPER_GFLOPS.items():
-        row = {"method": method, "r": r, "paper": 1e9 * printed, "building": None, "tokens": None}
+    for key, printed in PAPER["table2"]["rows"].items():
+        method, r = key.split(":")[0], int(key.split(":")[1])
+        row = {
+            "method": method,
+            "r": r,
+            "paper": 1e9 * float(printed["gflops"]),
+            "building": None,
+            "tokens": None,
+        }
         built = ["–", "–"]
         if method in BUILDING:
             row["building"] = 2 * layers * building(method, d, d, r)
@@ -72,7 +79,7 @@ def table_2(tokens=128):
         else:
             row["unbuilt"] = adapters(method, d, r, layers, tokens)
         found.append(row)
-        lines.append([f"{method} r{r}", f"{printed:.2f}", built[0], f"{row['unbuilt'] / 1e9:.4f}", built[1]])
+        lines.append([f"{method} r{r}", printed["gflops"], built[0], f"{row['unbuilt'] / 1e9:.4f}", built[1]])
     unbuilt = f"{tokens} tokens, not built"
     header = ["RoBERTa-large, GFLOPs", "paper", "building the weights", unbuilt, "built is cheaper from"]
     note = (

@@ -363,21 +363,23 @@ def sheet(sweep, cells):
     """The Sheet of the cells that there are, {(task, row): cell}."""
     args, table, costs = sweep.args, sweep.table, sweep.script.costs
     scores = [(task, score) for task in args.tasks for score in sweep.script.scores[task]]
-    titles = [f"{task} {score}" if len(sweep.script.scores) > 1 else score for task, score in scores]
-    shown = {row[:3] for row in sweep.rows}
-    with_paper = {title for *row, title in table.printed if tuple(row) in shown}
-    header = ["method", "parameters", *["paper's"] * bool(table.parameters)]
-    for title in titles:
-        header += [title, "paper"] if title in with_paper else [title]
+    printed = {row: row.in_paper(args.table) for row in sweep.rows}
+    columns = {column for found in printed.values() for column in found}
+    counts = columns & {"parameters", "trainable_percent"}
+    header = ["method", "parameters", *["paper's"] * bool(counts)]
+    keys = []  # what the paper's column of each score is called in paper.json
+    for task, score in scores:
+        many = len(sweep.script.scores) > 1
+        keys.append(task if many else score)
+        header += [f"{task} {score}" if many else score, *["paper"] * (keys[-1] in columns)]
     lines = []
     for row in sweep.rows:
         found = {task: cells.get((task, row)) for task in args.tasks}
         line = [str(row).replace("-", " "), size_text(found.values())]
-        if table.parameters:
-            line.append(table.parameters.get(f"{row.method}:{row.r}" if row.r else row.method, "–"))
-        for title, (task, score) in zip(titles, scores, strict=True):
+        line += [printed[row].get(name, "–") for name in counts]
+        for key, (task, score) in zip(keys, scores, strict=True):
             line.append(mean_text(found[task], score))
-            line += [table.printed.get((*row[:3], title), "–")] * (title in with_paper)
+            line += [printed[row].get(key, "–")] * (key in columns)
         lines.append(line + [over_tasks(column, found.values()) for column in costs])
     notes = [how(sweep), *table.notes, *notes_on(cells)]
     return Sheet(header + [column.title for column in costs], lines, notes)

@@ -208,8 +208,11 @@ def test_table3_searches_by_loss_and_without_the_test_set(call, pretend, tmp_pat
         ("hut", METHODS["hut"].lr[DECODER] / 4, 2),
     ]
     (sheet,) = content["tables"]
-    assert sheet["header"][-5:] == ["BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr"]
-    assert sheet["rows"][1][-5:] == ["50.0 ± 0.0", "3.25 ± 0.00", "–", "75.0 ± 0.0", "1.50 ± 0.00"]
+    scores = ["BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr"]
+    assert sheet["header"][-10:] == [title for score in scores for title in (score, "paper")]
+    hut = sheet["rows"][1][-10:]
+    assert hut[::2] == ["50.0 ± 0.0", "3.25 ± 0.00", "–", "75.0 ± 0.0", "1.50 ± 0.00"]
+    assert hut[1::2] == ["70.4 ± .1", "8.86 ± .02", "46.7 ± .2", "72.1 ± .1", "2.54 ± .01"]
     tries = [a for a in ran if "--dev-file" in a]
     assert len(tries) == 3 and all(value(a, "--max-new-tokens") == "1" for a in tries)
     assert all(value(a, "--warmup") == "0.06" for a in ran)
@@ -276,8 +279,8 @@ def test_read_chooses_on_validation_and_runs_nothing_twice(call, command, preten
     content = json.loads((tmp_path / "out" / "table.json").read_text())
     assert [(c["lr"], c["mean"]) for c in content["cells"]] == [(0.01, {"score": 0.25})] * 2
     full, prompt = content["tables"][0]["rows"]
-    assert full[:4] == ["full", "7 (1.00 %)", "247.58M (100 %)", "25.0 ± 0.0"]
-    assert full[4:] == ["25.0", "5", "30", "not measured", "0.25", "2.2", "3"]
+    assert full[:5] == ["full", "7 (1.00 %)", "100 %", "25.0 ± 0.0", "53.97"]
+    assert full[5:] == ["25.0", "5", "30", "not measured", "0.25", "2.2", "3"]
     assert prompt[:2] == ["prompt r20", "7 (1.01 %)"]
     printed = capsys.readouterr().out
     assert (
