@@ -35,7 +35,7 @@ def run_as_script(main):
         sys.exit(2)
 
 
-# ---------------------------------------------------------------- numbers
+# -------- numbers
 
 
 def whole(text):
@@ -69,7 +69,7 @@ def _number(text, holds, expected):
     raise argparse.ArgumentTypeError(f"'{text}': expected {expected}")
 
 
-# ---------------------------------------------------------------- the arguments
+# -------- the arguments
 
 
 def add_arguments(parser, layout, defaults):

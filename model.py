@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-# ---------------------------------------------------------------- RoBERTa
+# -------- RoBERTa
 
 
 @dataclass
@@ -151,7 +151,7 @@ class Roberta(nn.Module):
             yield x
 
 
-# ---------------------------------------------------------------- files
+# -------- files
 
 
 class Pretrained(nn.Module):
@@ -325,7 +325,7 @@ def write_file(path, write):
         temporary.unlink(missing_ok=True)
 
 
-# ---------------------------------------------------------------- heads
+# -------- heads
 
 
 class RobertaModel(Pretrained):
@@ -444,7 +444,7 @@ class RobertaSpan(RobertaModel):
         return self.qa_outputs(self.roberta(input_ids, attention_mask)).unbind(-1)
 
 
-# ---------------------------------------------------------------- GPT-2
+# -------- GPT-2
 
 
 @dataclass
@@ -653,7 +653,7 @@ class GPT2(Pretrained):
         return {key: tensor.t() if ".c_" in key else tensor for key, tensor in state.items()}
 
 
-# ---------------------------------------------------------------- decoding
+# -------- decoding
 
 
 def decode_all(model, complete, prompts, batch_size, **sizes):

@@ -247,7 +247,7 @@ def clock(seconds):
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-# ---------------------------------------------------------------- the run folder
+# -------- the run folder
 
 
 def check_out(folder, resume, overwrite):
@@ -317,7 +317,7 @@ def environment():
     }
 
 
-# ---------------------------------------------------------------- over seeds
+# -------- over seeds
 
 
 def mean_and_std(results, key):

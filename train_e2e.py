@@ -86,7 +86,7 @@ def arguments():
     return args
 
 
-# ---------------------------------------------------------------- scoring
+# -------- scoring
 
 
 def batch_of(pairs, device):
@@ -121,7 +121,7 @@ def lengths_of(pairs):
     return [len(prompt) + len(completion) for prompt, completion in pairs]
 
 
-# ---------------------------------------------------------------- generation
+# -------- generation
 
 
 def generate(args, model, tokenizer, contexts, device, dtype):
@@ -169,7 +169,7 @@ def generate_and_score(args, model, tokenizer, examples, folder, device, dtype):
     return {**scores, "references": kind}, seconds
 
 
-# ---------------------------------------------------------------- one run
+# -------- one run
 
 
 def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
@@ -226,7 +226,7 @@ def evaluate(args, model, tokenizer, splits, folder, device, dtype):
     return result
 
 
-# ---------------------------------------------------------------- main
+# -------- main
 
 
 def main():

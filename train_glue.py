@@ -75,7 +75,7 @@ def arguments():
     return args
 
 
-# ---------------------------------------------------------------- scoring
+# -------- scoring
 
 
 def all_logits(model, inputs, device, dtype):
@@ -114,7 +114,7 @@ def worth(value):
     return -math.inf if math.isnan(value) else value
 
 
-# ---------------------------------------------------------------- one run
+# -------- one run
 
 
 def train(args, model_class, checkpoint_dir, sets, device, dtype):
@@ -175,7 +175,7 @@ def loss_sum(logits, target):
     return F.cross_entropy(logits, target, reduction="sum")
 
 
-# ---------------------------------------------------------------- a trained adapter
+# -------- a trained adapter
 
 
 def predict(args, model, tokens, device, dtype):
@@ -210,7 +210,7 @@ def label_names(task):
     return {"id2label": names, "label2id": {name: i for i, name in names.items()}}
 
 
-# ---------------------------------------------------------------- main
+# -------- main
 
 
 def main():

@@ -80,7 +80,7 @@ def arguments():
     return args
 
 
-# ---------------------------------------------------------------- scoring
+# -------- scoring
 
 
 def encode(args, tokenizer, examples):
@@ -137,7 +137,7 @@ def worth(scores):
     return -math.inf if math.isnan(scores["score"]) else scores["score"]
 
 
-# ---------------------------------------------------------------- one run
+# -------- one run
 
 
 def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
@@ -189,7 +189,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
     return run.finish(test=score(args, model, tokenizer, *held["test"], device, dtype))
 
 
-# ---------------------------------------------------------------- main
+# -------- main
 
 
 def main():

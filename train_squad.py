@@ -81,7 +81,7 @@ def arguments():
     return args
 
 
-# ---------------------------------------------------------------- scoring
+# -------- scoring
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ def score(model, questions, windows, device, dtype):
     return squad_scores(answers, [[words for _, words in question.answers] for question in questions])
 
 
-# ---------------------------------------------------------------- one run
+# -------- one run
 
 
 def train(args, model_class, checkpoint_dir, sets, device, dtype):
@@ -163,7 +163,7 @@ def loss_sum(start, end, target):
     ) / 2
 
 
-# ---------------------------------------------------------------- a trained adapter
+# -------- a trained adapter
 
 
 def predict(args, model, tokenizer, device, dtype):
@@ -184,7 +184,7 @@ def submit(args, model, questions, windows, device, dtype):
     print(f"{path}: {len(found):,} answers")
 
 
-# ---------------------------------------------------------------- main
+# -------- main
 
 
 def main():

@@ -71,7 +71,7 @@ TASKS = {
 }  # fmt: skip
 
 
-# ---------------------------------------------------------------- reading
+# -------- reading
 
 
 def read_split(task, path, labelled=True):
@@ -178,7 +178,7 @@ def load(task, data=None, train_file=None, dev_file=None, splits=("train", "dev"
     return found
 
 
-# ---------------------------------------------------------------- fetching
+# -------- fetching
 
 GLUE = "https://dl.fbaipublicfiles.com/glue/data/"
 SENTEVAL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
@@ -214,7 +214,7 @@ def download(task, folder=None, glue=GLUE, senteval=SENTEVAL):
     return folder
 
 
-# ---------------------------------------------------------------- text to text
+# -------- text to text
 
 # As T5 reads and writes the tasks (Raffel et al., 2020, appendix D): what its texts are called, in the order
 # of Example's, and the label words, in the order of the classes.
@@ -276,7 +276,7 @@ def read_protocol(task, splits):
     return {"train": train, "validation": validation, "test": test}
 
 
-# ---------------------------------------------------------------- tokens
+# -------- tokens
 
 
 def encode(tokenizer, examples, max_len):

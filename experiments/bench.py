@@ -40,7 +40,7 @@ from read.cache import read_states, write_states
 from read.network import WIDTH, apply_read
 from training import UNMERGED, autocast, pick_device, run_as_script
 
-# ------------------------------------------------------------------------------------------------ what is compared
+# -------- what is compared
 
 
 class BetaLinear(nn.Module):
@@ -123,7 +123,7 @@ def adapt(model, name, r):
     return VARIANTS[name][1](model, r) if name in VARIANTS else METHODS[name](model, r)
 
 
-# ------------------------------------------------------------------------------------------------ measuring
+# -------- measuring
 
 
 class Step:
@@ -239,7 +239,7 @@ def methods_table(args, sizes, device, dtype):
     print(markdown(header, rows))
 
 
-# ------------------------------------------------------------------------------------------------ CoLA
+# -------- CoLA
 
 
 class ColaSteps:

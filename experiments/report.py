@@ -17,7 +17,7 @@ from arguments import Parser, run_as_script
 from data import UserError, glue, read_text, write_text
 from data.hub import MINI
 from experiments import flops
-from experiments.page import COLOURS, DRAWING, details, page, table
+from experiments.page import DRAWING, details, page, table
 from model import ROBERTA_BASE, ROBERTA_LARGE, RobertaConfig, read_config
 
 MAIN_SCORES = {name: task.scores[0] for name, task in glue.TASKS.items()} | {"e2e": "BLEU"}
@@ -36,7 +36,7 @@ class RunFolder(NamedTuple):
     result: dict | None  # result.json; None if the run has not finished
 
 
-# ---------------------------------------------------------------- reading
+# -------- reading
 
 
 def parse(content, where, *keys):
@@ -101,7 +101,7 @@ def scored_cells(content):
     return [c for c in content["cells"] if c.get("mean", {}).get(MAIN_SCORES.get(c.get("task"))) is not None]
 
 
-# ---------------------------------------------------------------- drawing
+# -------- drawing
 
 
 class Axis:
@@ -188,7 +188,7 @@ def scatter(title, x_title, points, width=480, height=290, log=False, style=""):
     return svg(width, height, f"{title}: {x_title}", parts + dots)
 
 
-# ---------------------------------------------------------------- figures
+# -------- figures
 
 
 def figure(drawings, caption):
@@ -344,7 +344,7 @@ def picture(tables):
     points = [point(cell, cell["parameters"] or None) for cell in cells if cell["task"] == task]
     title = f"{task}: {MAIN_SCORES[task]} in hundredths, ± one standard deviation over seeds"
     x_title = "trained parameters, without the head (log scale)"
-    style = f'<style>{COLOURS}{DRAWING}</style><rect width="720" height="380" fill="var(--paper)"/>'
+    style = f'<style>{DRAWING}</style><rect width="720" height="380" fill="var(--paper)"/>'
     return scatter(title, x_title, points, 720, 380, log=True, style=style)
 
 
@@ -369,7 +369,7 @@ def r_finding(content):
     return [figure(drawings, caption)] if drawings else []
 
 
-# ---------------------------------------------------------------- sections
+# -------- sections
 
 
 def paragraph(words):
@@ -484,7 +484,7 @@ def runs_section(number, runs):
     )
 
 
-# ---------------------------------------------------------------- main
+# -------- main
 
 
 def report(tables, runs, root):

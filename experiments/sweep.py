@@ -35,7 +35,7 @@ class Failed(Exception):
     """A run that ended with an error; the rest go on."""
 
 
-# ------------------------------------------------------------------------------------------------ arguments
+# -------- arguments
 
 
 def arguments():
@@ -120,7 +120,7 @@ def rates_of(args, layout, rows):
     return found
 
 
-# ------------------------------------------------------------------------------------------------ hold out
+# -------- hold out
 
 
 def hold_out(args, files, task):
@@ -149,7 +149,7 @@ def hold_out(args, files, task):
     return paths, [len(part) for part in parts]
 
 
-# ------------------------------------------------------------------------------------------------ runs
+# -------- runs
 
 
 def run(script, folder, arguments):
@@ -356,7 +356,7 @@ def backbone(method, layout, parameters):
     return parameters["frozen"] + parameters["adapter"] * adds_none
 
 
-# ------------------------------------------------------------------------------------------------ the table
+# -------- the table
 
 
 def sheet(sweep, cells):
@@ -467,7 +467,7 @@ def at_the_end(cell):
     return len(cell["tries"]) > 2 and cell["lr"] in (cell["tries"][0]["lr"], cell["tries"][-1]["lr"])
 
 
-# ------------------------------------------------------------------------------------------------ main
+# -------- main
 
 
 def run_table(args, table):

@@ -36,7 +36,7 @@ def number(score, value):
     return f"{value:.2f}" if score in ("NIST", "CIDEr") else f"{100 * value:.1f}"
 
 
-# ------------------------------------------------------------------------------------------------ the scripts
+# -------- the scripts
 
 
 class Files(NamedTuple):
@@ -133,7 +133,7 @@ READ = Script(
 )
 
 
-# ------------------------------------------------------------------------------------------------ rows
+# -------- rows
 
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
@@ -227,7 +227,7 @@ def widths(scores):
     return {"scores": scores, "std": std, "range": width}
 
 
-# ------------------------------------------------------------------------------------------------ the tables
+# -------- the tables
 
 
 class Table(NamedTuple):

@@ -51,7 +51,7 @@ MEASURES = {
 MASKED = 0.2  # share of the words outside the answer that --faithfulness masks
 DRAWS = 5  # how often as many random words are masked for comparison
 
-# ---------------------------------------------------------------- models
+# -------- models
 
 
 class Subject(NamedTuple):
@@ -191,7 +191,7 @@ def in_answer(word, span):
     return span is not None and word.text == span[0] and word.start < span[2] and word.end > span[1]
 
 
-# ---------------------------------------------------------------- relations
+# -------- relations
 
 
 @torch.no_grad()
@@ -242,7 +242,7 @@ def relations(model, reading):
     }
 
 
-# ----------------------------------------------------------------------------------------------- faithfulness
+# -------- faithfulness
 
 
 def falls(subject, reading, rng):
@@ -301,7 +301,7 @@ def faithfulness(subject, inputs):
         print(f"  {title:40} {mean:.3f} ± {error:.3f}, {mean / mean_before:.0%} of it")
 
 
-# ---------------------------------------------------------------- drawing
+# -------- drawing
 
 
 class Explanation(NamedTuple):
@@ -401,7 +401,7 @@ def print_all(explanations, right):
             print("  " + ", ".join(f"{word} {value:.3f}" for word, value in reddest))
 
 
-# ---------------------------------------------------------------- main
+# -------- main
 
 
 def some_text(given):

@@ -75,7 +75,7 @@ def test_every_method_takes_steps_on_cola(name, tiny_model, tmp_path):
         torch.testing.assert_close(live.states(torch.tensor([examples[1]])), steps.states[[1]])
 
 
-# ---------------------------------------------------------------- T5
+# -------- T5
 
 T5_SIZES = {
     "layers": 1,

@@ -66,7 +66,7 @@ CODAS = "b ck d f ff g l ll m n nd nt p r rt s sh st t th v"
 ENDS = "berg bury by dale den ford gate ham holm ia ley low mere mond mouth ness ra stead ton vale well wick"
 
 
-# --- from slots to sentences ------------------------------------------------------------------------------
+# -------- from slots to sentences
 
 
 def invent(rng, kind):

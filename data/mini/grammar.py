@@ -12,7 +12,7 @@ Reflexives never refer to people of unknown gender.
 
 split = str.split
 
-# --- lexicon ----------------------------------------------------------------------------------------------
+# -------- lexicon
 
 MEN = split(
     "boy king actor uncle prince waiter monk brother husband grandfather gentleman nephew wizard hero"
@@ -86,7 +86,7 @@ def form(verb, which):
     return verb[:-1] + "ied" if ends_in_y else DOUBLED.get(verb, verb.removesuffix("e")) + "ed"
 
 
-# --- phrases, as lists of words ---------------------------------------------------------------------------
+# -------- phrases, as lists of words
 
 
 def noun_phrase(rng, nouns, number, adjectives=ADJECTIVES, determiner=None, adjective_share=0.3):

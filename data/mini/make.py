@@ -71,7 +71,7 @@ def cola_files(seed=0):
     return files
 
 
-# --- the encoder ------------------------------------------------------------------------------------------
+# -------- the encoder
 
 MLM_SENTENCES = 100_000
 MLM_STEPS, MLM_BATCH, MLM_LR = 3000, 128, 2e-3
@@ -270,7 +270,7 @@ def e2e_files(seed=2):
     return files
 
 
-# --- the decoder ------------------------------------------------------------------------------------------
+# -------- the decoder
 
 LM_EXAMPLES = 96_000
 LM_COINED = 0.3
@@ -318,7 +318,7 @@ def make_gpt2():
     return model, tokenizer
 
 
-# --- the encoder-decoder ----------------------------------------------------------------------------------
+# -------- the encoder-decoder
 
 T5_STEPS, T5_BATCH, T5_LR = 6000, 64, 1e-2
 HOLE = "<extra_id_0>"  # the first of T5's sentinels; these short sentences have one hole
