@@ -36,6 +36,13 @@ def prepare(args, model_class, directory, device, **options):
     return model, base
 
 
+def trained(path, args, model_class, directory, device, **options):
+    """The model that an adapter file was trained in, with its tensors, in eval mode; see `prepare`."""
+    model, base = prepare(args, model_class, directory, device, **options)
+    load_adapter(path, args, model, base)
+    return model.eval()
+
+
 def fingerprint(model):
     """sha256 over the names, shapes and bytes of a plain model's tensors, the head's left out."""
     digest = hashlib.sha256()

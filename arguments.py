@@ -8,7 +8,7 @@ from pathlib import Path
 from adapter import read_adapter
 from data import UserError, as_user_error
 from methods import METHODS, OPTIONS, check_merges, methods_of, settings
-from run import check_out
+from run import check_out, listed
 
 
 class Parser(argparse.ArgumentParser):
@@ -257,10 +257,3 @@ def check_max_len(args, longest, shortest=1):
             f"--max-len {args.max_len}: expected {shortest} to {longest}, what the position table holds"
         )
     args.max_len = args.max_len or min(METHODS[args.method].max_len or 512, longest)
-
-
-def listed(values):
-    """{"lr": 0.01, "epochs": 8} -> "lr 0.01, epochs 8"."""
-    return ", ".join(
-        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
-    )

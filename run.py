@@ -153,8 +153,8 @@ class Run:
             write_adapter(self.args.out / "adapter.pt", self.args, self.model, self.base)
         write_json_lines(self.args.out / "metrics.jsonl", self.log)
         self.save()
-        numbers = "  ".join(f"{key} {value:.4f}" for key, value in scores.items() if isinstance(value, float))
-        flag = "  predicts a single class" if scores.get("single_class") else ""
+        numbers = listed({key: value for key, value in scores.items() if isinstance(value, float)}, ".4f")
+        flag = ", predicts a single class" if scores.get("single_class") else ""
         print(f"epoch {self.epoch}  {clock(self.elapsed())}  train_loss {train_loss:.4f}  {numbers}{flag}")
         if self.stopping:
             self._save_and_exit()
@@ -336,7 +336,7 @@ def mean_and_std(results, key):
 def report(results, out, seeds, keys):
     """Prints each seed's results and, for --seeds, mean ± std, which go into `out`/result.json."""
     for result in results:
-        print(f"seed {result['seed']}: " + "; ".join(f"{key}: {in_words(result[key])}" for key in keys))
+        print(f"seed {result['seed']}: " + "; ".join(f"{key}: {listed(result[key], '.4f')}" for key in keys))
     if not seeds:
         return
     both = {key: mean_and_std(results, key) for key in keys}
@@ -351,8 +351,9 @@ def report(results, out, seeds, keys):
         print(f"{key} of {len(results)} seeds: {', '.join(means)}")
 
 
-def in_words(scores):
-    return ", ".join(
-        f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in scores.items()
+def listed(values, floats="g"):
+    """{"lr": 0.01, "epochs": 8} -> "lr 0.01, epochs 8"."""
+    parts = (
+        (key, format(value, floats) if isinstance(value, float) else value) for key, value in values.items()
     )
+    return ", ".join(f"{key} {value}" for key, value in parts)

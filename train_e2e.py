@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from adapter import count, export, load_adapter, merged, prepare
+from adapter import count, export, load_adapter, merged, prepare, trained
 from arguments import (
     Parser,
     add_arguments,
@@ -24,7 +24,7 @@ from arguments import (
     run_folders,
     whole,
     whole_or_zero,
-)  # fmt: skip
+)
 from data import as_user_error, e2e, write_json, write_text
 from data.batching import Batches, pad, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
@@ -247,9 +247,11 @@ def main():
     if not (args.predict or untrained or args.export):
         return
 
-    model, base = prepare(runs[0], model_class, checkpoint_dir, device)
-    if args.method != "frozen":
-        load_adapter(args.adapter or runs[0].out / "adapter.pt", args, model, base)
+    if args.method == "frozen":
+        model, _ = prepare(runs[0], model_class, checkpoint_dir, device)
+    else:
+        path = args.adapter or runs[0].out / "adapter.pt"
+        model = trained(path, runs[0], model_class, checkpoint_dir, device)
     if args.predict:
         with as_user_error("--predict: "):
             context = e2e.linearise(args.predict)

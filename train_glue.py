@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import metrics
-from adapter import export, load_adapter, prepare
+from adapter import export, load_adapter, prepare, trained
 from arguments import Parser, add_arguments, check_max_len, fill_in, run_as_script, run_folders
 from data import UserError, as_user_error, glue, no_nan, write_text
 from data.batching import Batches, Tokens, sorted_batches, subset
@@ -238,9 +238,8 @@ def main():
     if not (args.predict or args.eval_only or args.submit or args.export):
         return
 
-    num_labels = glue.TASKS[args.task].num_labels
-    model, base = prepare(runs[0], model_class, checkpoint_dir, device, num_labels=num_labels)
-    load_adapter(args.adapter or runs[0].out / "adapter.pt", args, model, base)
+    path, labels = args.adapter or runs[0].out / "adapter.pt", glue.TASKS[args.task].num_labels
+    model = trained(path, runs[0], model_class, checkpoint_dir, device, num_labels=labels)
     dev = {name: content for name, content in sets.items() if name != "train"}
     if args.predict:
         predict(args, model, tokens, device, dtype)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import metrics
-from adapter import export, load_adapter, prepare
+from adapter import export, load_adapter, prepare, trained
 from arguments import Parser, add_arguments, fill_in, run_as_script, run_folders, whole
 from data import UserError, as_user_error, glue, no_nan
 from data.batching import Batches, pad, subset
@@ -207,8 +207,8 @@ def main():
     if not (args.predict or args.eval_only or args.export):
         return
 
-    model, base = prepare(runs[0], model_class, checkpoint_dir, device)
-    load_adapter(args.adapter or runs[0].out / "adapter.pt", args, model, base)
+    path = args.adapter or runs[0].out / "adapter.pt"
+    model = trained(path, runs[0], model_class, checkpoint_dir, device)
     if args.predict:
         first, second = (*args.predict, None)[:2]
         sources, _ = encode(args, tokenizer, [glue.Example(first, second, None)])

@@ -13,25 +13,24 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from adapter import export, load_adapter, prepare
+from adapter import export, load_adapter, prepare, trained
 from arguments import (
     Parser,
     add_arguments,
     check_max_len,
     fill_in,
-    listed,
     run_as_script,
     run_folders,
     whole,
     whole_or_zero,
-)  # fmt: skip
+)
 from data import UserError, squad, write_json
 from data.batching import Batches, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
 from methods import ENCODER
 from metrics import squad_scores
-from run import Run, adamw, report, schedule
+from run import Run, adamw, listed, report, schedule
 
 DEFAULTS = {  # the paper names none for SQuAD: these are Table 6's for QNLI, whose pairs are made from SQuAD
     **{"method": "hut", "model": "roberta-large", "seed": 0},
@@ -207,8 +206,8 @@ def main():
     if not (args.predict or args.eval_only or args.submit or args.export):
         return
 
-    model, base = prepare(runs[0], model_class, checkpoint_dir, device)
-    load_adapter(args.adapter or runs[0].out / "adapter.pt", args, model, base)
+    path = args.adapter or runs[0].out / "adapter.pt"
+    model = trained(path, runs[0], model_class, checkpoint_dir, device)
     if args.predict:
         predict(args, model, tokenizer, device, dtype)
     if args.eval_only:
