@@ -1,18 +1,16 @@
-"""The HTML pages that report.py and visualise.py write: their shell, their style sheet, tables and details.
-
-A page needs no other file. Its colours follow the reader's light or dark setting. On a narrow screen nothing
-scrolls sideways except tables, each in a box of its own.
-"""
+"""The HTML pages that report.py and visualise.py write. A page needs no other file."""
 
 from html import escape
 from pathlib import Path
+
+from data import UserError, write_text
 
 HERE = Path(__file__).parent
 DRAWING, LAYOUT = ((HERE / name).read_text(encoding="utf-8") for name in ("drawing.css", "page.css"))
 
 
 def page(title, body):
-    """A whole HTML page around `body`, which is HTML."""
+    """The page; `body` is HTML."""
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -22,14 +20,23 @@ def page(title, body):
 """
 
 
+def save(option, path, content):
+    """Writes what `option` asks for."""
+    try:
+        write_text(path, content)
+    except OSError as error:
+        raise UserError(f"{option} {path}: {error.strerror}") from None
+    print(f"{path}: {len(content):,} bytes")
+
+
 def details(summary, content, is_open=False):
-    """`content` that a click on `summary` shows and hides; nothing where there is no content."""
+    """`content` that a click on `summary` shows; nothing without content."""
     opened = " open" if is_open else ""
     return f"<details{opened}><summary>{escape(summary)}</summary>{content}</details>" if content else ""
 
 
 def table(header, rows, words=1):
-    """A table of texts: the first `words` columns are words, the others numbers, such as "71.7 ± 1.2"."""
+    """A table of texts: the first `words` columns are words, the others numbers."""
 
     def cell(i, value):
         kind = "word" * (i < words) + " bad" * (value == "failed")

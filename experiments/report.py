@@ -1,8 +1,7 @@
 """One page about a folder of runs: python -m experiments.report RUNS -o report.html
 
-RUNS holds what experiments/sweep.py and the training scripts have written, at any depth. The page needs no
-other file: its figures are inline SVG. --picture FILE.svg writes a picture for a README instead.
-From top to bottom: reading, drawing, the figures, the sections of the page, main.
+RUNS holds what experiments/sweep.py and the training scripts have written, at any depth. The figures are
+inline SVG. --picture FILE.svg writes a picture for a README instead.
 """
 
 import json
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from arguments import Parser, run_as_script
-from data import UserError, glue, read_text, write_text
+from data import UserError, glue, read_text
 from data.hub import MINI
 from experiments import flops
-from experiments.page import DRAWING, details, page, table
+from experiments.page import DRAWING, details, page, save, table
+from experiments.tables import label, number, unit
 from model import ROBERTA_BASE, ROBERTA_LARGE, RobertaConfig, read_config
 
 MAIN_SCORES = {name: task.scores[0] for name, task in glue.TASKS.items()} | {"e2e": "BLEU"}
@@ -40,14 +40,14 @@ class RunFolder(NamedTuple):
 
 
 def parse(content, where, *keys):
-    """`content` as a JSON object with `keys`. Raises UserError, which says where, if it is anything else."""
+    """`content` as a JSON object with `keys`. Raises UserError if it is anything else."""
     try:
         found = json.loads(content)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}, line {error.lineno}: not JSON: {error.msg}; mend it") from None
+        raise UserError(f"{where}, line {error.lineno}: not JSON: {error.msg}") from None
     missing = [key for key in keys if not isinstance(found, dict) or key not in found]
     if missing:
-        raise UserError(f"{where}: not a file of this program: it has no '{missing[0]}'; take it away")
+        raise UserError(f"{where}: not a file of this program: no '{missing[0]}' in it")
     return found
 
 
@@ -71,11 +71,10 @@ def read_run(folder, root):
 def find(root):
     """The tables, [(folder, content of its table.json)], and the [RunFolder] under `root`.
 
-    The tables that compare the most methods come first. Raises UserError if there is nothing to report.
+    The tables that compare the most methods come first.
     """
     if not root.is_dir():
-        expected = "expected one that experiments/sweep.py or a training script wrote into"
-        raise UserError(f"{root}: no such folder: {expected}")
+        raise UserError(f"{root}: no such folder: expected a folder of runs")
     paths = sorted(root.rglob("table.json"))
     tables = [(path.parent.relative_to(root), read(path, "table", "cells", "tables")) for path in paths]
     tables.sort(key=lambda found: (-len(methods_of(found[1])), found[1]["table"]))
@@ -83,21 +82,31 @@ def find(root):
         content.setdefault("title", content["table"])
     folders = {path.parent for name in RUN_FILES for path in root.rglob(name)}
     runs = [read_run(folder, root) for folder in sorted(folders)]
-    # The result.json that --seeds writes above its runs, their summary, is no run.
-    runs = [run for run in runs if "runs" not in (run.result or {})]
+    runs = [run for run in runs if "runs" not in (run.result or {})]  # without the summaries of --seeds
     if not tables and not runs:
-        names = f"table.json, {', '.join(RUN_FILES)}"
-        raise UserError(f"{root}: no {names} in it: expected a folder of runs")
+        raise UserError(f"{root}: no table.json, {', '.join(RUN_FILES)} in it: expected a folder of runs")
     return tables, runs
 
 
 def methods_of(content):
-    """The methods that a table's runs compare. Table 2 has no runs."""
+    """The methods that a table's runs compare; none for Table 2, which has no runs."""
     return {cell["method"] for cell in content["cells"] if "runs" in cell}
 
 
+def unfinished(runs):
+    return [run for run in runs if run.result is None]
+
+
+def counted(n, words):
+    return [f"{n} {words}"] if n else []
+
+
+def is_complete(content):
+    return content.get("complete", True)
+
+
 def scored_cells(content):
-    """The cells of a table that hold the main score of their task on GLUE or E2E."""
+    """A table's cells that hold the main score of a task of GLUE, or of E2E."""
     return [c for c in content["cells"] if c.get("mean", {}).get(MAIN_SCORES.get(c.get("task"))) is not None]
 
 
@@ -105,7 +114,7 @@ def scored_cells(content):
 
 
 class Axis:
-    """Turns a value into pixels from `start` to `end`, with some room on both sides of `values`."""
+    """Maps values to pixels from `start` to `end`, with some room on both sides."""
 
     def __init__(self, values, start, end, log=False):
         self.start, self.end, self.log = start, end, log
@@ -148,7 +157,7 @@ def svg(width, height, name, parts):
 
 
 def grid(x, x_ticks, y, bottom):
-    """The numbers of both axes, with a faint line at each of y's."""
+    """The numbers of both axes, and a faint line at each of y's."""
     parts = [text(x(v), bottom + 14, f"{v:,.9g}", "mute", "middle") for v in x_ticks]
     for v in y.ticks():
         parts.append(line([(x.start, y(v)), (x.end, y(v))], "rule"))
@@ -157,29 +166,23 @@ def grid(x, x_ticks, y, bottom):
 
 
 def scatter(title, x_title, points, width=480, height=290, log=False, style=""):
-    """A dot for each (label, x, mean, std), with a bar of ± std; where x is None, a dashed line instead.
+    """A dot for each (name, x, mean, std), with a bar of ± std; where x is None, a dashed line instead.
 
-    The labels stand in a column to the right, the best score on top. A line joins each to its dot.
+    The names stand in a column to the right, the best score on top. A line joins each to its dot.
     """
-    column = width - CHARACTER * max(len(label) for label, *_ in points)
+    column = width - CHARACTER * max(len(name) for name, *_ in points)
     left, top, right, bottom = 40, 28, column - 30, height - 34
     x = Axis([value for _, value, _, _ in points if value is not None], left, right, log)
     y = Axis([end for *_, mean, std in points for end in (mean - std, mean + std)], bottom, top)
     points = sorted(points, key=lambda point: -point[2])
-    label_y = 0
-    parts = [
-        style,
-        text(2, 12, title, "name"),
-        text((left + right) / 2, height - 4, x_title, "mute", "middle"),
-    ]
-    parts += grid(x, x.ticks(), y, bottom)
-    dots = []
-    for place, (label, value, mean, std) in enumerate(points):
-        kind, at_x, at_y = kind_of(label), right if value is None else x(value), y(mean)
-        label_y = max(at_y, label_y + LINE)  # below the last label, and with room for those that follow
-        label_y = min(label_y, bottom - LINE * (len(points) - 1 - place))
-        parts.append(line([(at_x, at_y), (column - 4, label_y)], f"leader {kind}"))
-        parts.append(text(column, label_y + 4, label, f"label {kind}"))
+    parts = [style, text(2, 12, title, "name"), *grid(x, x.ticks(), y, bottom)]
+    parts.append(text((left + right) / 2, height - 4, x_title, "mute", "middle"))
+    name_y, dots = 0, []
+    for below, (name, value, mean, std) in zip(range(len(points))[::-1], points, strict=True):
+        kind, at_x, at_y = kind_of(name), right if value is None else x(value), y(mean)
+        name_y = min(max(at_y, name_y + LINE), bottom - LINE * below)  # with room for the names below
+        parts.append(line([(at_x, at_y), (column - 4, name_y)], f"leader {kind}"))
+        parts.append(text(column, name_y + 4, name, f"label {kind}"))
         if value is None:
             parts.append(line([(left, at_y), (right, at_y)], f"level {kind}"))
         else:
@@ -197,13 +200,12 @@ def figure(drawings, caption):
 
 
 def label_of(entry):
-    """The name of a cell or a run, such as "hut r8 qv"."""
-    size = f"r{entry['r']}" if entry.get("r") else None
-    return " ".join(filter(None, [entry["method"], size, entry.get("targets")]))
+    """The label of a cell, or of a run's arguments."""
+    return label(entry.get("method", "?"), entry.get("r"), entry.get("targets"))
 
 
-def kind_of(label):
-    return "hut" if label.split()[0] == "hut" else "other"
+def kind_of(name):
+    return "hut" if name.split()[0] == "hut" else "other"
 
 
 def score_of(run):
@@ -212,30 +214,25 @@ def score_of(run):
     return next((name for name in names if name not in ("epoch", "step", "train_loss")), None)
 
 
-def unit(score):
-    """(factor, digits) that a score is shown with: hundredths. SQuAD's are in hundredths already."""
-    return {"loss": (1, 3), "exact_match": (1, 1)}.get(score, (100, 1))
-
-
 def curve(runs, score):
     """[(epoch, lowest, mean, highest)] of a score over the runs that have it, as it is shown."""
-    values = {}
+    values, (factor, _) = {}, unit(score)
     for row in (row for run in runs for row in run.epochs if row.get(score) is not None):
-        values.setdefault(row["epoch"], []).append(unit(score)[0] * row[score])
+        values.setdefault(row["epoch"], []).append(factor * row[score])
     return [(epoch, min(v), statistics.fmean(v), max(v)) for epoch, v in sorted(values.items())]
 
 
-def panel(label, curves, x, y, digits):
-    """One curve of `curves` with its band, and the others behind it in grey."""
-    rows, kind = curves[label], kind_of(label)
-    means = {name: [(x(e), y(mean)) for e, _, mean, _ in found] for name, found in curves.items()}
+def panel(name, curves, x, y, digits):
+    """One curve with its band, and the others behind it in grey."""
+    rows, kind = curves[name], kind_of(name)
+    means = {key: [(x(e), y(mean)) for e, _, mean, _ in found] for key, found in curves.items()}
     band = [(x(e), y(high)) for e, _, _, high in rows] + [(x(e), y(low)) for e, low, _, _ in reversed(rows)]
     last = f"{rows[-1][2]:.{digits}f}"
     parts = grid(x, sorted({rows[0][0], rows[-1][0]}), y, y.start)
-    parts += [line(points, "ghost") for name, points in means.items() if name != label]
-    parts += [line(band, f"band {kind}", "polygon"), line(means[label], f"curve {kind}")]
-    parts += [dot(*means[label][-1], kind, 3), text(2, 12, label, "name"), text(x.end, 12, last, "", "end")]
-    return svg(232, 144, f"{label}: {last} after epoch {rows[-1][0]}", parts)
+    parts += [line(points, "ghost") for key, points in means.items() if key != name]
+    parts += [line(band, f"band {kind}", "polygon"), line(means[name], f"curve {kind}")]
+    parts += [dot(*means[name][-1], kind, 3), text(2, 12, name, "name"), text(x.end, 12, last, "", "end")]
+    return svg(232, 144, f"{name}: {last} after epoch {rows[-1][0]}", parts)
 
 
 def learning_curves(groups):
@@ -243,7 +240,7 @@ def learning_curves(groups):
     figures = []
     for task, labelled in groups.items():
         score = next((score_of(run) for runs in labelled.values() for run in runs if run.epochs), None)
-        curves = {label: rows for label, runs in labelled.items() if (rows := curve(runs, score))}
+        curves = {name: rows for name, runs in labelled.items() if (rows := curve(runs, score))}
         if not curves:
             continue
         factor, digits = unit(score)
@@ -251,18 +248,18 @@ def learning_curves(groups):
         x, y = Axis([row[0] for row in rows], 36, 226), Axis([v for row in rows for v in row[1:]], 126, 24)
         caption = (
             f"<b>{escape(task)}: {escape(score)} on the development set after each epoch"
-            f"{', in hundredths' * (factor == 100)}.</b> The line is the mean over seeds. The band goes from "
-            "the lowest seed to the highest. The other panels' lines are grey."
+            f"{', in hundredths' * (factor == 100)}.</b> The line is the mean over seeds, the band their "
+            "range. The other panels' lines are grey."
         )
         if len(curves) > 1:
             choose, word = (min, "lowest") if score == "loss" else (max, "highest")
-            best = choose(curves, key=lambda label: curves[label][-1][2])
+            best = choose(curves, key=lambda name: curves[name][-1][2])
             low, mean, high = (f"{value:.{digits}f}" for value in curves[best][-1][1:])
             caption += (
                 f" {escape(best)} ends {word}: {mean}, with seeds from {low} to {high}. A method whose band "
                 "reaches into that range is not clearly worse."
             )
-        figures.append(figure([panel(label, curves, x, y, digits) for label in curves], caption))
+        figures.append(figure([panel(name, curves, x, y, digits) for name in curves], caption))
     return figures
 
 
@@ -278,10 +275,9 @@ def config_of(model):
 
 
 def paper_count(method, r, config, tokens):
-    """FLOPs as the paper counts them: to build q's and v's weights, or of adapters' products, or None."""
     d, layers = config.hidden_size, config.num_hidden_layers
     if method in flops.BUILDING:
-        return 2 * layers * flops.building(method, d, d, r)
+        return 2 * layers * flops.building(method, d, d, r)  # q's and v's weights
     return flops.adapters(method, d, r, layers, tokens) if method in flops.ADAPTERS else None
 
 
@@ -292,8 +288,8 @@ def step_count(method, r, config, tokens):
 COUNTS = {  # what Figure 3's x axis can be: {title: (function, caption)}
     "GFLOPs, as the paper counts": (
         paper_count,
-        "Score against the paper's kind of count.</b> For HUT and LoRA that is building the adapted weights "
-        "once, whatever the number of tokens. For adapters it is their products. Other methods have none.",
+        "Score against the paper's count.</b> For HUT and LoRA that is building the adapted weights once, "
+        "whatever the number of tokens. For adapters it is their products. Other methods have none.",
     ),
     "GFLOPs of a training step": (
         step_count,
@@ -332,13 +328,11 @@ def figure_3(content):
 def picture(tables):
     """The SVG of --picture: score against trained parameters, for the first task of the first scored table.
 
-    Methods that train nothing but a head, or nothing at all, are dashed lines.
+    Methods that train at most a head are dashed lines.
     """
-    for _, content in tables:
-        cells = scored_cells(content)
-        if any(cell["parameters"] for cell in cells):
-            break
-    else:
+    scored = (scored_cells(content) for _, content in tables)
+    cells = next((cells for cells in scored if any(cell["parameters"] for cell in cells)), None)
+    if not cells:
         raise UserError("--picture: expected a table.json with scores of GLUE or E2E in RUNS")
     task = cells[0]["task"]
     points = [point(cell, cell["parameters"] or None) for cell in cells if cell["task"] == task]
@@ -349,7 +343,7 @@ def picture(tables):
 
 
 def r_finding(content):
-    """What a table with `spread` found about r: a drawing a task, with a dot for each r and each seed."""
+    """Figures of a table with `spread`: a drawing a task, with a dot for each r and each seed."""
     most_seeds = max(content["cells"], key=lambda cell: len(cell.get("seeds", ())), default={"r": None})
     drawings = []
     caption = f"<b>Score against r.</b> Orange: each r at seed 0. Blue: each seed at r = {most_seeds['r']}."
@@ -378,7 +372,7 @@ def paragraph(words):
 
 
 def settings_table(runs, environment):
-    """All values of each argument in the runs' args.json. Arguments that no run was given are left out."""
+    """All values of each argument in the runs' args.json, without arguments that no run was given."""
     found = {}
     for arguments, made in [(run.args, run.environment) for run in runs] or [({}, environment)]:
         versions = made.get("versions", {}) | {key: made.get(key) for key in ("device", "threads", "git")}
@@ -396,9 +390,9 @@ def section(number, title, place, state, *content):
 
 
 def about_runs(runs, groups, environment, is_open):
-    """What each section says of its runs: those that have not finished, the curves of `groups`, settings."""
+    """A section's unfinished runs, the curves of `groups`, and the settings."""
     parts = []
-    for run in (run for run in runs if run.result is None):
+    for run in unfinished(runs):
         of = f" of {run.args['epochs']}" if run.args.get("epochs") else ""
         state = f"Incomplete: {run.path}: stopped or running, {len(run.epochs)}{of} epochs done"
         parts.append(f'<p class="bad">{escape(state)}</p>')
@@ -408,7 +402,7 @@ def about_runs(runs, groups, environment, is_open):
 
 
 def table_section(number, folder, content, runs):
-    """A sweep's table and its figures, notes, and what is missing from it."""
+    """A sweep's table, its figures and notes, and what it lacks."""
     here = {run.path: run for run in runs if run.path.is_relative_to(folder)}
     cells = [cell for cell in content["cells"] if "runs" in cell]
     groups, failed, single_class = {}, 0, 0
@@ -417,14 +411,14 @@ def table_section(number, folder, content, runs):
         groups.setdefault(cell["task"], {})[label_of(cell)] = [here[path] for path in folders if path in here]
         failed += max(sum("failed" in one for one in cell["runs"]), "failed" in cell)
         single_class += sum(bool(one.get("scores", {}).get("single_class")) for one in cell["runs"])
-    state, unfinished = [], sum(run.result is None for run in here.values())
-    if not content.get("complete", True):
+    state, missing = [], len(unfinished(here.values()))
+    if not is_complete(content):
         settings = content.get("settings", {})
         whole = len(settings.get("rows", ())) * len(settings.get("tasks", ()))
         state.append(f"incomplete: {len(cells)} of {whole} cells" if whole else "incomplete")
-    bad = [f"{failed} failed"] if failed else []
-    state += bad + ([f"{unfinished} incomplete run{'s' * (unfinished > 1)}"] if unfinished else [])
-    bad += [f"{single_class} predicting a single class"] if single_class else []
+    bad = counted(failed, "failed")
+    state += bad + counted(missing, f"incomplete run{'s' * (missing > 1)}")
+    bad += counted(single_class, "predicting a single class")
 
     tables = [table(found["header"], found["rows"]) for found in content["tables"]]
     summary, *notes = [paragraph(note) for found in content["tables"] for note in found["notes"]] or [""]
@@ -448,13 +442,11 @@ def over_runs(runs, part, score):
     values = [(run.result.get(part) or {}).get(score) for run in runs]
     if not values or None in values:
         return "–"
-    factor, digits = unit(score)
-    found = [statistics.fmean(values), *([statistics.stdev(values)] if len(values) > 1 else [])]
-    return " ± ".join(f"{factor * value:.{digits}f}" for value in found)
+    return number(score, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 def runs_section(number, runs):
-    """Runs that belong to no table, with their curves. Those that differ only in the seed share a line."""
+    """Runs that belong to no table. Those that differ only in the seed share a line."""
     alike, rows, groups = {}, [], {}
     for run in runs:
         key = json.dumps({k: v for k, v in run.args.items() if k != "seed"}, sort_keys=True)
@@ -462,22 +454,22 @@ def runs_section(number, runs):
     for i, group in enumerate(alike.values(), 1):
         first, done = group[0], [run for run in group if run.result is not None]
         task, score = str(first.args.get("task")), score_of(first)
-        label = label_of({"method": "?", **first.args}) + f" ({i})"
-        groups.setdefault(task, {})[label] = group
+        name = f"{label_of(first.args)} ({i})"
+        groups.setdefault(task, {})[name] = group
         folders = str(first.path) + (f" … {group[-1].path.name}" if len(group) > 1 else "")
         state = "finished" if len(done) == len(group) else f"incomplete: {len(done)} of {len(group)}"
-        counts = [f"{run.result['parameters']['adapter']:,}" for run in done if "parameters" in run.result]
-        rows.append([folders, label, f"{task} {score or ''}", state, *(counts or ["–"])[:1]])
-        rows[-1].append(str(first.args.get("lr") or "–"))
-        ends = [("best", score), ("last", score), ("test", "BLEU")]
-        rows[-1] += [over_runs(done, part, name) for part, name in ends]
+        counts = (f"{run.result['parameters']['adapter']:,}" for run in done if "parameters" in run.result)
+        row = [folders, name, f"{task} {score or ''}", state, next(counts, "–")]
+        row.append(str(first.args.get("lr") or "–"))
+        ends = (("best", score), ("last", score), ("test", "BLEU"))
+        rows.append(row + [over_runs(done, part, of_part) for part, of_part in ends])
     header = ["folder", "method", "score", "state", "parameters", "lr", "best", "last epoch", "test BLEU"]
-    unfinished = sum(run.result is None for run in runs)
+    missing = len(unfinished(runs))
     return section(
         number,
         "Other runs",
         f"{len(runs)} run folder{'s' if len(runs) > 1 else ''} outside of tables",
-        f"{unfinished} of {len(runs)} incomplete" if unfinished else "",
+        f"{missing} of {len(runs)} incomplete" if missing else "",
         table(header, rows, words=4),
         "<p>Mean ± standard deviation over the finished runs that differ only in the seed.</p>",
         about_runs(runs, groups, {}, is_open=True),
@@ -488,7 +480,6 @@ def runs_section(number, runs):
 
 
 def report(tables, runs, root):
-    """The whole page, as HTML."""
     sections = [table_section(i, *found, runs) for i, found in enumerate(tables)]
     titles = [content["title"] for _, content in tables]
     others = [run for run in runs if not any(run.path.is_relative_to(folder) for folder, _ in tables)]
@@ -496,8 +487,7 @@ def report(tables, runs, root):
         sections.append(runs_section(len(tables), others))
         titles.append("Other runs")
     links = "".join(f'<a href="#s{i}">{escape(title)}</a>' for i, title in enumerate(titles))
-    missing = sum(run.result is None for run in runs)
-    missing += sum(not content.get("complete", True) for _, content in tables)
+    missing = len(unfinished(runs)) + sum(not is_complete(content) for _, content in tables)
     state = f'<span class="bad">{missing} incomplete</span>' if missing else "none incomplete"
     head = f"""<h1>HUT beside the methods it is compared with</h1>
 <p><code>{escape(str(root))}</code> holds {len(tables)} tables and {len(runs)} runs, {state}. The columns
@@ -517,12 +507,7 @@ def main():
     args = parser.parse_args()
     tables, runs = find(args.runs)
     content = picture(tables) if args.picture else report(tables, runs, args.runs)
-    option, path = ("--picture", args.picture) if args.picture else ("-o", args.out)
-    try:
-        write_text(path, content)
-    except OSError as error:
-        raise UserError(f"{option} {path}: {error.strerror}") from None
-    print(f"{path}: {len(content):,} bytes")
+    save("--picture" if args.picture else "-o", args.picture or args.out, content)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """The paper's tables, from runs: python -m experiments.sweep TABLE [--model DIR --data DIR …]
 
-Every number comes from runs of a training script, each a process with a folder of its own under --out. Given
-again, the command skips what is finished, goes on with what was interrupted, and tries again what has
-failed. experiments/tables.py has the tables, a record each.
+Every run is a process of a training script, with its own folder under --out. Given again, the command skips
+what is finished, goes on with what was interrupted, and tries again what has failed.
 """
 
 import argparse
@@ -22,7 +21,7 @@ from arguments import Parser, listed, positive, run_as_script, whole
 from data import UserError, write_json, write_text
 from data.batching import subset
 from experiments import flops
-from experiments.tables import TABLES, Sheet, anchor, number
+from experiments.tables import TABLES, Sheet, anchor, label, number
 from methods import METHODS
 from run import clock, environment
 
@@ -35,20 +34,24 @@ class Failed(Exception):
     """A run that ended with an error; the rest go on."""
 
 
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 # -------- arguments
 
 
 def arguments():
     given = sys.argv[1:]
     end = given.index("--") if "--" in given else len(given)
-    more = "What stands after -- goes to the training script as it is: … table3 --model DIR -- --warmup 0.06"
+    more = "The training script gets what stands after --, as in: … table3 --model DIR -- --warmup 0.06"
     parser = Parser(prog="python -m experiments.sweep", description=__doc__.splitlines()[0], epilog=more)
     parser.add_argument("table", choices=(*TABLES, "table2"))
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="(default: the paper's; with mini: cola)")
     for name, (kind, metavar) in CHOICES.items():
         takers = " ".join(key for key, table in TABLES.items() if name in table.choices)
-        what = f"of {takers} (default: the paper's)"
-        parser.add_argument(f"--{name}", nargs="+", type=kind, metavar=metavar, help=what)
+        takers += " (default: the paper's)"
+        parser.add_argument(f"--{name}", nargs="+", type=kind, metavar=metavar, help=f"of {takers}")
     seeds = listed({key: table.seeds for key, table in TABLES.items()})
     parser.add_argument("--seeds", type=whole, metavar="N", help=f"seeds 0 … N−1 (default: {seeds})")
     rates = "rates to try (default: the method's own, a quarter of it, and four times it)"
@@ -68,7 +71,7 @@ def arguments():
 
 
 def fill_in(args, table):
-    """Checks the arguments, and gives those that were left out the table's defaults."""
+    """Checks the arguments and fills in the table's defaults."""
     known = table.script.scores
     for name in CHOICES:
         if getattr(args, name) and name not in table.choices:
@@ -78,12 +81,14 @@ def fill_in(args, table):
     for task in args.tasks:
         if task not in known:
             raise UserError(f"--tasks {task}: unknown: {args.table} takes {' '.join(known)}")
-    if args.paper and not table.script.paper:
-        raise UserError(f"--paper: the paper of {args.table} searches its rates: leave --paper out")
-    if args.paper and bundled(args):
-        raise UserError("--paper: mini has settings of its own: give --model and --data")
-    if args.paper and args.lrs:
-        raise UserError("--paper: its rates are fixed: leave --lrs out")
+    against_paper = {
+        f"the paper of {args.table} searches its rates: leave --paper out": not table.script.paper,
+        "mini has settings of its own: give --model and --data": bundled(args),
+        "its rates are fixed: leave --lrs out": args.lrs,
+    }
+    for reason, holds in against_paper.items():
+        if args.paper and holds:
+            raise UserError(f"--paper: {reason}")
     args.seeds = args.seeds or table.seeds
 
 
@@ -94,8 +99,7 @@ def bundled(args):
 def rates_of(args, layout, rows):
     """{(task, method): the rates to try}, without methods that are not trained.
 
-    They are the method's own rate, a quarter of it and four times it, unless --lrs names others. With
-    --paper the rate is None, which stands for the training script's.
+    With --paper the rate is None, which stands for the training script's.
     """
     methods = [m for m in dict.fromkeys(row.method for row in rows) if METHODS[m].lr[layout]]
     asked = dict.fromkeys(methods, (None,)) if args.paper else {}
@@ -126,8 +130,8 @@ def rates_of(args, layout, rows):
 def hold_out(args, files, task):
     """Writes two files of training examples, to train tries on and to score them on; -> (paths, sizes).
 
-    A tenth is held out, or 200 examples if that is more, but never above a quarter. The choice is always the
-    same, and all examples of one text (E2E: one meaning representation) are on the same side.
+    A tenth is held out, or 200 examples if that is more, but never above a quarter. All examples of one text
+    (E2E: one meaning representation) are in the same file.
     """
     examples = subset(files.read(task, files.mini if bundled(args) else args.data), args.limit_train)
     groups = {}
@@ -135,7 +139,7 @@ def hold_out(args, files, task):
         groups.setdefault(example[:-1], []).append(i)
     wanted, held = max(len(examples) // 10, min(200, len(examples) // 4)), set()
     groups = list(groups.values())
-    for g in np.random.default_rng(1).permutation(len(groups)):
+    for g in np.random.default_rng(1).permutation(len(groups)):  # the same choice every time
         if len(held) + len(groups[g]) <= wanted or not held:
             held.update(groups[g])
     parts = [[e for i, e in enumerate(examples) if (i in held) == side] for side in (False, True)]
@@ -156,18 +160,15 @@ def run(script, folder, arguments):
     """Runs `script` into `folder`, unless it has; -> what result.json says.
 
     Raises Failed with the last line of its errors, and UserError if the folder's run had other arguments.
-    Ctrl-C is passed on, so that the run saves and ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
     recorded, result = folder / "command.json", folder / "result.json"
-    before = json.loads(recorded.read_text(encoding="utf-8")) if recorded.exists() else arguments
+    before = read_json(recorded) if recorded.exists() else arguments
     began = (folder / "args.json").exists()  # a run that failed before that may be given other arguments
     if before != arguments and began:
         i = next((i for i, (a, b) in enumerate(zip(before, arguments, strict=False)) if a != b), len(before))
         change = " ".join(before[max(i - 1, 0) : i + 1])
-        raise UserError(
-            f"{folder} was run with {change}, not as now: give the same arguments, or another --out"
-        )
+        raise UserError(f"{folder} was run with {change}, not as now: give the same, or another --out")
     if not result.exists():
         write_json(recorded, arguments)
         command = [sys.executable, str(script), *arguments, "--out", str(folder), "--resume"]
@@ -177,24 +178,24 @@ def run(script, folder, arguments):
                 try:
                     _, errors = process.communicate()
                 except KeyboardInterrupt:
-                    process.terminate()  # the script saves, and ends
+                    process.terminate()  # the run saves and ends
                     process.wait()
                     raise
         if process.returncode:
             lines = [line for line in errors.splitlines() if line.strip()]
             raise Failed(lines[-1].removeprefix("error: ") if lines else f"exit status {process.returncode}")
-    return json.loads(result.read_text(encoding="utf-8"))
+    return read_json(result)
 
 
 def passed_on(args, names):
     """The arguments of these names, and those after --, as the training script takes them."""
-    values = {name: getattr(args, name.replace("-", "_")) for name in names}
-    given = [part for name, value in values.items() if value is not None for part in (f"--{name}", value)]
+    values = {f"--{name}": getattr(args, name.replace("-", "_")) for name in names}
+    given = [part for pair in values.items() if pair[1] is not None for part in pair]
     return [*given, *args.rest]
 
 
 class Sweep:
-    """The runs of a table, started one after the other, and how far they are."""
+    """The runs of a table, one after the other."""
 
     def __init__(self, args, table, rows):
         self.args, self.table, self.rows, self.script = args, table, rows, table.script
@@ -225,12 +226,12 @@ class Sweep:
 
     def scored_run(self, task, row, lr, seed):
         """(folder, arguments) of a run that goes into the table."""
-        name = f"lr{lr:g}" if lr else "default-lr"
-        folder = self.args.out / task / str(row) / f"{name}-seed{seed}"
+        rate = f"lr{lr:g}" if lr else "default-lr"
+        folder = self.args.out / task / str(row) / f"{rate}-seed{seed}"
         return folder, [*self.arguments(task, row, lr, "limit-train"), "--seed", seed]
 
     def trial(self, task, row, lr):
-        """(folder, arguments) of a run that a rate is tried with."""
+        """(folder, arguments) of a run that tries a rate."""
         if self.chosen_is_scored:
             return self.scored_run(task, row, lr, 0)
         (train, dev), _ = self.held_out[task]
@@ -239,7 +240,7 @@ class Sweep:
         return folder, [*self.arguments(task, row, lr), *more]
 
     def result(self, folder, arguments):
-        """Starts a run unless it has finished; -> what its result.json says. May raise Failed."""
+        """What a run's result.json says, after the run. May raise Failed."""
         if folder not in self.results:
             before, started = (folder / "result.json").exists(), time.time()
             note = ": finished before" if before else ""
@@ -253,9 +254,10 @@ class Sweep:
             left = clock(statistics.fmean(self.seconds) * (self.total - done))
             what = f"[{done}/{self.total}] {folder.relative_to(self.args.out)}{note}"
             print(f"{what}; {clock(spent)}, about {left} to go", flush=True)
-        if isinstance(self.results[folder], Failed):
-            raise self.results[folder]
-        return self.results[folder]
+        found = self.results[folder]
+        if isinstance(found, Failed):
+            raise found
+        return found
 
     def choose(self, task, row):
         """(the rate whose try at seed 0 is worth the most, the tries).
@@ -278,13 +280,10 @@ class Sweep:
         return best["lr"], tries
 
     def cell(self, task, row):
-        """Chooses the rate and runs every seed; -> what table.json says of a cell.
-
-        A cell without any number has "failed", the reason.
-        """
+        """Chooses the rate and runs every seed; -> what table.json says, with "failed" if no run worked."""
         lr, tries = self.choose(task, row)
-        empty = {"parameters": None, "runs": [], "mean": {}, "std": {}}
-        cell = {"task": task, **row._asdict(), "lr": lr, "tries": tries, **empty}
+        cell = {"task": task, **row._asdict(), "lr": lr, "tries": tries}
+        cell |= {"parameters": None, "runs": [], "mean": {}, "std": {}}
         if tries and lr is None:
             self.total -= len(row.seeds) - self.chosen_is_scored
             return cell | {"failed": f"no rate worked: {tries[0].get('failed', 'its score is not defined')}"}
@@ -301,7 +300,7 @@ class Sweep:
                 one["cost"] = cost(folder, result) | in_use(self.args, self.script, task, folder)
                 cell["backbone"] = backbone(row.method, self.script.layout, result["parameters"])
             if cell["lr"] is None and (task, row.method) in self.rates:
-                cell["lr"] = json.loads((folder / "args.json").read_text(encoding="utf-8"))["args"]["lr"]
+                cell["lr"] = read_json(folder / "args.json")["args"]["lr"]
             cell["parameters"] = result.get("parameters", {}).get("adapter", 0)
             cell["runs"].append(one)
         for score in self.script.scores[task]:
@@ -326,32 +325,29 @@ def cost(folder, result):
 
 
 def in_use(args, script, task, folder):
-    """{"label_ms", "label_memory"}: what a label costs, one source at a time, with the adapter in `folder`.
+    """What a label costs, one source at a time, with the adapter in `folder`; None where that fails.
 
-    A process that does nothing else before measures it, once. Where that fails, the reason is printed and
-    the values are None.
+    A process of its own measures it, once.
     """
-    path = folder / "in-use.json"
-    if not path.exists():
-        given = [str(a) for a in passed_on(args, ("model", "data", "max-len", "device", "dtype"))]
-        adapter = ["--task", task, "--adapter", str(folder / "adapter.pt"), "--eval-only"]
-        command = [sys.executable, str(ROOT / script.path), *given, *adapter]
+    path, found = folder / "in-use.json", {}
+    if path.exists():
+        found = read_json(path)
+    else:
+        given = passed_on(args, ("model", "data", "max-len", "device", "dtype"))
+        adapter = ["--task", task, "--adapter", folder / "adapter.pt", "--eval-only"]
+        command = [str(part) for part in (sys.executable, ROOT / script.path, *given, *adapter)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        found = [json.loads(line) for line in done.stdout.splitlines() if "ms_a_label" in line]
-        if not found:
+        if lines := [line for line in done.stdout.splitlines() if "ms_a_label" in line]:
+            found = json.loads(lines[0])
+            write_json(path, found)
+        else:
             reason = (done.stderr.splitlines() or ["no output"])[-1]
             print(f"{folder}: not measured in use: {reason}", flush=True)
-            return {"label_ms": None, "label_memory": None}
-        write_json(path, found[0])
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return {"label_ms": found["ms_a_label"], "label_memory": found["peak_memory_bytes"]}
+    return {"label_ms": found.get("ms_a_label"), "label_memory": found.get("peak_memory_bytes")}
 
 
 def backbone(method, layout, parameters):
-    """The number of parameters of the model that the method went into.
-
-    A method that merges and has no size adds none: it trains the model's own.
-    """
+    """The size of the model without its method. One that merges and has no size trains the model's own."""
     adds_none = layout in METHODS[method].merges and not METHODS[method].r
     return parameters["frozen"] + parameters["adapter"] * adds_none
 
@@ -361,28 +357,23 @@ def backbone(method, layout, parameters):
 
 def sheet(sweep, cells):
     """The Sheet of the cells that there are, {(task, row): cell}."""
-    args, table, costs = sweep.args, sweep.table, sweep.script.costs
-    scores = [(task, score) for task in args.tasks for score in sweep.script.scores[task]]
+    args, script = sweep.args, sweep.script
     printed = {row: row.in_paper(args.table) for row in sweep.rows}
-    columns = {column for found in printed.values() for column in found}
-    counts = columns & {"parameters", "trainable_percent"}
-    header = ["method", "parameters", *["paper's"] * bool(counts)]
-    keys = []  # what the paper's column of each score is called in paper.json
-    for task, score in scores:
-        many = len(sweep.script.scores) > 1
-        keys.append(task if many else score)
-        header += [f"{task} {score}" if many else score, *["paper"] * (keys[-1] in columns)]
-    lines = []
-    for row in sweep.rows:
+    known = {name for texts in printed.values() for name in texts}
+    lines = []  # of (title, text)
+    for row, paper in printed.items():
         found = {task: cells.get((task, row)) for task in args.tasks}
-        line = [str(row).replace("-", " "), size_text(found.values())]
-        line += [printed[row].get(name, "–") for name in counts]
-        for key, (task, score) in zip(keys, scores, strict=True):
-            line.append(mean_text(found[task], score))
-            line += [printed[row].get(key, "–")] * (key in columns)
-        lines.append(line + [over_tasks(column, found.values()) for column in costs])
-    notes = [how(sweep), *table.notes, *notes_on(cells)]
-    return Sheet(header + [column.title for column in costs], lines, notes)
+        line = [("method", label(*row[:3])), ("parameters", size_text(found.values()))]
+        line += [("paper's", paper.get(n, "–")) for n in ("parameters", "trainable_percent") if n in known]
+        for task in args.tasks:
+            for score in script.scores[task]:
+                title, name = (f"{task} {score}", task) if len(script.scores) > 1 else (score, score)
+                line.append((title, mean_text(found[task], score)))
+                line += [("paper", paper.get(name, "–"))] if name in known else []
+        lines.append(line + [(column.title, over_tasks(column, found.values())) for column in script.costs])
+    header = [title for title, _ in lines[0]]
+    notes = [how(sweep), *sweep.table.notes, *notes_on(cells)]
+    return Sheet(header, [[text for _, text in line] for line in lines], notes)
 
 
 def size_text(cells):
@@ -395,22 +386,20 @@ def size_text(cells):
 
 
 def mean_text(cell, score):
-    """The mean ± standard deviation of a score, with the number of seeds it is over if some have failed."""
+    """The mean ± standard deviation of a score, and of how many seeds if some have failed."""
     if cell is None:
         return "…"
     if "failed" in cell:
         return "failed"
     if score not in cell["mean"]:
         return "–"
-    text, std = number(score, cell["mean"][score]), cell["std"][score]
-    if std is not None:
-        text += f" ± {number(score, std)}"
+    text = number(score, cell["mean"][score], cell["std"][score])
     finished = sum("scores" in one for one in cell["runs"])
     return text if finished == len(cell["runs"]) else f"{text} ({finished} of {len(cell['runs'])})"
 
 
 def over_tasks(column, cells):
-    """The text of a tables.Cost, from a row's cells of all tasks; None is a cell that is not there yet."""
+    """The text of a tables.Cost, from a row's cells; None is a cell that is not there yet."""
     if None in cells:
         return "…"
     tasks = [[(one["scores"] | one["cost"])[column.key] for one in c["runs"] if "cost" in one] for c in cells]
@@ -441,7 +430,7 @@ def how(sweep):
 
 
 def notes_on(cells):
-    """What a reader should know of the runs; a string a paragraph."""
+    """Paragraphs on what a reader should know of the runs."""
     rates, flags, failed = [], {"single_class": [], "invalid": []}, []
     for (task, row), cell in cells.items():
         name = f"{task} {row}"
@@ -450,8 +439,7 @@ def notes_on(cells):
             values = {one["seed"]: one.get("scores", {}).get(flag) for one in cell["runs"]}
             seeds = [f"{seed}" if n is True else f"{seed}: {n:,}" for seed, n in values.items() if n]
             those += [f"{name} (seed {', '.join(seeds)})"] if seeds else []
-        runs = [(name, cell)]
-        runs += [(f"{name}, seed {one['seed']}", one) for one in cell["runs"]]
+        runs = [(name, cell), *((f"{name}, seed {one['seed']}", one) for one in cell["runs"])]
         runs += [(f"{name}, try of lr {one['lr']:g}", one) for one in cell["tries"]]
         failed += [f"Failed: {what}: {one['failed']}" for what, one in runs if "failed" in one]
     paragraphs = {
@@ -471,7 +459,7 @@ def at_the_end(cell):
 
 
 def run_table(args, table):
-    """Runs what is to be run, and saves the table after each cell; -> table.json's content."""
+    """Saves the table after each cell; -> table.json's content."""
     sweep, cells = Sweep(args, table, table.rows(args)), {}
     with alone_in(args.out):
         sweep.hold_out()
@@ -515,7 +503,7 @@ def as_text(content):
 
 
 def alone_in(folder):
-    """A lock on `folder`, until what is returned is closed. Raises UserError if another sweep has it."""
+    """A lock on `folder`, until it is closed. Raises UserError if another sweep has it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
@@ -524,8 +512,7 @@ def alone_in(folder):
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        busy = "another sweep is at work there: wait for its end, or give another --out"
-        raise UserError(f"{folder}: {busy}") from None
+        raise UserError(f"{folder}: another sweep is at work there: give another --out") from None
     return lock
 
 

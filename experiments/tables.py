@@ -31,9 +31,20 @@ def markdown(header, rows):
     return "\n".join([f"| {' | '.join(header)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def number(score, value):
-    """NIST and CIDEr are shown as they are, other scores in hundredths."""
-    return f"{value:.2f}" if score in ("NIST", "CIDEr") else f"{100 * value:.1f}"
+def label(method, r=None, targets=None):
+    """What a method is called in tables and figures: "hut r8 qv"."""
+    return " ".join(part for part in (method, f"r{r}" if r else "", targets) if part)
+
+
+def unit(score):
+    """(factor, digits) that a score is shown with: mostly hundredths, which SQuAD's are already."""
+    return {"NIST": (1, 2), "CIDEr": (1, 2), "loss": (1, 3), "exact_match": (1, 1)}.get(score, (100, 1))
+
+
+def number(score, value, std=None):
+    """A score as it is shown, with its standard deviation if there is one: "71.7 ± 1.2", or "–"."""
+    factor, digits = unit(score)
+    return " ± ".join(f"{factor * v:.{digits}f}" for v in (value, std) if v is not None) or "–"
 
 
 # -------- the scripts
@@ -49,7 +60,7 @@ class Files(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """A column about all tasks together: `over` the means over seeds of what the runs have for `key`."""
+    """A column about all tasks: `over` joins each task's mean over seeds of the runs' `key`."""
 
     title: str
     key: str
@@ -68,19 +79,22 @@ class Script(NamedTuple):
     counts: tuple  # the part of result.json that goes into the table, and what that is in words
     paper: tuple | None = None  # `counts` with --paper; None: --paper is refused
     # Rates are tried on a held-out part of the training set, in these files. A script without them has a
-    # validation set besides its test set: its tries are whole runs, and the chosen one is scored, too.
+    # validation set besides its test set: its tries are whole runs, and the chosen one is in the table.
     files: Files | None = None
     trial: tuple = ()  # arguments of tries alone
     costs: tuple = ()  # columns that need the cost of every run
 
 
 def glue_lines(task, examples):
+    """The lines of a file that glue.read_split reads as these examples."""
     spec = glue.TASKS[task]
-    labels = [spec.labels[e.label] if spec.labels else repr(e.label) for e in examples]
-    if spec.columns:  # CoLA's files have no header
-        return [f"-\t{label}\t\t{e.first}" for e, label in zip(examples, labels, strict=True)]
-    texts = [e[: len(spec.texts)] for e in examples]
-    rows = [(*spec.texts, spec.label), *((*t, label) for t, label in zip(texts, labels, strict=True))]
+    names = (*spec.texts, spec.label)
+    columns = spec.columns or names
+    rows = [] if spec.columns else [columns]  # CoLA's files have no header
+    for example in examples:
+        label = spec.labels[example.label] if spec.labels else str(example.label)
+        row = dict(zip(names, (*example[: len(spec.texts)], label), strict=True))
+        rows.append([row.get(name, "") for name in columns])
     return ["\t".join(row) for row in rows]
 
 
@@ -148,10 +162,10 @@ class Row(NamedTuple):
     seeds: tuple[int, ...]
 
     def __str__(self):
-        return self.method + (f"-r{self.r}" if self.r else "") + (f"-{self.targets}" if self.targets else "")
+        return label(*self[:3]).replace(" ", "-")
 
     def in_paper(self, table):
-        """{column: text} of the paper's row, if it has one: METHOD, METHOD:R or METHOD:R:TARGETS."""
+        """{column: text} of the paper's row, if it has one."""
         rows = PAPER[table]["rows"] if table in PAPER else {}
         keys = [f"{self.method}:{self.r}:{self.targets}", f"{self.method}:{self.r}", self.method]
         return next((rows[key] for key in keys if key in rows), {})
@@ -162,19 +176,18 @@ class Row(NamedTuple):
         return ["--method", self.method, *size, *targets]
 
 
-def methods_on(layout):
-    """The `rows` of a table that compares methods on models of a layout: one for each METHOD or METHOD:R."""
-
-    def row(text, seeds):
+def rows_of_methods(args):
+    layout = TABLES[args.table].script.layout
+    known, rows = methods_of(layout), []
+    for text in args.methods:
         method, _, size = text.partition(":")
-        known = methods_of(layout)
         if method not in known or (size and not (METHODS[method].r and size.isdigit() and int(size))):
             raise UserError(f"--methods {text}: expected METHOD or METHOD:R, of {' '.join(known)}")
-        r = int(size) if size else METHODS[method].r.get(layout)
-        trained = METHODS[method].lr[layout] is not None  # without training all seeds are the same
-        return Row(method, r, METHODS[method].takes.get("targets"), tuple(range(seeds if trained else 1)))
-
-    return lambda args: [*dict.fromkeys(row(text, args.seeds) for text in args.methods)]
+        spec = METHODS[method]
+        r = int(size) if size else spec.r.get(layout)
+        seeds = args.seeds if spec.lr[layout] else 1  # without training all seeds are the same
+        rows.append(Row(method, r, spec.takes.get("targets"), tuple(range(seeds))))
+    return [*dict.fromkeys(rows)]
 
 
 def rows_of_table_4(args):
@@ -207,16 +220,15 @@ def spread(args, cells):
     for task in args.tasks:
         (score,) = GLUE.scores[task]
         runs = [(cell["r"], one) for cell in cells if cell["task"] == task for one in cell["runs"]]
-        scores = {(r, one["seed"]): one["scores"][score] for r, one in runs if "scores" in one}
-        known = {key: value for key, value in scores.items() if value is not None}
-        over_r = {r: value for (r, seed), value in known.items() if seed == 0}
-        over_seeds = {seed: value for (r, seed), value in known.items() if r == anchor(args)}
+        scores = [(r, one["seed"], one.get("scores", {}).get(score)) for r, one in runs]
+        known = [row for row in scores if row[2] is not None]
+        over_r = {r: value for r, seed, value in known if seed == 0}
+        over_seeds = {seed: value for r, seed, value in known if r == anchor(args)}
         found[task] = {"r": widths(over_r), "seeds": widths(over_seeds)}
         for name, fixed in (("r", "seed 0"), ("seeds", f"r = {anchor(args)}")):
             values, *both = found[task][name].values()
             values = ", ".join(f"{key}: {number(score, value)}" for key, value in values.items())
-            both = ["–" if value is None else number(score, value) for value in both]
-            lines.append([f"{task} over {name}, {fixed}", values, *both])
+            lines.append([f"{task} over {name}, {fixed}", values, *(number(score, value) for value in both)])
     return found, Sheet(["spread of the score", "scores", "std", "max − min"], lines, [])
 
 
@@ -252,7 +264,7 @@ TABLES = {
         "Table 1 and Figure 3: the methods on GLUE",
         GLUE,
         ("sst2", "mrpc", "cola", "qnli", "rte", "stsb"),
-        rows=methods_on(ENCODER),
+        rows=rows_of_methods,
         choices={"methods": ("full", "head", "bitfit", "houlsby:64", "houlsby:8", "pfeiffer:64",
                              "pfeiffer:16", "lin", "top2", "prefix", "lora", "vera", "fourierft", "hut")},
         notes=("Of the paper's houlsby r8, RTE 91.5 and STS-B 72.9 seem to have changed places.",),
@@ -261,7 +273,7 @@ TABLES = {
         "Table 3: the methods on E2E",
         E2E,
         ("e2e",),
-        rows=methods_on(DECODER),
+        rows=rows_of_methods,
         choices={"methods": ("frozen", "full", "top2", "bitfit", "houlsby", "pfeiffer", "lin:6", "lin:224",
                              "prefix", "lora", "vera", "fourierft", "hut")},
         seeds=3,
@@ -301,16 +313,15 @@ TABLES = {
         "READ and what it is compared with, on T5",
         READ,
         ("cola", "mnli", "mrpc", "qnli", "qqp", "sst2", "stsb"),  # GLUE without RTE and WNLI
-        rows=methods_on(T5),
+        rows=rows_of_methods,
         choices={"methods": ("full", "bitfit", "lora", "houlsby", "prompt", "lst", "hut", "read")},
         seeds=3,
         notes=(
             "The paper's average is not the mean of its seven tasks: by the means READ (84.08) does not beat "
             "full tuning (84.10).",
             "A score is the mean of the task's own (MRPC, QQP: accuracy and F1; STS-B: Pearson and "
-            "Spearman). Parameters are the method's, with their share of the backbone. Memory is the most "
-            "that a run held, scoring included, on the task where that is most; time and energy are sums "
-            "over the tasks.",
+            "Spearman). Parameters are the method's, with their share of the backbone. Memory is the peak of "
+            "a run, scoring included, on the task that needs most. Time and energy are sums over the tasks.",
         ),
     ),
 }  # fmt: skip

@@ -1,9 +1,11 @@
 """What a fine-tuned model looks at: the words of its input in shades of red, as in the paper's Figure 4.
 
-    python -m experiments.visualise --adapter A [--adapter B] --question TEXT --context TEXT --html page.html
-    python -m experiments.visualise --adapter A [--adapter B] --id ID --data DIR     a question of the dev set
-    python -m experiments.visualise --adapter A --text TEXT [TEXT]                    a GLUE adapter
-    python -m experiments.visualise --adapter A --faithfulness 200 --data DIR         whether red words matter
+python -m experiments.visualise, with
+
+    --adapter A [--adapter B] --question TEXT --context TEXT --html page.html
+    --adapter A [--adapter B] --id ID --data DIR     a question of the dev set
+    --adapter A --text TEXT [TEXT]                    a GLUE adapter
+    --adapter A --faithfulness 200 --data DIR         whether red words matter
 
 The paper says only that a shade is the relation of the last layer's output to the input. Here are two such
 relations. --faithfulness measures which of them says what a model's answer depends on.
@@ -12,7 +14,6 @@ relations. --faithfulness measures which of them says what a model's answer depe
 import argparse
 import math
 import random
-import re
 import statistics
 import sys
 from collections import Counter
@@ -28,24 +29,24 @@ from tqdm import tqdm
 
 from adapter import load_adapter, prepare, read_adapter
 from arguments import Parser, run_as_script, whole
-from data import UserError, glue, squad, write_text
+from data import UserError, glue, squad
 from data.hub import MINI, open_checkpoint
 from device import pick_device
-from experiments.page import page
+from experiments.page import page, save
+from experiments.tables import label
 from metrics import squad_scores
 
 MEASURES = {
     "attention": (
         "(a) Attention in the last layer",
-        "How much the tokens of the answer attend to each word, mean over heads and tokens. For a GLUE task "
-        "it is the first token, which the classifier reads. Special tokens are left out. This is where one "
-        "layer looks, not an attribution: the answer need not depend on it.",
+        "How much the tokens of the answer (for GLUE the first token, which the classifier reads) attend to "
+        "each word, mean over heads and tokens. This is where one layer looks, not an attribution: the "
+        "answer need not depend on it.",
     ),
     "gradient": (
         "(b) Gradient × input",
-        "The gradient of the answer's logit (a span's start plus end, or the predicted class) with respect "
-        "to each word's embedding, times that embedding: to first order, what the word adds to the logit. "
-        "This is an attribution. Words that take from the logit have no colour.",
+        "To first order, what each word adds to the logit of the answer (a span's start plus end, or the "
+        "predicted class). This is an attribution. Words that take from the logit have no colour.",
     ),
 }
 MASKED = 0.2  # share of the words outside the answer that --faithfulness masks
@@ -94,15 +95,18 @@ def load_subject(path, model_name, device):
     if method == "read":
         raise UserError(f"{path}: READ runs its backbone without gradients, so words have none")
     base = model_name or config["model"]
-    use, options = (
-        ("span", {}) if task == "squad" else ("classifier", {"num_labels": glue.TASKS[task].num_labels})
-    )
+    options = {"num_labels": glue.TASKS[task].num_labels} if task in glue.TASKS else {}
+    use = "classifier" if options else "span"
     directory, model_class, _, tokenizer = open_checkpoint(base, use, MINI / "roberta")
     args = argparse.Namespace(method=method, seed=0, dropout=None, **config)
     model, base_hash = prepare(args, model_class, directory, device, **options)
     load_adapter(path, args, model, base_hash)
-    name = f"{method} r={config['r']} ({path})" if config["r"] else f"{method} ({path})"
+    name = f"{label(method, config['r'])} ({path})"
     return Subject(name, base, task, model.eval(), tokenizer, config["max_len"], config.get("doc_stride"))
+
+
+def device_of(model):
+    return next(model.parameters()).device
 
 
 def read(subject, texts):
@@ -119,7 +123,7 @@ def read_squad(subject, question, context):
 
     @torch.no_grad()
     def likeliest(window):
-        ids, _, of_text = squad.batch_of([window], model.config.pad_token_id, next(model.parameters()).device)
+        ids, _, of_text = squad.batch_of([window], model.config.pad_token_id, device_of(model))
         start, end = (squad.log_probabilities(logits, of_text) for logits in model(ids))
         first, last, score = squad.best_spans(start, end, of_text)
         return score.item(), first.item(), last.item(), window, ids, of_text
@@ -127,8 +131,8 @@ def read_squad(subject, question, context):
     _, first, last, window, ids, of_text = max(map(likeliest, windows), key=lambda found: found[0])
 
     def outcome(ids):
-        start, end = model(ids)
-        start_log, end_log = (squad.log_probabilities(logits, of_text)[0] for logits in (start, end))
+        logits = start, end = model(ids)
+        start_log, end_log = (squad.log_probabilities(of_place, of_text)[0] for of_place in logits)
         return start[0, first] + end[0, last], (start_log[first] + end_log[last]).exp().item()
 
     of_question = tokenizer.encode(texts[0], add_special_tokens=False).offsets
@@ -144,7 +148,7 @@ def read_glue(subject, *texts):
     model, spec = subject.model, glue.TASKS[subject.task]
     subject.tokenizer.enable_truncation(subject.max_len, strategy="longest_first")
     encoding = subject.tokenizer.encode(*texts)
-    ids = torch.tensor([encoding.ids], device=next(model.parameters()).device)
+    ids = torch.tensor([encoding.ids], device=device_of(model))
     tokens = zip(encoding.sequence_ids, encoding.offsets, strict=True)
     places = [None if text is None else (text, *offsets) for text, offsets in tokens]
     with torch.no_grad():
@@ -160,7 +164,7 @@ def read_glue(subject, *texts):
 
 
 def trimmed(texts, text, start, end):
-    """The place without spaces around it. Some tokenizers count the space before a word as part of it."""
+    """The place without spaces around it, which some tokenizers count as part of a word."""
     characters = texts[text][start:end]
     start += len(characters) - len(characters.lstrip())
     return text, start, start + len(characters.strip())
@@ -198,8 +202,8 @@ def in_answer(word, span):
 def attention_of(model, ids):
     """Attention of the last layer, (n_head, L, L), from each token to each.
 
-    Whatever the method, a block has one module named q and one named k. Prefix-tuning puts `keys` (m, d)
-    before k's output. They take a part of the attention, so that a row sums to less than 1.
+    With any method, a block has one module q and one k. Prefix-tuning puts `keys` (m, d) before k's output.
+    They take a part of the attention, so that a row sums to less than 1.
     """
     block, found = model.roberta.blocks[-1], {}
     modules = {name.rpartition(".")[2]: module for name, module in block.named_modules()}
@@ -246,12 +250,11 @@ def relations(model, reading):
 
 
 def falls(subject, reading, rng):
-    """How far the answer's probability falls when words outside the answer are masked.
+    """(the answer's probability, {name: its fall when words outside the answer are masked}).
 
-    Returns the probability before, and {"attention", "like attention", "gradient", "like gradient", "random":
-    fall}; or None if there is no word outside the answer. Each measure has its reddest words masked. "random"
-    is the mean of DRAWS choices of as many words. "like" a measure they are as many of each text, too: all
-    answers depend on the question, which is short, and a measure that only prefers it is no better than that.
+    A measure's name stands for its reddest words, "random" for as many random words, the mean of DRAWS
+    choices, and "like" a measure for random words of which as many are in each text: answers depend on the
+    question, which is short, and a measure should do more than prefer it. None without words to mask.
     """
     words, related = reading.words, relations(subject.model, reading)
     outside = [i for i, word in enumerate(words) if not in_answer(word, reading.span)]
@@ -268,7 +271,7 @@ def falls(subject, reading, rng):
         return reading.outcome(ids)[1]
 
     def random_fall(groups):
-        """The mean fall for random words: n of each of `groups`, [(words, n)]."""
+        """For n words of each of `groups`, [(words, n)]."""
         draws = ([i for group, n in groups for i in rng.sample(group, n)] for _ in range(DRAWS))
         return before - statistics.fmean(map(probability, draws))
 
@@ -291,10 +294,9 @@ def faithfulness(subject, inputs):
     mean_before = statistics.fmean(before for before, _ in found)
     print(f"\n{subject.name}: {len(found)} dev examples, mean probability of the answer {mean_before:.3f}")
     print(f"when {MASKED:.0%} of the words outside the answer are masked it falls by (mean ± standard error)")
-    titles = {}
-    for name, (title, _) in MEASURES.items():
-        titles |= {name: title, f"like {name}": "    random words, as many of each text"}
-    for name, title in (titles | {"random": "random words"}).items():
+    for name in found[0][1]:
+        title = MEASURES[name][0] if name in MEASURES else "random words"
+        title = "    random words, as many of each text" if name.startswith("like") else title
         values = [fall[name] for _, fall in found]
         error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
         mean = statistics.fmean(values)
@@ -311,10 +313,10 @@ class Explanation(NamedTuple):
 
 
 def painted(reading, values, top, paint):
-    """The texts in pieces, each painted by `paint(characters, kind, value, depth)` and put together again.
+    """Each text, its pieces painted by `paint(characters, kind, value, depth)`; `depth` is from 0 to 1.
 
-    A piece is a "word", a word in the "answer", what stands "between" words, or "unread": outside the words
-    that were read. `depth` is that of the red, from 0 to 1.
+    A piece is a "word", a word in the "answer", what stands "between" words, or "unread": before the first
+    or after the last word that was read.
     """
     for text, full in enumerate(reading.texts):
         parts, at, between = [], 0, "unread"
@@ -333,14 +335,14 @@ def as_html(characters, kind, value, depth):
 
 
 def as_ansi(characters, kind, value, depth):
-    """For the terminal: black on a 24-bit background from white to red, and dim text that was not read."""
+    """Black on a 24-bit background from white to red; text that was not read is dim."""
     pale = round(255 - 180 * depth)
     colour = {"between": "0", "unread": "2"}.get(kind, f"30;48;2;255;{pale};{pale}")
     return f"\033[{colour}m{characters}\033[0m"
 
 
 def has_unread(reading):
-    """Whether the model did not read some text, beyond --max-len or outside the answer's window."""
+    """Whether some text is beyond --max-len, or outside the answer's window."""
     unread = painted(reading, [0] * len(reading.words), 1, lambda text, kind, *_: text * (kind == "unread"))
     return any(text.strip() for text in unread)
 
@@ -362,18 +364,15 @@ def conclusion(reading, right):
 
 
 def html_page(title, explanations, right):
-    """The whole page for one or two explanations of the same texts; `right`: the right answers."""
+    """The page for explanations of the same texts; `right`: the right answers."""
+    readings = [one.reading for one in explanations]
     parts = [f"<h1>{escape(title)}</h1>"]
     if right:
         parts.append(f"<p>Right: <b>{escape(' / '.join(right))}</b></p>")
-    if any(one.reading.span for one in explanations):
-        parts.append(
-            '<p class="soft">Each model\'s own answer is <span class="answer">underlined</span>.</p>'
-        )
-    if any(has_unread(one.reading) for one in explanations):
-        parts.append(
-            '<p class="soft">Grey text was not read: it is outside what the model takes at a time.</p>'
-        )
+    if any(reading.span for reading in readings):
+        parts.append('<p class="soft">Each model\'s answer is <span class="answer">underlined</span>.</p>')
+    if any(map(has_unread, readings)):
+        parts.append('<p class="soft">Grey text was not read: the model takes no more at a time.</p>')
     for measure, (heading, explained) in MEASURES.items():
         top = deepest(explanations, measure)
         parts.append(f"<section><h2>{escape(heading)}</h2><p>{escape(explained)}</p>")
@@ -388,7 +387,7 @@ def html_page(title, explanations, right):
 
 
 def print_all(explanations, right):
-    """The same in the terminal: the reddest words with their numbers, and shades where it has colours."""
+    """The same in the terminal, with the numbers of the reddest words."""
     for measure, (heading, _) in MEASURES.items():
         top = deepest(explanations, measure)
         print(f"\n{heading}; deepest red: {top:.3g}")
@@ -397,8 +396,8 @@ def print_all(explanations, right):
             if sys.stdout.isatty():
                 print(*(f"  {text}" for text in painted(reading, related[measure], top, as_ansi)), sep="\n")
             order = sorted(zip(related[measure], reading.words, strict=True), key=lambda pair: -pair[0])
-            reddest = [(reading.texts[word.text][word.start : word.end], value) for value, word in order[:8]]
-            print("  " + ", ".join(f"{word} {value:.3f}" for word, value in reddest))
+            reddest = [f"{reading.texts[w.text][w.start : w.end]} {value:.3f}" for value, w in order[:8]]
+            print("  " + ", ".join(reddest))
 
 
 # -------- main
@@ -408,6 +407,12 @@ def some_text(given):
     if not given.strip():
         raise argparse.ArgumentTypeError("expected a text, in quotes")
     return given
+
+
+def file_to_write(given):
+    if Path(given).is_dir() or not Path(given).parent.is_dir():
+        raise argparse.ArgumentTypeError(f"'{given}': expected the name of a file, in a folder that exists")
+    return Path(given)
 
 
 def arguments():
@@ -422,33 +427,30 @@ def arguments():
     add_input("--faithfulness", type=whole, metavar="N", help="measure it on the first N dev examples")
     add("--data", metavar="DIR", help="folder of the data set (default: fetched once into the cache)")
     add("--dev-file", metavar="F", help="instead of the development file in --data")
-    add("--html", metavar="FILE", help="write the page; it needs no other file")
+    add("--html", type=file_to_write, metavar="FILE", help="write the page; it needs no other file")
     add("--device", help="cpu, cuda, … (default: cuda if there is one)")
     args = parser.parse_args()
     if len(args.adapter) > 2:
         raise UserError(f"--adapter: {len(args.adapter)} given: expected one or two")
     if (args.question is None) != (args.context is None):
         raise UserError("--question and --context go together")
-    if args.html is not None and args.faithfulness:
+    if args.html and args.faithfulness:
         raise UserError("--html: --faithfulness has no page")
-    if args.html is not None and (Path(args.html).is_dir() or not Path(args.html).parent.is_dir()):
-        raise UserError(f"--html {args.html}: expected the name of a file, in a folder that there is")
     return args
 
 
 def dev_examples(args, subject):
     """[(id, texts, right answers)] of the development set."""
-    mini = MINI if subject.base == "mini" else None
-    if subject.task == "squad":
-        folder = args.data or (mini and mini / "squad")
-        questions = squad.load(folder, dev_file=args.dev_file, splits=("dev",))["dev"]
-        answers = [list(dict.fromkeys(words for _, words in q.answers)) for q in questions]
-        return [(q.id, (q.text, q.context), right) for q, right in zip(questions, answers, strict=True)]
-    spec, found = glue.TASKS[subject.task], []
-    files = glue.load(subject.task, args.data or mini, dev_file=args.dev_file, splits=("dev",))
-    for i, example in enumerate(next(iter(files.values())), 1):
+    task, data, dev = subject.task, args.data, {"dev_file": args.dev_file, "splits": ("dev",)}
+    if subject.base == "mini":
+        data = data or (MINI / "squad" if task == "squad" else MINI)
+    if task == "squad":
+        questions = squad.load(data, **dev)["dev"]
+        return [(q.id, (q.text, q.context), [*dict.fromkeys(a for _, a in q.answers)]) for q in questions]
+    spec, found = glue.TASKS[task], []
+    for i, example in enumerate(next(iter(glue.load(task, data, **dev).values())), 1):
         right = spec.label_names[example.label] if spec.labels else f"{example.label:g} of 5"
-        found.append((str(i), (example.first, example.second)[: len(spec.texts)], [right]))
+        found.append((str(i), example[: len(spec.texts)], [right]))
     return found
 
 
@@ -466,32 +468,26 @@ def main():
         wanted = f"--text and {count} text(s), each in quotes" if count else "--question and --context"
         raise UserError(f"{args.adapter[0]}: trained on {task}: expected {wanted}")
     texts, right = tuple(args.text or (args.question, args.context)), []
-    examples = dev_examples(args, subjects[0]) if args.id or args.faithfulness else []
+    if args.id or args.faithfulness:
+        examples = dev_examples(args, subjects[0])
     if args.faithfulness:
         for subject in subjects:
             faithfulness(subject, [texts for _, texts, _ in examples[: args.faithfulness]])
         return
     if args.id:
-        found = [example for example in examples if example[0] == args.id]
-        if not found:
+        found = {id_: (texts, right) for id_, texts, right in examples}
+        if args.id not in found:
             ids = f"{examples[0][0]}, … {examples[-1][0]}"
             raise UserError(f"--id {args.id}: not in the development set, whose ids are {ids}")
-        _, texts, right = found[0]
+        texts, right = found[args.id]
 
-    explanations = []
-    for subject in subjects:
-        reading = read(subject, texts)
-        explanations.append(Explanation(subject, reading, relations(subject.model, reading)))
+    readings = [read(subject, texts) for subject in subjects]
+    explanations = [Explanation(s, r, relations(s.model, r)) for s, r in zip(subjects, readings, strict=True)]
     if right:
         print(f"right: {' / '.join(right)}")
     print_all(explanations, right)
     if args.html:
-        title = re.sub(r"\s+", " ", texts[0]).strip()
-        try:
-            write_text(Path(args.html), html_page(title, explanations, right))
-        except OSError as error:
-            raise UserError(f"--html {args.html}: could not be written ({error.strerror})") from None
-        print(f"\n{args.html}: the page")
+        save("--html", args.html, html_page(" ".join(texts[0].split()), explanations, right))
 
 
 if __name__ == "__main__":

@@ -237,7 +237,7 @@ def test_a_picture_needs_scores(call, tmp_path, capsys):
         (None, "no such folder"),
         ({}, "no table.json, args.json"),
         ({"a/args.json": '{"args":\n {]}'}, "args.json, line 2: not JSON"),
-        ({"a/table.json": "[]"}, "table.json: not a file of this program: it has no 'table'"),
+        ({"a/table.json": "[]"}, "table.json: not a file of this program: no 'table' in it"),
         (
             {"a/args.json": '{"args": {}}', "a/metrics.jsonl": "{}\n"},
             "metrics.jsonl:1: not a file of this program",

@@ -411,10 +411,7 @@ def test_colours_of_the_terminal(loaded):
         (["squad", "--question", "Who?", "--context", " "], "argument --context: expected a text"),
         (["cola", "--text", ""], "argument --text: expected a text"),
         (["cola", "--text", "caf\udce9"], "not UTF-8"),
-        (
-            ["squad", "--id", "x", "--html", "nowhere/x.html"],
-            "--html nowhere/x.html: expected the name of a file",
-        ),
+        (["squad", "--id", "x", "--html", "nowhere/x.html"], "'nowhere/x.html': expected the name of a file"),
         (["squad", "--id", "x", "--html", ""], "expected the name of a file"),
         (["squad", "--text", "The boys laugh."], "trained on squad: expected --question and --context"),
         (["cola", "--question", "Who?", "--context", "Me"], "trained on cola: expected --text"),
