@@ -269,7 +269,6 @@ class T5(Pretrained):
         return (logits, States(source.states, states, weights)) if return_states else logits
 
     def encode(self, input_ids, attention_mask=None):
-        """input_ids (B, m) int64, attention_mask (B, m) or None -> Source."""
         return self.encoder(self.word(input_ids), attention_mask)
 
     def _decode(self, source, tokens, places, past=None, crossed=None):
