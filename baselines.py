@@ -1,11 +1,9 @@
 """The methods HUT is compared with, each with its formula, its source, what it trains and how it starts.
 
-`apply_…(model, …)` freezes a RobertaClassifier, RobertaSpan, GPT2 or T5 and puts a method into its body, in
-place; it returns the model. The trainable parameters are then the method, and all there is to save: the
-tensors that are random and frozen (VeRA's A and B, FourierFT's places) are made again from `frozen_seed`. The
-head stays frozen: unfreezing it is the script's business. A layer with `to_linear` merges into a plain one.
-
-`x` (…, d) is a layer's input and W_0 (d, k) its frozen weight, with the input on the left, as in hut.py.
+`apply_…(model, …)` freezes a RobertaClassifier, RobertaSpan, GPT2 or T5, head and all, puts a method into
+its body, in place, and returns it. The trainable parameters are then all there is to save: what is random
+and frozen (VeRA's A and B, FourierFT's places) is made again from `frozen_seed`. `x` (…, d) is a layer's
+input and W_0 (d, k) its frozen weight, with the input on the left, as in hut.py.
 """
 
 import torch
@@ -13,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hut import find_linears
+from model import split_heads
 
 LORA_ALPHA = 16  # LoRA's authors on RoBERTa-large, where r = 8; on GPT-2 they take 32
 FOURIERFT_ALPHA = 100  # at d = k = 1024; its authors take 69 to 121 on RoBERTa-large
@@ -23,8 +22,7 @@ STD = 0.02  # of adapters and prefixes at their start
 def freeze(model, r=1):
     """Freezes `model` and returns its body, the model without its head.
 
-    Raises ValueError, with the model unchanged, for r < 1 and for a model that one of these methods is in
-    already.
+    Raises ValueError, with the model unchanged, if r < 1 or if one of these methods is already in it.
     """
     if type(r) is not int or r < 1:
         raise ValueError(f"r = {r!r}: expected a whole number of 1 or more")
@@ -35,7 +33,7 @@ def freeze(model, r=1):
 
 
 def apply_nothing(model):
-    """The model as it is, frozen. With its head unfrozen it is the floor that every method has to beat."""
+    """The frozen model. With its head trained it is the floor that every method has to beat."""
     freeze(model)
     return model
 
@@ -44,7 +42,6 @@ def apply_nothing(model):
 
 
 def apply_full(model):
-    """Full fine-tuning: the whole body is trained."""
     freeze(model).requires_grad_(True)
     return model
 
@@ -52,8 +49,8 @@ def apply_full(model):
 def apply_bitfit(model):
     """BitFit (Ben Zaken, Ravfogel & Goldberg, 2022, section 3): every bias is trained, layer norms' included.
 
-    A T5 has no biases. There the norms' scales are trained in their place: 47,616 parameters of T5-base,
-    0.019 %. Nothing in a T5 explains the 0.06 % that the READ paper prints.
+    A T5 has none, so its norms' scales are trained: 47,616 parameters of T5-base, 0.019 %. Nothing in a T5
+    explains the 0.06 % that the READ paper prints.
     """
     parameters = dict(freeze(model).named_parameters())
     kind = "bias" if any(name.endswith("bias") for name in parameters) else "norm.weight"
@@ -74,8 +71,7 @@ def apply_top2(model):
 class Updated(nn.Module):
     """A frozen linear layer with a learned update of its weight: x (…, d) -> x × (W_0 + update) + b (…, k).
 
-    `weight` (k, d) is W_0 transposed, as nn.Linear stores it, and `update()` returns the update so. Starts at
-    `linear`, whose weight and bias it shares, untouched.
+    It shares the weight and bias of `linear`. `weight` (k, d) and `update()` are transposed, as in nn.Linear.
     """
 
     def __init__(self, linear):
@@ -164,8 +160,7 @@ class FourierFT(Updated):
 
     F (d, k) is zero but for n coefficients c at `places`, which are random and the same in all layers of a
     shape. c starts N(0, 1): this does NOT start at the frozen layer. ifft2 divides by d k, so alpha is
-    FOURIERFT_ALPHA · d k / 1024² here: the authors' range at their width, and an update of the same size in
-    models of any.
+    FOURIERFT_ALPHA · d k / 1024² here, which gives updates of the same size at any width.
     """
 
     def __init__(self, linear, places):
@@ -183,7 +178,7 @@ class FourierFT(Updated):
 
 
 def apply_fourierft(model, r=1000, targets="qv", frozen_seed=0):
-    """r is the authors' n, the number of coefficients. Raises ValueError if a layer has fewer."""
+    """r is the authors' n. Raises ValueError if a layer has fewer coefficients."""
     linears, shared = find_linears(model, targets), {}
     smallest = min(linear.weight.numel() for linear in linears.values())
     if r > smallest:
@@ -203,7 +198,7 @@ def apply_fourierft(model, r=1000, targets="qv", frozen_seed=0):
 
 
 class Bottleneck(nn.Module):
-    """up(act(down(x))), (…, d) -> (…, d), through r dimensions. Weights start N(0, 0.02), biases at 0."""
+    """up(act(down(x))), (…, d) -> (…, d), through r dimensions; its biases start at 0."""
 
     def __init__(self, d, r, act, device):
         super().__init__()
@@ -217,7 +212,7 @@ class Bottleneck(nn.Module):
 
 
 class Houlsby(nn.Module):
-    """h + up(act(down(h))), on the output h of a sublayer, behind its dropout; see `add_houlsby`."""
+    """h + up(act(down(h))), on the output h of a sublayer's dropout."""
 
     def __init__(self, dropout, *sizes):
         super().__init__()
@@ -231,9 +226,8 @@ class Houlsby(nn.Module):
 def apply_houlsby(model, r=64):
     """Houlsby et al. (2019, section 2.1): an adapter after attention and one after the feed-forward layer.
 
-    Every block has both, behind the sublayer's dropout and before the residual is added (and, in RoBERTa, the
-    sum normalised). act is GELU. The authors train the layer norms too. The tables that the paper quotes
-    count the adapters alone, and so does this. In a T5 there is one a block, after the feed-forward layer:
+    Both stand before the residual is added. act is GELU. The authors train the layer norms too; the tables
+    that the paper quotes count the adapters alone, and so does this. A T5's blocks have the second one only:
     the READ paper counts so many (T5-base: 24 × 99,136, 0.96 %), though its text says after every attention
     too.
     """
@@ -247,7 +241,7 @@ def apply_houlsby(model, r=64):
 
 
 class PfeifferNorm(nn.Module):
-    """LN(up(relu(down(LN(y)))) + y), in place of a post-norm block's LN(y), y = h + x; see `add_pfeiffer`."""
+    """LN(up(relu(down(LN(y)))) + y), in place of a post-norm block's LN(y)."""
 
     def __init__(self, norm, *sizes):
         super().__init__()
@@ -270,12 +264,10 @@ class BlockAdapter(nn.Module):
 
 
 def apply_pfeiffer(model, r=64):
-    """Pfeiffer et al. (2020; 2021, AdapterFusion): LN(up(relu(down(LN(h + x)))) + h + x), after the FFN.
+    """Pfeiffer et al. (2020; 2021, AdapterFusion): LN(up(relu(down(LN(y)))) + y), y = h + x.
 
     h is the output of the feed-forward layer, x what it is added to; LN is the layer's own, frozen, used
-    twice. That is RoBERTa's order, post-norm. GPT-2, pre-norm, does not normalise the sum h + x. There the
-    sum stays as it is, and the adapter reads it through the layer's own norm: up(relu(down(LN(h + x)))) + h +
-    x.
+    twice. GPT-2, pre-norm, does not normalise y, so the outer LN is left out there.
     """
     body = freeze(model, r)
     for i, block in enumerate(body.blocks):
@@ -288,7 +280,7 @@ def apply_pfeiffer(model, r=64):
 
 
 def apply_lin(model, r=6):
-    """Lin, Madotto & Fung (2020): x + up(relu(down(LN(x)))) on each block's output x, with its own LN."""
+    """Lin, Madotto & Fung (2020): y + up(relu(down(LN(y)))) on each block's output y, with a new LN."""
     body = freeze(model, r)
     for i, block in enumerate(body.blocks):
         d, device = block.d.out_features, block.d.weight.device
@@ -303,33 +295,26 @@ def apply_lin(model, r=6):
 class Prefix(nn.Module):
     """Attention with m learned `keys` and `values` (m, d) in front of its input's; all positions see them.
 
-    `forward` is the attention's own with m more columns in the mask. The prefix is no token: it has no
-    position and is not in the cache.
+    The prefix is no token: it has no position and is not in the cache.
     """
 
-    def __init__(self, attention, m, causal):
+    def __init__(self, attention, m):
         super().__init__()
         d, device = attention.q.in_features, attention.q.weight.device
-        self.attention, self.causal = attention, causal
+        self.attention = attention
         self.keys = nn.Parameter(STD * torch.randn(m, d, device=device))
         self.values = nn.Parameter(STD * torch.randn(m, d, device=device))
 
     def forward(self, x, mask, past=None):
         inner, (B, L, _) = self.attention, x.shape
-
-        def heads(t):
-            return t.unflatten(-1, (inner.n_head, -1)).transpose(
-                1, 2
-            )  # (B, L, d) -> (B, n_head, L, d / n_head)
-
-        q, k, v = heads(inner.q(x)), heads(inner.k(x)), heads(inner.v(x))
+        q, k, v = (split_heads(layer(x), inner.n_head) for layer in (inner.q, inner.k, inner.v))
         if past is not None:
             k, v = past.extend(k, v)
+        prefix = (t.to(k.dtype).expand(B, -1, -1) for t in (self.keys, self.values))
         k, v = (
-            torch.cat([heads(t.to(k.dtype).expand(B, -1, -1)), own], 2)
-            for t, own in ((self.keys, k), (self.values, v))
+            torch.cat([split_heads(t, inner.n_head), own], 2) for t, own in zip(prefix, (k, v), strict=True)
         )
-        if mask is None and self.causal:
+        if mask is None and inner.causal:
             mask = torch.ones(L, L, dtype=torch.bool, device=x.device).tril()
         if mask is not None:
             mask = F.pad(mask, (len(self.keys), 0), value=True)  # (B, 1, L or 1, m + S)
@@ -341,20 +326,15 @@ class Prefix(nn.Module):
 def apply_prefix(model, r=7):
     """Prefix-tuning (Li & Liang, 2021) with vectors that are learned directly: the paper's PreLayer.
 
-    r key and r value vectors stand in front of every layer's. They start N(0, 0.02), close to zero, but they
-    draw attention from the input: this does NOT start at the frozen model.
+    They start close to zero, but draw attention from the input: this does NOT start at the frozen model.
     """
-    body = freeze(model, r)
-    for block in body.blocks:
-        block.attention = Prefix(block.attention, r, causal=body.LAYOUT == "decoder")
+    for block in freeze(model, r).blocks:
+        block.attention = Prefix(block.attention, r)
     return model
 
 
 class Prompt(nn.Module):
-    """m learned vectors in front of the embedded x (B, L, d), mask (B, L) or None -> both, longer by m.
-
-    They start as the embeddings of words that are drawn from the vocabulary.
-    """
+    """m vectors, at first random words' embeddings, in front of the embedded x (B, L, d) and its mask."""
 
     def __init__(self, words, m):
         super().__init__()
@@ -367,10 +347,7 @@ class Prompt(nn.Module):
 
 
 def apply_prompt(model, r=20):
-    """Prompt tuning (Lester, Al-Rfou & Constant, 2021) of a T5: r vectors in front of the source.
-
-    This does NOT start at the frozen model.
-    """
+    """Prompt tuning (Lester, Al-Rfou & Constant, 2021) of a T5. This does NOT start at the frozen model."""
     freeze(model, r)
     model.prompt = prompt = Prompt(model.word.weight, r)
     model.encoder.register_forward_pre_hook(lambda encoder, source: prompt(*source))

@@ -1,6 +1,7 @@
-"""The scores of GLUE, from arrays of predictions and labels; those of SQuAD and the E2E challenge, from text.
+"""The scores of GLUE, from arrays, and those of SQuAD and the E2E challenge, from text.
 
 `python metrics.py REFERENCES OUTPUTS` scores generated text as the E2E challenge's official script does.
+All scores raise ValueError if there is nothing to score or if their arguments differ in length.
 """
 
 import argparse
@@ -37,11 +38,7 @@ GLUE_SCORES = {
 
 
 def glue_scores(task, predictions, labels):
-    """{score: value} of the scores that GLUE names for a task, in the order of `GLUE_SCORES`.
-
-    predictions, labels: (N,) class numbers, or real numbers for stsb.
-    Raises ValueError for an unknown task, and as the scores do.
-    """
+    """{score: value}, from (N,) class numbers, or real numbers for stsb. ValueError for an unknown task."""
     if task not in GLUE_SCORES:
         raise ValueError(f"unknown GLUE task {task!r}: expected one of {' '.join(GLUE_SCORES)}")
     functions = {f.__name__: f for f in (accuracy, f1, matthews, pearson, spearman)}
@@ -49,10 +46,7 @@ def glue_scores(task, predictions, labels):
 
 
 def accuracy(predictions, labels):
-    """The share of predictions (N,) that equal the labels (N,).
-
-    Raises ValueError if they are empty or differ in length.
-    """
+    """The share of predictions (N,) that equal the labels (N,)."""
     predictions, labels = _pair(predictions, labels)
     return float(np.mean(predictions == labels))
 
@@ -60,18 +54,17 @@ def accuracy(predictions, labels):
 def f1(predictions, labels):
     """F1 of class 1, from 0 to 1: 2 TP / (2 TP + FP + FN) (van Rijsbergen, 1979).
 
-    predictions, labels: (N,) of 0 and 1. As in scikit-learn, F1 is 0.0 if class 1 is neither predicted nor
-    true. Raises ValueError if the arrays are empty, differ in length or hold another class.
+    predictions, labels: (N,) of 0 and 1; ValueError for another class. As in scikit-learn, F1 is 0.0 if class
+    1 is neither predicted nor true.
     """
     tp, fp, fn, _ = _binary_counts(predictions, labels)
     return 2 * tp / (2 * tp + fp + fn) if tp else 0.0
 
 
 def matthews(predictions, labels):
-    """Matthews correlation: the Pearson correlation of two binary variables (Matthews, 1975), from -1 to 1.
+    """Matthews correlation: Pearson's, of two binary variables (Matthews, 1975), from -1 to 1.
 
-    predictions, labels: (N,) of 0 and 1. As in scikit-learn, the correlation is 0.0 if either array is
-    constant. Raises ValueError as `f1` does.
+    predictions, labels: as for `f1`. As in scikit-learn, the correlation is 0.0 if one of them is constant.
     """
     tp, fp, fn, tn = _binary_counts(predictions, labels)
     variance = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
@@ -79,12 +72,9 @@ def matthews(predictions, labels):
 
 
 def pearson(x, y):
-    """Pearson correlation of two real (N,) arrays. As in scipy, nan if one is constant or holds a nan.
-
-    Raises ValueError if they are empty or differ in length.
-    """
+    """Pearson correlation of two real (N,) arrays. As in scipy, nan if one is constant or holds a nan."""
     x, y = (a.astype(np.float64) for a in _pair(x, y))
-    # The mean of equal numbers can differ from them by rounding, and that difference would be correlated.
+    # the mean of equal numbers can differ from them by rounding
     if np.all(x == x[0]) or np.all(y == y[0]):
         return float("nan")
     x, y = x - x.mean(), y - y.mean()
@@ -101,7 +91,7 @@ def spearman(x, y):
 
 
 def _ranks(x):
-    """Ranks 1 … N of (N,) values. Values that tie at ranks a … b all get (a + b) / 2."""
+    """Ranks from 1 of (N,) values. Those that tie at ranks a … b all get (a + b) / 2."""
     _, group, size = np.unique(x, return_inverse=True, return_counts=True)
     last = np.cumsum(size)
     return (last - (size - 1) / 2)[group]
@@ -111,8 +101,7 @@ def _pair(predictions, labels):
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     # (N, 1) against (N,) would broadcast to (N, N) and give a number that looks like a score
     if predictions.ndim != 1 or predictions.shape != labels.shape:
-        shapes = f"predictions have shape {predictions.shape} and labels {labels.shape}"
-        raise ValueError(f"{shapes}: expected (N,) for both")
+        raise ValueError(f"shapes {predictions.shape} and {labels.shape}: expected (N,) twice")
     if len(labels) == 0:
         raise ValueError("there are no predictions to score")
     return predictions, labels
@@ -121,22 +110,17 @@ def _pair(predictions, labels):
 def _binary_counts(predictions, labels):
     """TP, FP, FN and TN as Python's integers, because their product is large."""
     predictions, labels = _pair(predictions, labels)
-    others = {*predictions.tolist(), *labels.tolist()} - {0, 1}
-    if others:
-        raise ValueError(f"expected the classes 0 and 1: there is a class {min(others)}")
+    if others := {*predictions.tolist(), *labels.tolist()} - {0, 1}:
+        raise ValueError(f"class {min(others)}: expected 0 or 1")
     return tuple(int(np.sum((predictions == p) & (labels == t))) for p, t in ((1, 1), (1, 0), (0, 1), (0, 0)))
 
 
-# SQuAD v1.1. Both scores are those of the official evaluate-v1.1.py. An answer's score is the best over its
-# references, a set's score the mean in percent. An answer that consists of articles has F1 0 here, unlike in
-# the script of v2.0.
+# SQuAD v1.1, as in the official evaluate-v1.1.py. An answer's score is the best over its references. An
+# answer that consists of articles has F1 0, unlike in the script of v2.0.
 
 
 def squad_scores(answers, references):
-    """{"exact_match", "f1"}, from 0 to 100, of N answers and N lists of references (Rajpurkar et al., 2016).
-
-    Raises ValueError if there are no answers, if the counts differ or if an answer has no reference.
-    """
+    """{"exact_match", "f1"}, in percent, of N answers and N lists of references (Rajpurkar et al., 2016)."""
     exact, overlap = [], []
     for answer, refs in _tokenised(squad_words, answers, references):
         exact.append(answer in refs)
@@ -145,10 +129,7 @@ def squad_scores(answers, references):
 
 
 def squad_words(text):
-    """The lower-cased words of a text without ASCII punctuation and English articles.
-
-    Punctuation is removed first and leaves no gap: "U.S." becomes "us". The dash in "24–10" is not ASCII.
-    """
+    """Lower-cased words without articles and ASCII punctuation, which leaves no gap: "U.S." becomes "us"."""
     return re.sub(r"\b(?:an?|the)\b", " ", text.lower().translate(ASCII_PUNCTUATION)).split()
 
 
@@ -156,28 +137,23 @@ ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def _overlap(answer, ref):
-    """F1 of the words that two lists share, counted with multiplicity."""
+    """F1 of the words that two lists share."""
     shared = (Counter(answer) & Counter(ref)).total()
     return 2 * shared / (len(answer) + len(ref)) if shared else 0.0
 
 
-# E2E. Outputs are a list of N sentences, references a list of N lists of one sentence or more. Every score
-# equals that of the challenge's own script (github.com/tuetschek/e2e-metrics), which splits text in two ways:
-# for BLEU and NIST as the machine-translation script mteval-v13a does, for the others as the Penn Treebank
-# does (`ptb.py`).
+# E2E: N sentences and N lists of references, none empty (else ValueError). Every score equals that of the
+# challenge's own script (github.com/tuetschek/e2e-metrics). It splits text in two ways: for BLEU and NIST as
+# mteval-v13a does, for the others as the Penn Treebank does (`ptb.py`).
 
 
 def e2e_scores(outputs, references):
-    """{name: score} of BLEU, METEOR, ROUGE-L (0 to 1), CIDEr (0 to 10) and NIST (from 0 up).
-
-    METEOR is None if it cannot be run. Raises ValueError and RuntimeError as the scores do.
-    """
+    """{name: score}, NIST from 0 up, CIDEr from 0 to 10, the others from 0 to 1. METEOR may be None."""
     scores = {"BLEU": bleu, "NIST": nist, "METEOR": meteor, "ROUGE-L": rouge_l, "CIDEr": cider}
     return {name: score(outputs, references) for name, score in scores.items()}
 
 
 def e2e_report(scores):
-    """`e2e_scores` as text, one line a score."""
     notes = {"NIST": "  (as the official script's -p; its Perl variant can differ)", "CIDEr": "  (CIDEr-D)"}
     return "\n".join(
         METEOR_NOT_RUN if score is None else f"{name}: {score:.4f}{notes.get(name, '')}"
@@ -186,12 +162,11 @@ def e2e_report(scores):
 
 
 def bleu(outputs, references):
-    """BLEU of a corpus, up to 4-grams, without smoothing (Papineni et al., 2002), from 0 to 1.
+    """BLEU of a corpus, up to 4-grams, without smoothing (Papineni et al., 2002).
 
     The reference nearest in length to the output sets the brevity penalty, the shorter of two equally near
-    ones, as in mteval-v13a. As in the official script, an output of m tokens counts m - n + 1 n-grams, even
-    if that is negative: where most outputs have fewer than four tokens the result can exceed 1. Raises
-    ValueError if there are no outputs, if the counts differ or if an output has no reference.
+    ones. An output of m tokens counts m - n + 1 n-grams, even if that is negative: where most outputs have
+    fewer than four tokens the result can exceed 1.
     """
     hits, totals, output_length, reference_length = [0] * 4, [0] * 4, 0, 0
     for output, refs in _tokenised(_mteval_tokens, outputs, references):
@@ -209,10 +184,9 @@ def bleu(outputs, references):
 def nist(outputs, references):
     """NIST of a corpus, up to 5-grams: each hit counts the bits of information it gives (Doddington, 2002).
 
-    The information of an n-gram is log2(count of its first n - 1 tokens / its own count), counted over all
-    references. An output's length is compared with the mean length of its references. The official script
-    computes this score when run with -p; its Perl variant differs where the number of references varies.
-    Raises ValueError as `bleu` does.
+    The information of an n-gram is log2(count of its first n - 1 tokens / its own count) in all references.
+    An output's length is compared with its references' mean. This is the script's score with -p; its Perl
+    variant differs where the number of references varies.
     """
     counts, hits, totals = Counter(), [Counter() for _ in range(5)], [0] * 5
     output_length = reference_length = 0
@@ -239,10 +213,10 @@ def nist(outputs, references):
 
 
 def rouge_l(outputs, references):
-    """ROUGE-L (Lin, 2004), from 0 to 1: the mean over outputs of F (beta = 1.2).
+    """ROUGE-L (Lin, 2004): the mean over outputs of F (beta = 1.2).
 
-    Precision and recall are the longest common subsequence's share of output and reference. As in the
-    official script, the best of each may come from different references. Raises ValueError as `bleu` does.
+    Precision and recall are the longest common subsequence's share of output and reference. The best of each
+    may come from different references.
     """
     scores = []
     for output, refs in _tokenised(lambda text: ptb.words(text).split(" "), outputs, references):
@@ -255,12 +229,12 @@ def rouge_l(outputs, references):
 
 
 def cider(outputs, references):
-    """CIDEr-D (Vedantam et al., 2015), 0 to 10: 10 times the mean over outputs, references and n = 1 … 4 of
+    """CIDEr-D (Vedantam et al., 2015): 10 times the mean over outputs, references and n = 1 … 4 of
 
         CIDEr_n(s, ref) = min(g(s), g(ref)) · g(ref) / (|g(s)| |g(ref)|) · exp(-(l(s) - l(ref))² / (2 · 6²))
 
     g(s) is the tf-idf vector of the n-grams of s; all references of an output are one document of the idf.
-    As in the official script, the length l is a number of bigrams. Raises ValueError as `bleu` does.
+    The length l is a number of bigrams.
     """
     pairs = list(_tokenised(lambda text: ptb.words(text).split(), outputs, references))
     documents = Counter()
@@ -293,15 +267,13 @@ def cider(outputs, references):
 
 
 def meteor(outputs, references):
-    """METEOR 1.5 of a corpus (Denkowski & Lavie, 2014), from 0 to 1; None if the program cannot be run.
+    """METEOR 1.5 of a corpus (Denkowski & Lavie, 2014); None without `java` and the package pycocoevalcap.
 
-    The program needs `java` and comes with the package pycocoevalcap. As in the official script, it is called
-    with -l en -norm on Penn Treebank tokens. The corpus score is not the mean of the segments' scores.
-    Raises ValueError as `bleu` does, and RuntimeError with the program's last line if it fails.
+    The corpus score is not the mean of the segments' scores. Raises RuntimeError if the program fails.
     """
     pairs = list(_tokenised(lambda text: ptb.words(text).replace("|||", ""), outputs, references))
     package, java = importlib.util.find_spec("pycocoevalcap"), shutil.which("java")
-    # a Mac without Java has a `java` that only fails
+    # without Java, a Mac's `java` only fails
     if not package or not java or subprocess.run([java, "-version"], capture_output=True).returncode:
         return None
     options = "-Dfile.encoding=UTF-8 -Xmx2G -jar meteor-1.5.jar - - -stdio -l en -norm"
@@ -327,14 +299,14 @@ def meteor(outputs, references):
             answer = process.stdout.readline().strip()
         return float(answer)
     except (OSError, ValueError) as error:
-        raise RuntimeError(f"METEOR's program failed: {answer or 'it stopped without a word'}") from error
+        raise RuntimeError(f"METEOR's program failed: {answer or 'it said nothing'}") from error
     finally:
         process.kill()
         process.communicate()
 
 
 def _tokenised(tokens, outputs, references):
-    """Pairs of an output's tokens and the list of its references' tokens. Raises ValueError, see `bleu`."""
+    """Pairs of an output's tokens and the list of its references' tokens."""
     if len(outputs) != len(references):
         raise ValueError(f"there are {len(outputs)} outputs and {len(references)} lists of references")
     if not outputs:
@@ -348,7 +320,7 @@ def _tokenised(tokens, outputs, references):
 
 @functools.cache
 def _mteval_tokens(text):
-    """Lower-cased tokens, split as in mteval-v13a: hyphens and apostrophes stay in words. '' is one token."""
+    """As in mteval-v13a: hyphens and apostrophes stay in words, '' is one token."""
     text = text.replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
     for entity, character in ("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"):
         text = text.replace(entity, character)
@@ -395,10 +367,7 @@ def read_outputs(path):
 
 
 def read_references(path):
-    """The lists of references in a file: one reference a line, and blank lines between the lists.
-
-    Raises ValueError as `read_outputs` does.
-    """
+    """The lists of references in a file: one reference a line, and blank lines between the lists."""
     return [list(block) for filled, block in itertools.groupby(read_outputs(path), key=bool) if filled]
 
 

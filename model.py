@@ -1,8 +1,8 @@
-"""RoBERTa, its files on disk and its heads; then GPT-2, and decoding by beam search and greedy search.
+"""RoBERTa and GPT-2, their files on disk, and decoding by beam search and greedy search.
 
-Models are read from and written to directories in HuggingFace's layout (`config.json`, `pytorch_model.bin`),
-never the network. The six linear layers of a block have the names that papers on adapters use: `q k v o`
-(attention) and `u d` (feed-forward up, down). Shapes: B batch, L length, d width, V vocabulary.
+Models are read from directories in HuggingFace's layout (`config.json`, `pytorch_model.bin`), never from the
+network. A block's six linear layers have the names of papers on adapters: `q k v o` (attention) and `u d`
+(feed-forward up, down). Shapes: B batch, L length, d width, V vocabulary. Every attention_mask may be None.
 """
 
 import json
@@ -28,7 +28,7 @@ class RobertaConfig:
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
-    max_position_embeddings: int = 514  # pad_token_id + 1 of these rows are never used: 512 tokens
+    max_position_embeddings: int = 514  # for 512 tokens
     type_vocab_size: int = 1
     pad_token_id: int = 1
     bos_token_id: int = 0
@@ -41,7 +41,7 @@ class RobertaConfig:
 
     @property
     def max_length(self):
-        """The longest input, in tokens. Positions are numbered from pad_token_id + 1."""
+        """In tokens. Positions are numbered from pad_token_id + 1."""
         return self.max_position_embeddings - self.pad_token_id - 1
 
 
@@ -73,19 +73,24 @@ class RobertaEmbeddings(nn.Module):
         return self.dropout(self.norm(self.word(input_ids) + self.position(positions) + segment))
 
 
-class RobertaAttention(nn.Module):
-    """Bidirectional multi-head self-attention: x (B, L, d), mask (B, 1, 1, L) bool or None -> (B, L, d)."""
+class Attention(nn.Module):
+    """Multi-head self-attention: x (B, L, d), mask (B, 1, 1 or L, S) bool or None -> (B, L, d).
 
-    def __init__(self, config):
+    With a `past`, the L columns of x are appended to it, and x attends to all S columns that it then has.
+    """
+
+    def __init__(self, d, n_head, dropout, causal=False):
         super().__init__()
-        d = config.hidden_size
-        self.n_head = config.num_attention_heads
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)  # only holds p
+        self.n_head, self.causal = n_head, causal  # causal: what no mask means
+        self.dropout = nn.Dropout(dropout)  # only holds p
         self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
 
-    def forward(self, x, mask):
+    def forward(self, x, mask, past=None):
         q, k, v = (split_heads(layer(x), self.n_head) for layer in (self.q, self.k, self.v))
-        y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.dropout.p if self.training else 0.0)
+        if past is not None:
+            k, v = past.extend(k, v)
+        p, causal = self.dropout.p if self.training else 0.0, self.causal and mask is None
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p, is_causal=causal)
         return self.o(y.transpose(1, 2).flatten(2))
 
 
@@ -100,7 +105,7 @@ class RobertaBlock(nn.Module):
     def __init__(self, config):
         super().__init__()
         d, eps = config.hidden_size, config.layer_norm_eps
-        self.attention = RobertaAttention(config)
+        self.attention = Attention(d, config.num_attention_heads, config.attention_probs_dropout_prob)
         self.attention_norm = nn.LayerNorm(d, eps=eps)
         self.u = nn.Linear(d, config.intermediate_size)
         self.d = nn.Linear(config.intermediate_size, d)
@@ -113,12 +118,12 @@ class RobertaBlock(nn.Module):
 
 
 class Roberta(nn.Module):
-    """The encoder: input_ids (B, L) int64, attention_mask (B, L) or None -> last states (B, L, d).
+    """The encoder: input_ids (B, L) int64, attention_mask (B, L) -> last states (B, L, d).
 
     With `return_states=True`: (last states, [the output of each block, (B, L, d)]).
     """
 
-    LAYOUT = "encoder"  # what methods.py goes by: an "encoder" is post-norm, a "decoder" pre-norm and causal
+    LAYOUT = "encoder"  # post-norm; a "decoder" is pre-norm and causal
 
     def __init__(self, config):
         super().__init__()
@@ -143,7 +148,7 @@ class Roberta(nn.Module):
         return (x, states) if return_states else x
 
     def outputs(self, input_ids, attention_mask=None):
-        """Yields the output of each block, (B, L, d), so that the caller can drop those it does not need."""
+        """Yields each block's output, (B, L, d), so that the caller can drop what it does not need."""
         mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
         x = self.embeddings(input_ids)
         for block in self.blocks:
@@ -155,9 +160,9 @@ class Roberta(nn.Module):
 
 
 class Pretrained(nn.Module):
-    """A model that reads and writes a directory in HuggingFace's layout. Each subclass fills in these tables:
+    """A model that reads and writes a directory in HuggingFace's layout, by these tables:
 
-    NAMES    our module names -> theirs, with `{}` for the layer; all other names are the same in both
+    NAMES    our module names -> theirs where they differ, with `{}` for the layer
     PREFIX   the body's name, which files have in front of its tensors or leave out: both are read
     HEAD     prefixes of tensors that may all be absent from the file: a head that is not trained yet
     DROPPED  prefixes of tensors in the file that are not read: buffers, other models' heads
@@ -169,7 +174,7 @@ class Pretrained(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory, **options):
-        """The model of a directory, in float32 and eval mode. Raises ValueError that names what is wrong."""
+        """The model of a directory, in float32 and eval mode. Raises ValueError as the functions below do."""
         directory = Path(directory)
         model = cls(read_config(directory, cls.CONFIG, cls.MODEL_TYPE), **options)
         path = directory / "pytorch_model.bin"
@@ -177,22 +182,21 @@ class Pretrained(nn.Module):
         return model.eval()
 
     def save_pretrained(self, directory, dtype=torch.float32, **config):
-        """Writes `pytorch_model.bin`, in `dtype`, and `config.json`, with the entries of `config` added."""
+        """Writes the weights in `dtype`, and `config.json` with the entries of `config` added."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         ours = self.state_dict()
         state = {self._their_name(name): tensor.detach().to("cpu", dtype) for name, tensor in ours.items()}
-        described = {"architectures": [self.ARCHITECTURE], "model_type": self.MODEL_TYPE}
-        described |= asdict(self.config) | self._head_config() | config
-        text = json.dumps(described, indent=2) + "\n"
         write_file(directory / "pytorch_model.bin", lambda file: torch.save(self._to_file(state), file))
+        described = {"architectures": [self.ARCHITECTURE], "model_type": self.MODEL_TYPE}
+        text = json.dumps(described | asdict(self.config) | self._head_config() | config, indent=2) + "\n"
         write_file(directory / "config.json", lambda file: file.write(text.encode()))
 
     def _head_config(self):
         return {}
 
     def _to_file(self, state):
-        """Converts tensors from our layout to the file's. `_from_file` is the inverse."""
+        """From our layout to the file's; `_from_file` is the inverse."""
         return state
 
     def _from_file(self, state):
@@ -206,7 +210,7 @@ class Pretrained(nn.Module):
         return ours if theirs is None else f"{self.PREFIX}{theirs.format(layer)}.{kind}"
 
     def _load(self, state, path):
-        """Copies a file's tensors into the model, after checking every name and shape in both directions."""
+        """Copies a file's tensors into the model. ValueError for a name or shape too many or too few."""
 
         def wrong(key, problem):
             return ValueError(f"{path}: tensor '{key}' {problem}")
@@ -237,13 +241,13 @@ class Pretrained(nn.Module):
 
 
 def without_layer(name):
-    """blocks.3.u -> (blocks.{}.u, 3). A name that holds no layer number gives (name, None)."""
+    """blocks.3.u -> (blocks.{}.u, 3); a name without a layer -> (name, None)."""
     layer = re.search(r"(?<=\.)\d+(?=\.)", name)
     return (name[: layer.start()] + "{}" + name[layer.end() :], layer.group()) if layer else (name, None)
 
 
 def config_json(directory):
-    """What config.json says, as a dict. Raises ValueError if it is missing or not JSON."""
+    """config.json as a dict. Raises ValueError if it is missing or not JSON."""
     path = Path(directory) / "config.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -254,7 +258,7 @@ def config_json(directory):
 
 
 def read_config(directory, config_class, model_type):
-    """config.json as `config_class`, which takes the keys it has fields for. ValueError for another model."""
+    """config.json as `config_class`, which takes its fields' keys. Raises ValueError for another model."""
     path, found = Path(directory) / "config.json", config_json(directory)
     if found.get("model_type") != model_type:
         raise ValueError(f"{path}: model_type is {found.get('model_type')!r}: expected '{model_type}'")
@@ -265,7 +269,7 @@ def read_config(directory, config_class, model_type):
     return config_class(**{key: value for key, value in found.items() if key in names})
 
 
-SUPPORTED = {  # these models ignore the following keys of a config.json, so any other value is refused
+SUPPORTED = {  # keys of config.json that these models ignore: any other value is refused
     "hidden_act": "gelu",
     "activation_function": "gelu_new",
     "position_embedding_type": "absolute",
@@ -280,7 +284,7 @@ SUPPORTED = {  # these models ignore the following keys of a config.json, so any
 
 
 def read_state(path):
-    """{name: tensor} of a pytorch_model.bin. Raises ValueError for anything else."""
+    """{name: tensor} of a pytorch_model.bin. Raises ValueError if it is no such file."""
     path = Path(path)
     if not path.is_file():
         others = sorted(p.name for p in path.parent.glob("*.safetensors*"))
@@ -293,10 +297,7 @@ def read_state(path):
 
 
 def load_file(path):
-    """The tensors and plain values that torch.save wrote, memory-mapped if the file is a zip.
-
-    Raises ValueError if the file is damaged or its pickle holds code.
-    """
+    """What torch.save wrote, memory-mapped if a zip. Raises ValueError if it is damaged or holds code."""
     with Path(path).open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"  # older files are plain pickles
     try:
@@ -312,7 +313,7 @@ def first_line(error):
 
 
 def write_file(path, write):
-    """Calls write(file) on a temporary file, then renames it, so that `path` never holds a part of a file."""
+    """Calls write(file) on a temporary file, then renames it: `path` never holds a part of a file."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
     try:
@@ -329,7 +330,7 @@ def write_file(path, write):
 
 
 class RobertaModel(Pretrained):
-    """The base of RoBERTa with a head: it has the encoder, the configuration and the names."""
+    """RoBERTa for a head. Called with input_ids (B, L) and attention_mask (B, L), it returns logits."""
 
     CONFIG, MODEL_TYPE, PREFIX = RobertaConfig, "roberta", "roberta."
     NAMES = {
@@ -368,7 +369,7 @@ class ClassificationHead(nn.Module):
 
 
 class RobertaClassifier(RobertaModel):
-    """model(input_ids (B, L), attention_mask (B, L) or None) -> logits (B, num_labels), 1 for regression."""
+    """Logits (B, num_labels), 1 for regression."""
 
     ARCHITECTURE = "RobertaForSequenceClassification"
     HEAD = ("classifier.",)
@@ -390,7 +391,7 @@ class RobertaClassifier(RobertaModel):
 
 
 class MaskedLMHead(nn.Module):
-    """HuggingFace's head for masked words: (…, d) -> (…, V). The word embeddings are its output layer."""
+    """HuggingFace's head for masked words: (…, d), word embeddings (V, d) -> (…, V)."""
 
     def __init__(self, config):
         super().__init__()
@@ -403,10 +404,7 @@ class MaskedLMHead(nn.Module):
 
 
 class RobertaMaskedLM(RobertaModel):
-    """model(input_ids (B, L), attention_mask (B, L) or None) -> logits (B, L, V).
-
-    With `where` (B, L) bool: the logits of only these positions, (number of them, V).
-    """
+    """Logits (B, L, V); with `where` (B, L) bool, of these positions only, (number of them, V)."""
 
     ARCHITECTURE = "RobertaForMaskedLM"
     DROPPED = ("embeddings.position_ids", "pooler.", "classifier.", "qa_outputs.")
@@ -426,10 +424,7 @@ class RobertaMaskedLM(RobertaModel):
 
 
 class RobertaSpan(RobertaModel):
-    """model(input_ids (B, L), attention_mask (B, L) or None) -> an answer's (start, end) logits, (B, L) each.
-
-    As in HuggingFace's model, every position has logits: the caller masks those that cannot be an answer.
-    """
+    """An answer's (start, end) logits, (B, L) each, also at positions that cannot be an answer."""
 
     ARCHITECTURE = "RobertaForQuestionAnswering"
     HEAD = ("qa_outputs.",)
@@ -468,7 +463,6 @@ class GPT2Config:
 
     @property
     def max_length(self):
-        """The longest input, in tokens."""
         return self.n_positions
 
 
@@ -476,28 +470,6 @@ GPT2_SMALL = GPT2Config()
 GPT2_MEDIUM = GPT2Config(n_embd=1024, n_layer=24, n_head=16)
 GPT2_LARGE = GPT2Config(n_embd=1280, n_layer=36, n_head=20)
 GPT2_XL = GPT2Config(n_embd=1600, n_layer=48, n_head=25)
-
-
-class GPT2Attention(nn.Module):
-    """Multi-head self-attention: x (B, L, d), mask (B, 1, L, S) bool, or None for causal -> (B, L, d).
-
-    With a `past`, the L columns of x are appended to it, and x attends to all S columns that it then has.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        d = config.n_embd
-        self.n_head = config.n_head
-        self.dropout = nn.Dropout(config.attn_pdrop)  # only holds p
-        self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
-
-    def forward(self, x, mask, past=None):
-        q, k, v = (split_heads(layer(x), self.n_head) for layer in (self.q, self.k, self.v))
-        if past is not None:
-            k, v = past.extend(k, v)
-        p = self.dropout.p if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p, is_causal=mask is None)
-        return self.o(y.transpose(1, 2).flatten(2))
 
 
 class GPT2Block(nn.Module):
@@ -508,7 +480,7 @@ class GPT2Block(nn.Module):
         d, eps = config.n_embd, config.layer_norm_epsilon
         inner = 4 * d if config.n_inner is None else config.n_inner
         self.attention_norm = nn.LayerNorm(d, eps=eps)
-        self.attention = GPT2Attention(config)
+        self.attention = Attention(d, config.n_head, config.attn_pdrop, causal=True)
         self.ffn_norm = nn.LayerNorm(d, eps=eps)
         self.u = nn.Linear(d, inner)
         self.d = nn.Linear(inner, d)
@@ -520,10 +492,10 @@ class GPT2Block(nn.Module):
 
 
 class GPT2(Pretrained):
-    """model(input_ids (B, L) int64, attention_mask (B, L) or None) -> logits (B, L, V) of each next token.
+    """model(input_ids (B, L) int64, attention_mask (B, L)) -> logits (B, L, V) of each next token.
 
     Padding may be on either side, because positions are counted over the tokens that the mask keeps.
-    With `where` (B, L) bool: the logits of only these positions, (number of them, V).
+    With `where` (B, L) bool: logits of these positions only, (number of them, V).
     With `return_states=True`: (logits, [the output of each block, (B, L, d), before the last norm]).
     """
 
@@ -533,7 +505,7 @@ class GPT2(Pretrained):
         "word": "wte",
         "position": "wpe",
         "blocks.{}.attention_norm": "h.{}.ln_1",
-        "blocks.{}.attention.q": "h.{}.attn.c_attn.q",  # q, k and v are one tensor in the file: see _to_file
+        "blocks.{}.attention.q": "h.{}.attn.c_attn.q",  # q, k and v are one tensor in the file
         "blocks.{}.attention.k": "h.{}.attn.c_attn.k",
         "blocks.{}.attention.v": "h.{}.attn.c_attn.v",
         "blocks.{}.attention.o": "h.{}.attn.c_proj",
@@ -556,7 +528,7 @@ class GPT2(Pretrained):
         self._initialise()
 
     def _initialise(self):
-        """Normal weights, scaled by 1 / sqrt(2 n_layer) in layers that add to the stream, and zero biases."""
+        """Weights that add to the stream are scaled by 1 / sqrt(2 n_layer)."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -611,10 +583,10 @@ class GPT2(Pretrained):
         length_penalty        a completion's score is its log probability / its length ** length_penalty
         no_repeat_ngram_size  n-grams of this size may not occur twice: in prompt and completion together
                               (`ngram_scope="prompt"`) or in the completion (`"completion"`); 0: no limit
-        end_token             ends a completion; None: the configuration's eos_token_id
+        end_token             None: the configuration's eos_token_id
 
-        -> a list of completions in the order of the prompts: token ids without the prompt and the end token.
-        Merge adapters into the model first, for speed. Raises ValueError for prompts that cannot be decoded.
+        -> the completions in the order of the prompts: token ids without the prompt and the end token.
+        Merged adapters are faster. Raises ValueError for prompts that cannot be decoded.
         """
         if ngram_scope not in ("prompt", "completion"):
             raise ValueError(f"ngram_scope is {ngram_scope!r}: expected 'prompt' or 'completion'")
@@ -623,23 +595,18 @@ class GPT2(Pretrained):
                 total = f"{len(prompt)} tokens and {max_new_tokens} new ones"
                 raise ValueError(f"prompt {i}: {total}: the position table holds {self.config.n_positions}")
 
-        def complete(batch):
+        def begin(batch):
             batch = [torch.tensor(prompt, device=self.word.weight.device) for prompt in batch]
             history = [prompt if ngram_scope == "prompt" else prompt[:0] for prompt in batch]
             history = nn.utils.rnn.pad_sequence(history, True, padding_value=-1, padding_side="left")
-            decoder = GPT2Decoder(self, batch, beam_size, max_new_tokens)
-            search = decoder, history, max_new_tokens, end_token, no_repeat_ngram_size
-            if beam_size == 1:
-                return greedy_search(*search)
-            return beam_search(*search, beam_size, length_penalty)
+            return GPT2Decoder(self, batch, beam_size, max_new_tokens), history
 
         end_token = self.config.eos_token_id if end_token is None else end_token
-        return decode_all(
-            self, complete, prompts, batch_size, max_new_tokens=max_new_tokens, beam_size=beam_size
-        )
+        search = max_new_tokens, end_token, no_repeat_ngram_size, beam_size, length_penalty
+        return decode_all(self, begin, prompts, batch_size, *search)
 
     def _to_file(self, state):
-        """The file's Conv1D layers hold weights transposed, (d, k), and q, k and v side by side in c_attn."""
+        """The file's weights are transposed, (d, k), with q, k and v side by side in c_attn."""
         state = {key: tensor.t().contiguous() if ".c_" in key else tensor for key, tensor in state.items()}
         for key in [key for key in state if ".c_attn.q." in key]:
             q_k_v = [state.pop(key.replace(".c_attn.q.", f".c_attn.{name}.")) for name in "qkv"]
@@ -656,12 +623,23 @@ class GPT2(Pretrained):
 # -------- decoding
 
 
-def decode_all(model, complete, prompts, batch_size, **sizes):
-    """The completions of `prompts`, in their order. complete(batch) decodes `batch_size` of similar length.
+def decode_all(
+    model,
+    begin,
+    prompts,
+    batch_size,
+    max_new_tokens,
+    end_token,
+    no_repeat_ngram_size,
+    beam_size,
+    length_penalty,
+):
+    """The completions of `prompts`; begin(a batch of similar length) returns its decoder and history.
 
     Raises ValueError for a prompt that is empty or holds an unknown token, and for a size below 1.
     """
-    for name, value in {"batch_size": batch_size, **sizes}.items():
+    sizes = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "beam_size": beam_size}
+    for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name} is {value}: expected 1 or more")
     V = model.config.vocab_size
@@ -677,14 +655,17 @@ def decode_all(model, complete, prompts, batch_size, **sizes):
     with torch.inference_mode():
         for start in range(0, len(prompts), batch_size):
             chosen = by_length[start : start + batch_size]
-            for i, completion in zip(chosen, complete([prompts[i] for i in chosen]), strict=True):
+            search = *begin([prompts[i] for i in chosen]), max_new_tokens, end_token, no_repeat_ngram_size
+            greedy = beam_size == 1
+            found = greedy_search(*search) if greedy else beam_search(*search, beam_size, length_penalty)
+            for i, completion in zip(chosen, found, strict=True):
                 completions[i] = completion
     model.train(training)
     return completions
 
 
 class Past:
-    """The keys and values of one attention layer, in columns that are written once and never moved."""
+    """The keys and values of one attention layer, in columns that never move."""
 
     def __init__(self, shape, like):
         self.k, self.v = like.new_empty(shape), like.new_empty(shape)  # (B, n_head, columns, d / n_head)
@@ -702,15 +683,15 @@ class Past:
 
 
 class GPT2Decoder:
-    """Runs a GPT-2 for the searches below, on B prompts with K beams each. Every decoder has these methods:
+    """Runs a GPT-2 for the searches below, on B prompts with K beams each, as every decoder does:
 
-    start()                returns the prompts' next-token logits, (B, 1, V): one beam each
+    start()                the prompts' next-token logits, (B, 1, V): one beam each
     step(tokens, parents)  appends tokens (B, K) to beams `parents` (B, K) and returns their logits (B, K, V)
     keep(rows)             drops all other prompts
 
     The cache holds the prompt once. Each step appends the columns of its K tokens, and `visible` (B, K, S)
-    says which columns belong to each beam. Reordering beams indexes `visible` and leaves the keys and values,
-    about a thousand times as large, in place.
+    says which columns belong to each beam. So reordering beams leaves the keys and values, about a thousand
+    times as large, in place.
     """
 
     def __init__(self, model, prompts, beam_size, max_new_tokens):
@@ -747,25 +728,25 @@ class GPT2Decoder:
 
 
 def extend_visible(visible, parents):
-    """(B, ., S) -> (B, K, S + K): each beam sees what its parent saw, and its own one of K new columns."""
+    """(B, ., S) -> (B, K, S + K): each beam sees what its parent saw, and its own new column."""
     B, K = parents.shape
     own = torch.eye(K, dtype=torch.bool, device=parents.device).expand(B, K, K)
     return torch.cat([torch.take_along_dim(visible, parents[..., None], 1), own], 2)
 
 
 def beam_search(decoder, history, max_new_tokens, end_token, no_repeat_ngram_size, beam_size, length_penalty):
-    """The best completion of each prompt that a search with `beam_size` beams finds: B lists of token ids.
+    """The best completion of each prompt that K = `beam_size` beams find: B lists of token ids.
 
     history (B, P) holds the tokens whose n-grams may not be repeated, padded with -1. Each step takes the 2 K
     most probable continuations of a prompt's K beams. Those that end, among the first K, are finished with
     the score log probability / length ** length_penalty, where the length includes the end token. The first K
     that do not end are the next beams. A prompt is done when its best beam, scored at the present length, is
-    no better than the K-th best finished completion. This is transformers.generate with early_stopping=False.
+    no better than the K-th best finished completion, as in transformers.generate with early_stopping=False.
     If every continuation is banned before one has ended, the completion is empty.
     """
     (B, P), K, device = history.shape, beam_size, history.device
     completions = [[] for _ in range(B)]
-    rows = list(range(B))  # the prompts that are not done; the tensors below have a row for each
+    rows = list(range(B))  # the prompts that are not done: the rows of the tensors below
     history = history[:, None]  # (B, 1, P), then (B, K, P + n)
     beams = torch.zeros(B, 1, device=device)  # log probabilities, (B, 1), then (B, K)
     finished = torch.full((B, K), -torch.inf, device=device)  # the K best scores
@@ -801,7 +782,7 @@ def beam_search(decoder, history, max_new_tokens, end_token, no_repeat_ngram_siz
 
 
 def greedy_search(decoder, history, max_new_tokens, end_token, no_repeat_ngram_size):
-    """Like `beam_search` with one beam, which takes the most probable token at each step."""
+    """`beam_search` with one beam, without its bookkeeping: the most probable token at each step."""
     B, P = history.shape
     completions = [None] * B
     rows = list(range(B))
@@ -826,10 +807,7 @@ def greedy_search(decoder, history, max_new_tokens, end_token, no_repeat_ngram_s
 
 
 def ban_repeats(scores, history, size):
-    """Sets scores (B, K, V) to -inf, in place, where the token would repeat an n-gram of the history.
-
-    size: the n of the n-grams; history: (B, K, T), padded with -1.
-    """
+    """Sets scores (B, K, V) to -inf, in place, where an n-gram of the history (B, K, T) would be repeated."""
     T = history.shape[2]
     if not 0 < size <= T:
         return

@@ -1,9 +1,9 @@
 """Penn Treebank tokens of an English sentence, on which METEOR, ROUGE-L and CIDEr are computed.
 
-Those scores are defined on the tokens of Stanford CoreNLP 3.4.1's PTBTokenizer (-preserveLines -lowerCase)
-without punctuation. The patterns below reproduce its behaviour, which was found by running it. At each place
-the pattern that matches farthest wins, or the earliest of several. The text that a pattern looks ahead to
-counts for the length of its match, but is not part of the token.
+They are those of Stanford CoreNLP 3.4.1's PTBTokenizer (-preserveLines -lowerCase) without punctuation. The
+patterns below reproduce its behaviour, which was found by running it. At each place the pattern that matches
+farthest wins, or the earliest of several. The text that it looks ahead to counts for its length, but is not
+part of the token.
 
     >>> words("It's a family-friendly pub near St. John's; they can't take cards (cash only), £20-25.")
     "it 's a family-friendly pub near st. john 's they ca n't take cards -lrb- cash only -rrb- # 20-25"
@@ -109,11 +109,11 @@ RULES = [
 ]
 RULES = [(rule, "") if isinstance(rule, str) else rule for rule in RULES]
 RULES = [re.compile(f"({token})(?:{ahead})", re.I) for token, ahead in RULES]
-# No rule matches farther than this at ASCII words before a space, and at full stops and commas before a word.
-# Most tokens are of these two kinds, so matching them first triples the speed.
+# No rule matches farther at these, ASCII words before a space, and full stops and commas before a word. They
+# are most tokens, so matching them first triples the speed.
 PLAIN = re.compile(r"(?!(?:can|gon|wan|got|lem|gim)(?:not|na|ta|me))[a-z]+(?=,?\s)|[.,](?=\s[a-z]|$)", re.I)
 
-# The treebank's spelling. The apostrophe ’ is not in the table because words keep it: see _spell.
+# The treebank's spelling. Words keep the apostrophe ’.
 SPELLING = {
     "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-",
     '"': "''", "“": "``", "”": "''", "‛": "`", "«": "``", "»": "''", "‹": "`", "›": "'",
@@ -121,13 +121,13 @@ SPELLING = {
     "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&apos;": "'",
     "½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "…": "...", "–": "--", "—": "--", "―": "--",
 }  # fmt: skip
-# The scores ignore these tokens. Their own list also has brackets, but in capitals, so that none is ignored.
+# The scores ignore these tokens. Their list also has brackets, but in capitals, which never occur.
 PUNCTUATION = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";", ""}
 
 
 @functools.cache
 def words(text):
-    """The lower-cased Penn Treebank tokens of a sentence, without punctuation, joined by spaces."""
+    """The tokens, joined by spaces."""
     tokens, start = [], 0
     while start < len(text):
         if plain := PLAIN.match(text, start):

@@ -1,7 +1,4 @@
-"""What a frozen backbone computes, kept on disk: a file of float32 states, memory-mapped when it is read.
-
-The file is a header of 4,096 bytes, which says in JSON what the states are of, and then the numbers.
-"""
+"""What a frozen backbone computes, kept on disk: a header in JSON that describes it, then float32 states."""
 
 import hashlib
 import json
@@ -22,7 +19,7 @@ def write_states(path, about, parts):
     """Writes states to `path`, all or nothing. Raises ValueError if the disk does not take them.
 
     about  what the states are of; about["shape"] is theirs, with one example a row
-    parts  (indices, states of these examples) in any order, each example once
+    parts  (indices, states of these examples), in any order
     """
     size = 4 * math.prod(about["shape"][1:])  # bytes a row
 
@@ -41,11 +38,7 @@ def write_states(path, about, parts):
 
 
 def read_states(path, about):
-    """The states that were written with the same `about`: a float32 tensor, read row by row when it is used.
-
-    Raises ValueError if the file was written with another `about`, and for one that is no such file, or not
-    whole.
-    """
+    """The states as a memory-mapped tensor. Raises ValueError if the file is not whole or `about` differs."""
     try:
         with path.open("rb") as file:
             found = json.loads(file.read(HEADER))
@@ -69,7 +62,7 @@ def read_states(path, about):
 
 
 class States:
-    """Cached states in the place of tokens, for a FromStates: states(indices) -> (states (B, N, d),)."""
+    """Cached states in the place of Tokens: states(indices) -> (states (B, N, d),)."""
 
     def __init__(self, states, tokens):
         self.states, self.lengths, self.device = states, tokens.lengths, tokens.device
@@ -79,7 +72,7 @@ class States:
 
 
 class FromStates(nn.Module):
-    """The trained part of a ReadClassifier, by the same names: states (B, N, d) -> logits (B, num_labels)."""
+    """The trained part of a ReadClassifier, by the same names."""
 
     def __init__(self, model):
         super().__init__()
@@ -89,7 +82,7 @@ class FromStates(nn.Module):
 
 
 def cached_states(model, tokens, path, autocast, **about):
-    """The States of `tokens` by a ReadClassifier, read from `path`; they are written there if it is missing.
+    """The States of `tokens` by a ReadClassifier, from `path`, where they are written if it is missing.
 
     about  what else they depend on: the checkpoint, the length that texts are cut to, the dtype
     """

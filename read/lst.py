@@ -1,16 +1,15 @@
 """Ladder Side-Tuning (Sung, Cho & Bansal, 2022), which READ is compared with, for a T5.
 
-Beside the frozen T5 runs one an eighth as wide. Each of its blocks reads a mixture of what the block below it
-said and of what the backbone's block at its height says, projected down:
+Beside the frozen T5 runs one an eighth as wide. Each of its blocks reads a mixture of the block below it and
+of the backbone's block at its height, projected down:
 
     s_0  = down_0 x                                       x: the embedded tokens
     s_i  = block_i(g_i s_{i-1} + (1 - g_i) down_i phi_i)  g_i = sigmoid(alpha_i / T), T = 0.1, alpha_i from 0
     out  = g norm(phi_N) + (1 - g) (up norm(s_N))         what the output layer reads
 
-As in READ nothing enters the backbone on the way back; but this is a whole small T5, which attends too: to
-its own tokens, and on the decoder's side to its own encoder's output. Its blocks start as parts of the
-backbone's (`prune`), its projections at the library's default: this does NOT start at the frozen model.
-T5-base: 5,097,241 parameters.
+As in READ the backbone is not differentiated; but this is a whole small T5, whose decoder attends to its own
+encoder's output. Its blocks start as parts of the backbone's (`prune`), its projections at the library's
+default: this does NOT start at the frozen model. T5-base: 5,097,241 parameters.
 """
 
 from dataclasses import replace
@@ -27,7 +26,7 @@ TEMPERATURE = 0.1
 
 
 class Ladder(nn.Module):
-    """One side: the small T5's encoder or decoder, and the projections and gates into it."""
+    """The small T5's encoder or decoder, and the projections and gates into it."""
 
     def __init__(self, backbone, config, thin, memory=None):
         super().__init__()
@@ -54,10 +53,8 @@ class Ladder(nn.Module):
 def prune(backbone, side, memory=None):
     """Copies the rows and columns of the backbone's weights with the largest absolute sums into `side`.
 
-    The places kept of the stream are the same in all blocks. Every head and feed-forward layer keeps its own.
-
-    memory  the places of the encoder's stream, which a decoder's cross.k and cross.v read
-    -> the places of the stream, (d / 8,)
+    Every head and feed-forward layer keeps places of its own. Those of the stream, (d / 8,), are the same in
+    all blocks, and are returned. `memory` are the encoder's, which a decoder's cross.k and cross.v read.
     """
     readers = [linear for block in backbone.blocks for linear in readers_of(block)]
     stream = largest(sum(linear.weight.abs().sum(0) for linear in readers), side.norm.weight.numel())
@@ -83,7 +80,7 @@ def prune(backbone, side, memory=None):
 
 
 def readers_of(block):
-    """The linear layers that read the stream of their own side: not o and d, nor what reads the encoder's."""
+    """The linear layers that read the stream of their own side."""
     cross = [block.cross.q] if hasattr(block, "cross") else []
     return [block.attention.q, block.attention.k, block.attention.v, *cross, block.u]
 
@@ -94,8 +91,6 @@ def largest(weight, size):
 
 
 class LSTT5(Beside, T5):
-    """A T5, frozen, with the ladders beside it; it is called, trained and decoded as any T5."""
-
     BACKBONE = ("encoder", "decoder")
 
     def __init__(self, model, reduction=REDUCTION):
@@ -125,12 +120,10 @@ class LSTT5(Beside, T5):
         return [*states, small], cross
 
     def _caches(self, source, columns):
-        """The backbone's, and then the ladder's."""
         both = super()._caches(source, columns), self.decoder_ladder.side.caches(source.extra, columns)
         return tuple(a + b for a, b in zip(*both, strict=True))
 
     def _last(self, source, states, weights):
-        """out, which is behind the norms already."""
         g = torch.sigmoid(self.alpha / TEMPERATURE)
         return g * self.decoder.finish(states[-2]) + (1 - g) * self.up(states[-1])
 
@@ -142,5 +135,4 @@ def apply_lst(model):
     """`model`, a T5, frozen and with the ladders beside it: another object, with the same layers."""
     if type(model) is not T5:
         raise ValueError(f"a {type(model).__name__}: expected a plain T5")
-    device = model.word.weight.device
-    return LSTT5(model).to(device)
+    return LSTT5(model).to(model.word.weight.device)

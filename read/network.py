@@ -7,9 +7,9 @@ h_N, projected up, corrects the last of them:
     h_i    = RNN(phi_i, h_{i-1}),  h_0 = 0,  i = 1 … N        (Algorithm 1, reduced as in appendix B.1)
     phi_N' = phi_N + U h_N                                    (what the head reads, or GPT-2's last norm)
 
-No block is differentiated: the backward pass goes through the head (and norm), U and the N steps of the RNN.
-No position sees another one in the RNN. So a classifier, which reads the first token, needs it at that one
-alone (an answer's span needs all); and GPT-2 stays causal, and runs it on the new token alone when decoding.
+The backward pass goes through the head (and norm), U and the N steps of the RNN alone. No position sees
+another one in the RNN. So a classifier needs it at the first token only, an answer's span at all; GPT-2 stays
+causal, and runs it on the new token alone when decoding.
 
 Parameters, at width h beside a backbone of width d, N layers (`tests/test_read.py`):
 
@@ -28,9 +28,9 @@ A T5 has a recurrent network on each side, joined by the frozen cross-attention:
 
 |phi^D_N| is ours: the paper's sum has no such factor (`unscaled`). It undoes the division of the inputs by
 their size, so that the correction is in proportion to the stream, however large that has grown. What the
-frozen decoder reads of the encoder is not corrected. No token of the target sees a later one: sigma_j is that
-of the token itself. So READ decodes step by step, with the backbone's cache and E. Parameters: two RNNs, Psi
-and U (h d each) and b (d); T5-base, GRU, h = 256: 1,969,920, 0.80 % of 247.58M.
+frozen decoder reads of the encoder is not corrected. No token of the target sees a later one, so READ decodes
+step by step, with the backbone's cache and E. Parameters: two RNNs, Psi and U (h d each) and b (d); T5-base,
+GRU, h = 256: 1,969,920, 0.80 % of 247.58M.
 """
 
 import copy
@@ -48,12 +48,11 @@ WIDTH = 256
 
 
 class LayerRNN(nn.Module):
-    """The last state of an RNN whose steps are the layers, projected up: U h_N. states (…, N, d) -> (…, d).
+    """U h_N: states (…, N, d) -> (…, d).
 
-    The paper names no start. U starts at zero here, where the corrected model is the frozen one bit for bit
-    and the first step moves U alone; with `zero_start=False` at the library's default. Each phi_i is divided
-    by its root mean square first, with nothing learned: residual streams grow with depth, and would saturate
-    the gates.
+    The paper names no start. With U at zero the corrected model is the frozen one bit for bit, and the first
+    step moves U alone; `zero_start=False` leaves the library's default. Each phi_i is divided by its root
+    mean square first: residual streams grow with depth, and would saturate the gates.
     """
 
     def __init__(self, d, width=WIDTH, cell="gru", zero_start=True, device=None):
@@ -70,10 +69,7 @@ class LayerRNN(nn.Module):
 
 
 class UntiedLayers(nn.Module):
-    """The paper's ablation without recurrency (Table 2): a network for each layer, their corrections summed.
-
-    Each takes one step, from h = 0. states (…, N, d) -> (…, d).
-    """
+    """The paper's ablation without recurrency (Table 2): the sum of a network for each layer, of one step."""
 
     def __init__(self, layers, d, *options):
         super().__init__()
@@ -84,10 +80,10 @@ class UntiedLayers(nn.Module):
 
 
 class Beside(nn.Module):
-    """Turns a model into one that shares its layers, frozen and in eval mode, with a network beside them.
+    """Turns a model into one that shares its layers, with a network beside them.
 
     It stands in front of the model's class in a list of bases. BACKBONE names the modules that stay in eval
-    mode: a backbone is one function, whatever the epoch. The head's own parameters are left as they are.
+    mode: a backbone is one function, whatever the epoch.
     """
 
     BACKBONE = ("roberta",)
@@ -107,19 +103,15 @@ class Beside(nn.Module):
 
 
 class ReadClassifier(Beside, RobertaClassifier):
-    """A RobertaClassifier, frozen, with READ's network beside it, at the first token.
-
-    `states` and `from_states` are the two halves of `forward`: what never changes, and what is trained.
-    """
+    """READ at the first token. `states` never changes; `from_states` is what is trained."""
 
     @torch.no_grad()
     def states(self, input_ids, attention_mask=None):
-        """The first token's phi_1 … phi_N: (B, N, d), without a graph."""
+        """The first token's phi_1 … phi_N: (B, N, d)."""
         # a view would keep all of x in memory
         return torch.stack([x[:, 0].clone() for x in self.roberta.outputs(input_ids, attention_mask)], 1)
 
     def from_states(self, states):
-        """states (B, N, d) -> logits (B, num_labels)."""
         return self.classifier(states[:, -1] + self.network(states))
 
     def forward(self, input_ids, attention_mask=None):
@@ -127,7 +119,7 @@ class ReadClassifier(Beside, RobertaClassifier):
 
 
 class ReadSpan(Beside, RobertaSpan):
-    """A RobertaSpan, frozen, with READ's network beside it, at every position."""
+    """READ at every position."""
 
     def forward(self, input_ids, attention_mask=None):
         with torch.no_grad():
@@ -136,11 +128,7 @@ class ReadSpan(Beside, RobertaSpan):
 
 
 class ReadGPT2(Beside, GPT2):
-    """A GPT2, frozen, with READ's network beside it; it is called, trained and decoded as any GPT2.
-
-    The network runs where logits are asked for, and nowhere else. `return_states` gives the backbone's own
-    states.
-    """
+    """READ where logits are asked for. `return_states` gives the backbone's own states."""
 
     BACKBONE = ("dropout", "blocks")
 
@@ -159,9 +147,8 @@ class ReadGPT2(Beside, GPT2):
 class TwoSidedRNN(nn.Module):
     """RNN_E and Psi (`encoder`), RNN_D and U (`decoder`), and b (`shift`), which the paper's count has.
 
-    The states come as lists, an output a block. Both RNNs read states of unit root mean square (see
-    LayerRNN); phi^D_j has it before sigma_j E is added too, which would be lost beside a residual stream of
-    hundreds.
+    phi^D_j is divided by its root mean square before sigma_j E is added too, which would be lost beside a
+    residual stream of hundreds.
     """
 
     def __init__(self, d, width=WIDTH, cell="gru", zero_start=True, device=None):
@@ -183,11 +170,7 @@ class TwoSidedRNN(nn.Module):
 
 
 class UntiedTwoSided(nn.Module):
-    """The paper's ablation without recurrency (Table 2): two networks for each pair of blocks, summed.
-
-    Each takes one step, from h = 0, and so E is one for each. Raises ValueError where the sides differ in
-    depth.
-    """
+    """UntiedLayers of both sides: a pair of networks for each pair of blocks, with an E for each."""
 
     def __init__(self, encoder_blocks, decoder_blocks, *options):
         super().__init__()
@@ -207,13 +190,10 @@ class UntiedTwoSided(nn.Module):
 
 
 class ReadT5(Beside, T5):
-    """A T5, frozen, with READ's network beside it; it is called, trained and decoded as any T5.
-
-    `return_states` gives the backbone's own states.
-    """
+    """READ on both sides. `return_states` gives the backbone's own states."""
 
     BACKBONE = ("encoder", "decoder")
-    unscaled = False  # True: the correction is added as Algorithm 1 prints it
+    unscaled = False
 
     def encode(self, input_ids, attention_mask=None):
         with torch.no_grad():
@@ -226,7 +206,7 @@ class ReadT5(Beside, T5):
 
     def _last(self, source, states, weights):
         last, correction = states[-1], self.network.decode(source.extra, states, weights)
-        if not self.unscaled:  # a stream of 100 would leave a correction of 1 without effect
+        if not self.unscaled:
             correction = last.square().mean(-1, keepdim=True).sqrt() * correction
         return last + correction
 
@@ -241,9 +221,9 @@ def apply_read(model, r=WIDTH, cell="gru", start="zero", unscaled=False):
     """`model`, frozen and with READ beside it: another object, with the same layers.
 
     r         the width of the RNN's state; the paper tries 128 and 256
-    cell      gru, lstm, rnn; or untied, the paper's ablation: a GRU for each layer, without recurrency
+    cell      gru, lstm, rnn, or untied
     start     of U: zero, which is the frozen model; or random, the library's default
-    unscaled  whether a T5's correction is added as printed, not in proportion to what it corrects
+    unscaled  whether a T5's correction is added as Algorithm 1 prints it
 
     Raises ValueError, with the model unchanged, for a size, cell or model that does not fit.
     """
@@ -268,6 +248,5 @@ def apply_read(model, r=WIDTH, cell="gru", start="zero", unscaled=False):
     else:
         network = UntiedLayers(len(blocks), *sizes) if cell == "untied" else LayerRNN(*sizes)
     adapted = KINDS[type(model)](model.requires_grad_(False), network)
-    if unscaled:
-        adapted.unscaled = True
+    adapted.unscaled = unscaled
     return adapted

@@ -3,8 +3,8 @@
 Each layer reads its input normalised by the root mean square alone and is added to it (pre-norm). Attention
 scores are not scaled. They get a learned bias for the distance between the two tokens, which all blocks of
 the encoder share, and all blocks of the decoder. The feed-forward layer uses ReLU. The output layer is the
-word embeddings, scaled. As in model.py, the linear layers of a block are `q k v o u d`; a decoder block has a
-second attention, `cross`. Shapes: B batch, m source tokens, n target tokens, L either, d width, V vocabulary.
+word embeddings, scaled. Names are as in model.py; a decoder block has a second attention, `cross`. Shapes: B
+batch, m source tokens, n target tokens, L either, d width, V vocabulary.
 """
 
 import math
@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model import Past, Pretrained, beam_search, decode_all, extend_visible, greedy_search, split_heads
+from model import Past, Pretrained, decode_all, extend_visible, split_heads
 
 
 @dataclass
 class T5Config:
-    """Sizes of a T5, named as in HuggingFace's config.json."""
+    """Named as in HuggingFace's config.json."""
 
     vocab_size: int = 32128
     d_model: int = 768
@@ -69,10 +69,7 @@ def buckets(distance, bidirectional, number, farthest):
 
 
 class T5Attention(nn.Module):
-    """Multi-head self-attention: x (B, L, d), score bias (B or 1, n_head, L or 1, S) -> (B, L, d).
-
-    With a `past`, the L columns of x are appended to it, and x attends to all S columns that it then has.
-    """
+    """model.Attention with a bias of the scores, (B or 1, n_head, L or 1, S), in place of the mask."""
 
     def __init__(self, config):
         super().__init__()
@@ -113,10 +110,9 @@ class T5CrossAttention(T5Attention):
 
 
 class T5Block(nn.Module):
-    """Self-attention, in the decoder cross-attention, then feed-forward.
+    """x (B, L, d) -> (B, L, d), and the weights of cross-attention or None.
 
-    x (B, L, d) -> (B, L, d), and the weights of cross-attention or None. A decoder block takes the encoder's
-    output `memory` (B, m, d), or the keys and values already computed from it, `crossed`.
+    A decoder block takes the encoder's output `memory` (B, m, d), or its keys and values, `crossed`.
     """
 
     def __init__(self, config, is_decoder):
@@ -158,10 +154,7 @@ class T5Side(nn.Module):
         self.norm = nn.RMSNorm(config.d_model, eps=config.layer_norm_epsilon)
 
     def bias(self, queries, keys, visible=None):
-        """Positions (L,) and (S,), `visible` (…, L, S) bool -> the bias of the scores, (…, n_head, L, S).
-
-        Without `visible`, every key is seen, and … is 1.
-        """
+        """Positions (L,) and (S,), `visible` (…, L, S) bool or None -> (… or 1, n_head, L, S)."""
         bias = self.position(buckets(keys - queries[:, None], *self.scheme)).permute(2, 0, 1)[None]
         return bias if visible is None else bias.masked_fill(~visible[..., None, :, :], MASKED)
 
@@ -182,7 +175,7 @@ class T5Side(nn.Module):
         return self.last_dropout(self.norm(x))
 
     def caches(self, memory, columns):
-        """For each block, an empty Past of `columns` columns, and the keys and values of memory (B, m, d)."""
+        """An empty Past of `columns` columns, and the keys and values of memory (B, m, d), for each block."""
         crossed = [block.cross.keys_values(memory) for block in self.blocks]
         return [Past((*k.shape[:2], columns, k.shape[3]), k) for k, _ in crossed], crossed
 
@@ -193,11 +186,11 @@ class Source(NamedTuple):
     memory: torch.Tensor  # (B, m, d), the encoder's output after its last norm
     mask: torch.Tensor | None  # (B, 1, 1, m): 0, or MASKED for padding
     states: list[torch.Tensor]  # each block's output, (B, m, d)
-    extra: torch.Tensor | list | None = None  # the adapter's own tensors, with a row for each source
+    extra: torch.Tensor | None = None  # the adapter's own, with a row for each source
 
 
 class States(NamedTuple):
-    """Each block's output, before the last norm, and the weights of each block's cross-attention."""
+    """What each block computes; its output is that before the last norm."""
 
     encoder: list[torch.Tensor]  # (B, m, d) each
     decoder: list[torch.Tensor]  # (B, n, d) each
@@ -217,29 +210,25 @@ class T5(Pretrained):
         "word": "shared",
         "encoder.position": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
         "encoder.blocks.{}.attention_norm": "encoder.block.{}.layer.0.layer_norm",
-        "encoder.blocks.{}.attention.q": "encoder.block.{}.layer.0.SelfAttention.q",
-        "encoder.blocks.{}.attention.k": "encoder.block.{}.layer.0.SelfAttention.k",
-        "encoder.blocks.{}.attention.v": "encoder.block.{}.layer.0.SelfAttention.v",
-        "encoder.blocks.{}.attention.o": "encoder.block.{}.layer.0.SelfAttention.o",
         "encoder.blocks.{}.ffn_norm": "encoder.block.{}.layer.1.layer_norm",
         "encoder.blocks.{}.u": "encoder.block.{}.layer.1.DenseReluDense.wi",
         "encoder.blocks.{}.d": "encoder.block.{}.layer.1.DenseReluDense.wo",
         "encoder.norm": "encoder.final_layer_norm",
         "decoder.position": "decoder.block.0.layer.0.SelfAttention.relative_attention_bias",
         "decoder.blocks.{}.attention_norm": "decoder.block.{}.layer.0.layer_norm",
-        "decoder.blocks.{}.attention.q": "decoder.block.{}.layer.0.SelfAttention.q",
-        "decoder.blocks.{}.attention.k": "decoder.block.{}.layer.0.SelfAttention.k",
-        "decoder.blocks.{}.attention.v": "decoder.block.{}.layer.0.SelfAttention.v",
-        "decoder.blocks.{}.attention.o": "decoder.block.{}.layer.0.SelfAttention.o",
         "decoder.blocks.{}.cross_norm": "decoder.block.{}.layer.1.layer_norm",
-        "decoder.blocks.{}.cross.q": "decoder.block.{}.layer.1.EncDecAttention.q",
-        "decoder.blocks.{}.cross.k": "decoder.block.{}.layer.1.EncDecAttention.k",
-        "decoder.blocks.{}.cross.v": "decoder.block.{}.layer.1.EncDecAttention.v",
-        "decoder.blocks.{}.cross.o": "decoder.block.{}.layer.1.EncDecAttention.o",
         "decoder.blocks.{}.ffn_norm": "decoder.block.{}.layer.2.layer_norm",
         "decoder.blocks.{}.u": "decoder.block.{}.layer.2.DenseReluDense.wi",
         "decoder.blocks.{}.d": "decoder.block.{}.layer.2.DenseReluDense.wo",
         "decoder.norm": "decoder.final_layer_norm",
+    } | {
+        f"{ours}.{linear}": f"{theirs}.{linear}"
+        for ours, theirs in (
+            ("encoder.blocks.{}.attention", "encoder.block.{}.layer.0.SelfAttention"),
+            ("decoder.blocks.{}.attention", "decoder.block.{}.layer.0.SelfAttention"),
+            ("decoder.blocks.{}.cross", "decoder.block.{}.layer.1.EncDecAttention"),
+        )
+        for linear in "qkvo"
     }
     # the published files hold a bias for cross-attention that no implementation reads
     DROPPED = ("decoder.block.{}.layer.1.EncDecAttention.relative_attention_bias",)
@@ -256,11 +245,11 @@ class T5(Pretrained):
 
     @property
     def blocks(self):
-        """The blocks of both sides, for methods that adapt every block."""
+        """Both sides', for methods that adapt every block."""
         return [*self.encoder.blocks, *self.decoder.blocks]
 
     def _initialise(self):
-        """T5's own normal start. Scores are not scaled by 1 / sqrt(d_kv), so the queries' weights are."""
+        """T5's start: the queries' weights are scaled by 1 / sqrt(d_kv), because the scores are not."""
         config = self.config
         spread = {"word": 1.0, "q": (config.d_model * config.d_kv) ** -0.5, "d": config.d_ff**-0.5}
         spread["o"] = (config.num_heads * config.d_kv) ** -0.5
@@ -271,7 +260,7 @@ class T5(Pretrained):
 
     def forward(self, input_ids, attention_mask=None, decoder_input_ids=None, return_states=False):
         if decoder_input_ids is None:
-            raise ValueError("decoder_input_ids is missing: expected the shifted target (see `shifted`)")
+            raise ValueError("decoder_input_ids is missing: expected shifted(labels)")
         source = self.encode(input_ids, attention_mask)
         positions = torch.arange(decoder_input_ids.shape[1], device=decoder_input_ids.device)
         places = positions, positions, positions <= positions[:, None]
@@ -280,11 +269,10 @@ class T5(Pretrained):
         return (logits, States(source.states, states, weights)) if return_states else logits
 
     def encode(self, input_ids, attention_mask=None):
-        """input_ids (B, m) int64, attention_mask (B, m) or None -> Source."""
         return self.encoder(self.word(input_ids), attention_mask)
 
     def _decode(self, source, tokens, places, past=None, crossed=None):
-        """tokens (B, n) -> each block's output (B, n, d), and its cross-attention weights (B, n_head, n, m).
+        """tokens (B, n) -> States' `decoder` and `cross`.
 
         places         the arguments of `T5Side.bias`
         past, crossed  what `_caches` returns, in decoding
@@ -308,37 +296,27 @@ class T5(Pretrained):
         return F.linear(self.decoder.finish(x) * self.config.d_model**-0.5, self.word.weight)
 
     def shifted(self, labels):
-        """labels (B, n) -> decoder_input_ids (B, n): the start token, then all labels but the last."""
+        """Labels (B, n) -> decoder_input_ids (B, n): the start token, then all labels but the last."""
         return F.pad(labels[:, :-1], (1, 0), value=self.config.decoder_start_token_id)
 
     def generate(
         self, sources, max_new_tokens, beam_size=1, length_penalty=1.0, no_repeat_ngram_size=0, batch_size=64
     ):
-        """The most probable output for each source that beam search finds; beam_size = 1 is greedy search.
+        """As GPT2.generate, of which it has the arguments. n-grams are counted in the output alone."""
 
-        The arguments are those of `GPT2.generate` in model.py. No n-gram may occur twice in the output.
-        -> a list of outputs in the order of the sources: token ids without the start and the end token.
-        """
+        def begin(batch):
+            start, device = self.config.decoder_start_token_id, self.word.weight.device
+            history = torch.full((len(batch), 1), start, device=device)
+            return T5Decoder(self, batch, beam_size, max_new_tokens), history
 
-        def complete(batch):
-            device, config = self.word.weight.device, self.config
-            history = torch.full((len(batch), 1), config.decoder_start_token_id, device=device)
-            decoder = T5Decoder(self, batch, beam_size, max_new_tokens)
-            search = decoder, history, max_new_tokens, config.eos_token_id, no_repeat_ngram_size
-            if beam_size == 1:
-                return greedy_search(*search)
-            return beam_search(*search, beam_size, length_penalty)
-
-        return decode_all(
-            self, complete, sources, batch_size, max_new_tokens=max_new_tokens, beam_size=beam_size
-        )
+        search = max_new_tokens, self.config.eos_token_id, no_repeat_ngram_size, beam_size, length_penalty
+        return decode_all(self, begin, sources, batch_size, *search)
 
 
 class T5Decoder:
-    """Runs a T5 for model.py's searches, on B sources with K beams each, with the methods of GPT2Decoder.
+    """Runs a T5 for the searches, on B sources with K beams each, as GPT2Decoder runs a GPT-2.
 
-    The sources, and their keys and values for cross-attention, are computed once. The cache has a column for
-    the start token, then K columns a step; `positions` (S,) holds each column's step.
+    The cache has a column for the start token, then K columns a step; `positions` (S,) holds each one's step.
     """
 
     def __init__(self, model, sources, beam_size, max_new_tokens):
