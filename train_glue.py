@@ -6,7 +6,6 @@ predictions, metrics.py's functions.
 """
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import metrics
 from adapter import export, load_adapter, prepare, trained
 from arguments import Parser, add_arguments, check_max_len, fill_in, run_as_script, run_folders
 from data import UserError, as_user_error, glue, no_nan, write_text
 from data.batching import Batches, Tokens, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
+from metrics import glue_scores, worth
 from read.cache import FromStates, cached_states
 from run import Run, adamw, report, schedule
 
@@ -102,16 +101,11 @@ def score(task, model, sets, device, dtype):
     for name, (inputs, labels) in sets.items():
         predicted = predictions(all_logits(model, inputs, device, dtype))
         suffix = "_mismatched" if name.endswith("_mismatched") else ""
-        for key in glue.TASKS[task].scores:
-            scores[key + suffix] = float(getattr(metrics, key)(predicted, labels))
+        found = glue_scores(glue.TASKS[task].scores, predicted, labels)
+        scores |= {key + suffix: float(value) for key, value in found.items()}
         if len(np.unique(predicted)) == 1:
             scores["single_class"] = True
     return scores
-
-
-def worth(value):
-    """A score that is not defined (a correlation with a constant) is below every other."""
-    return -math.inf if math.isnan(value) else value
 
 
 # -------- one run

@@ -6,14 +6,12 @@ Batches, the model, written, glue.label_of, metrics.py's functions.
 """
 
 import json
-import math
 import statistics
 import time
 
 from torch import nn
 from torch.nn import functional as F
 
-import metrics
 from adapter import export, load_adapter, prepare, trained
 from arguments import Parser, add_arguments, fill_in, run_as_script, run_folders, whole
 from data import UserError, as_user_error, glue, no_nan
@@ -21,6 +19,7 @@ from data.batching import Batches, pad, subset
 from data.hub import MINI, open_checkpoint
 from device import autocast, peak_memory, pick_device
 from methods import T5
+from metrics import glue_scores, worth
 from run import Run, adamw, report, schedule
 
 DEFAULTS = {  # the READ paper's; it names no warm-up, weight decay, patience or length
@@ -110,7 +109,8 @@ def score(args, model, tokenizer, sources, labels, device, dtype):
     texts = written(args, model, tokenizer, sources, device, dtype)
     found = [glue.label_of(args.task, text, label) for text, label in zip(texts, labels, strict=True)]
     predicted = [value for value, _ in found]
-    scores = {name: float(getattr(metrics, name)(predicted, labels)) for name in glue.TASKS[args.task].scores}
+    found_scores = glue_scores(glue.TASKS[args.task].scores, predicted, labels)
+    scores = {name: float(value) for name, value in found_scores.items()}
     scores["score"] = sum(scores.values()) / len(scores)
     scores["invalid"] = sum(not valid for _, valid in found)
     if len(set(predicted)) == 1:
@@ -130,11 +130,6 @@ def in_use(args, model, tokenizer, sources, device, dtype):
         "ms_a_label": 1000 * statistics.median(times),
         "peak_memory_bytes": peak_memory(device),
     }
-
-
-def worth(scores):
-    """A score that is not defined (a correlation with a constant) is below every other."""
-    return -math.inf if math.isnan(scores["score"]) else scores["score"]
 
 
 # -------- one run
@@ -180,7 +175,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
             optimizer.zero_grad()
             run.advance(mean_loss, tokens)
         scores = score(args, model, tokenizer, *held["validation"], device, dtype)
-        run.end_epoch(scores, better=run.best is None or worth(scores) > worth(run.best))
+        run.end_epoch(scores, better=run.best is None or worth(scores["score"]) > worth(run.best["score"]))
         if scores["invalid"]:
             outputs = f"{scores['invalid']} of {len(splits['validation'])} outputs"
             print(f"  {outputs} are no label, and count as wrong")

@@ -11,12 +11,11 @@ from tokenizers import Tokenizer
 
 from data import e2e, squad
 from data.mini import domains, grammar, make
-
-SHOP = domains.OTHERS[-1]
 from model import GPT2, RobertaClassifier, RobertaMaskedLM
 from read.t5 import T5
 
 MINI = make.HERE
+SHOP = domains.OTHERS[-1]
 
 
 def cola_rows(split):

@@ -1,4 +1,4 @@
-"""README.md and RESULTS.md: what they point at is there, and tables are tables. (.ci/run runs the commands.)"""
+"""README.md and RESULTS.md: names are there, tables are tables. (.ci/run runs both commands.)"""
 
 import re
 from pathlib import Path

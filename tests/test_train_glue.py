@@ -20,6 +20,7 @@ import model as model_module
 import train_glue
 from data import no_nan
 from methods import METHODS, methods_of
+from metrics import worth
 from model import RobertaClassifier
 from run import Run, mean_and_std, schedule
 
@@ -448,6 +449,6 @@ def test_schedule():
 def test_undefined_scores_are_null_and_worth_least():
     """Would catch: NaN in a JSON file, or as the best epoch."""
     assert no_nan({"a": [float("nan"), 1.0]}) == {"a": [None, 1.0]}
-    assert train_glue.worth(float("nan")) < train_glue.worth(-1.0)
+    assert worth(float("nan")) < worth(-1.0)
     results = [{"best": {"epoch": 1, "pearson": 0.5}}, {"best": {"epoch": 2, "pearson": float("nan")}}]
     assert mean_and_std(results, "best") == ({"pearson": None}, {"pearson": None})
