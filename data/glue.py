@@ -76,7 +76,8 @@ def read_split(task, path, labelled=True):
     examples, skipped = [], 0
     rows = read_tsv(path)
     if spec.columns and labelled:
-        else:
+        columns, first = list(spec.columns), 0
+    else:
         columns, first = (rows[0] if rows else []), 1
     needed = (*spec.texts, spec.label) if labelled else spec.texts
     for name in needed:
