@@ -118,17 +118,19 @@ class Axis:
 
     def __init__(self, values, start, end, log=False):
         self.start, self.end, self.log = start, end, log
-        values = [math.log10(value) for value in values] if log else values
-        low, high = min(values), max(values)
+        low, high = self.scaled(min(values)), self.scaled(max(values))
         room = max(0.07 * (high - low), 0.2) if log else 0.07 * (high - low) or 0.05 * abs(high) or 1
         self.low, self.high = low - room, high + room
 
+    def scaled(self, value):
+        return math.log10(value) if self.log else value
+
     def __call__(self, value):
-        value = math.log10(value) if self.log else value
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+        share = (self.scaled(value) - self.low) / (self.high - self.low)
+        return self.start + share * (self.end - self.start)
 
     def ticks(self):
-        """Five round numbers or fewer. A logarithmic axis has powers of ten, or 1, 2 and 5 times these."""
+        """Up to five round numbers, on a logarithmic axis 1, 2 and 5 times powers of ten, or these alone."""
         if self.log:
             powers = [10**i for i in range(math.floor(self.low), math.ceil(self.high))]
             found = [m * p for p in powers for m in (1, 2, 5) if self.low <= math.log10(m * p) <= self.high]
@@ -215,7 +217,7 @@ def score_of(run):
 
 
 def curve(runs, score):
-    """[(epoch, lowest, mean, highest)] of a score over the runs that have it, as it is shown."""
+    """[(epoch, lowest, mean, highest)] of a score over the runs, as it is shown."""
     values, (factor, _) = {}, unit(score)
     for row in (row for run in runs for row in run.epochs if row.get(score) is not None):
         values.setdefault(row["epoch"], []).append(factor * row[score])
@@ -265,34 +267,29 @@ def learning_curves(groups):
 
 def config_of(model):
     """(name, config) to count GFLOPs on: the model that was run, or the paper's if its config is gone."""
-    published = {"roberta-base": ROBERTA_BASE, "roberta-large": ROBERTA_LARGE}
-    if model in published:
-        return model, published[model]
+    if published := {"roberta-base": ROBERTA_BASE, "roberta-large": ROBERTA_LARGE}.get(model):
+        return model, published
     try:
         return model, read_config(MINI / "roberta" if model == "mini" else model, RobertaConfig, "roberta")
     except (ValueError, OSError):
         return f"roberta-large ({model} has no config.json here)", ROBERTA_LARGE
 
 
-def paper_count(method, r, config, tokens):
+def paper_count(method, r, config, examples, tokens):
     d, layers = config.hidden_size, config.num_hidden_layers
     if method in flops.BUILDING:
         return 2 * layers * flops.building(method, d, d, r)  # q's and v's weights
-    return flops.adapters(method, d, r, layers, tokens) if method in flops.ADAPTERS else None
+    return flops.adapters(method, d, r, layers, examples * tokens) if method in flops.ADAPTERS else None
 
 
-def step_count(method, r, config, tokens):
-    return flops.training_step(method, r, config, 1, tokens)
-
-
-COUNTS = {  # what Figure 3's x axis can be: {title: (function, caption)}
+COUNTS = {  # Figure 3's x axes: {title: (function, caption)}
     "GFLOPs, as the paper counts": (
         paper_count,
         "Score against the paper's count.</b> For HUT and LoRA that is building the adapted weights once, "
         "whatever the number of tokens. For adapters it is their products. Other methods have none.",
     ),
     "GFLOPs of a training step": (
-        step_count,
+        flops.training_step,
         "Score against a whole training step.</b> Torch counts matrix products and attention, forward and "
         "backward, but not elementwise work such as HUT's scalings. Methods left of full save the gradients "
         "of the weights themselves.",
@@ -307,7 +304,7 @@ def point(cell, x):
 
 
 def figure_3(content):
-    """The paper's Figure 3, score against FLOPs, with each count, if several methods are scored on GLUE."""
+    """The paper's Figure 3, score against FLOPs, if several methods are scored on GLUE."""
     cells = [cell for cell in scored_cells(content) if cell["task"] in glue.TASKS]
     sizes = {(cell["method"], cell["r"]) for cell in cells}
     if len({method for method, _ in sizes}) < 2:
@@ -315,7 +312,7 @@ def figure_3(content):
     name, config = config_of(content.get("settings", {}).get("model") or "roberta-large")
     tokens, figures = min(TOKENS, config.max_length), []
     for x_title, (count, caption) in COUNTS.items():
-        counts, points = {size: count(*size, config, tokens) for size in sizes}, {}
+        counts, points = {size: count(*size, config, 1, tokens) for size in sizes}, {}
         for cell in cells:
             if (counted := counts[cell["method"], cell["r"]]) is not None:
                 points.setdefault(cell["task"], []).append(point(cell, counted / 1e9))
@@ -354,11 +351,12 @@ def r_finding(content):
         if points:
             drawings.append(scatter(task, "r (log scale)", points, log=True))
         r_range, seed_range = groups["r"]["range"], groups["seeds"]["range"]
-        if r_range is not None and seed_range is not None:
+        if None not in (r_range, seed_range):
+            more = "no more" if r_range <= seed_range else "more"
             caption += (
                 f" On {escape(task)}, r moves the score by {100 * r_range:.1f} ({len(of_r)} values of r), "
-                f"the seed by {100 * seed_range:.1f} ({len(of_seeds)} seeds): r moves it "
-                f"{'no more' if r_range <= seed_range else 'more'} than the seed does."
+                f"the seed by {100 * seed_range:.1f} ({len(of_seeds)} seeds): r moves it {more} than the "
+                "seed does."
             )
     return [figure(drawings, caption)] if drawings else []
 
@@ -398,7 +396,8 @@ def about_runs(runs, groups, environment, is_open):
         parts.append(f'<p class="bad">{escape(state)}</p>')
     parts.append(details("Learning curves", "".join(learning_curves(groups)), is_open))
     used = [run for labelled in groups.values() for group in labelled.values() for run in group]
-    return "".join(parts) + details("Settings and versions", settings_table(used, environment))
+    parts.append(details("Settings and versions", settings_table(used, environment)))
+    return "".join(parts)
 
 
 def table_section(number, folder, content, runs):
@@ -501,7 +500,7 @@ is <b class="hut">orange</b> and every other method <b class="other">blue</b>.</
 def main():
     parser = Parser(prog="python -m experiments.report", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("runs", metavar="RUNS", type=Path, help="a folder of tables and runs, at any depth, such as runs/")
+    add("runs", metavar="RUNS", type=Path, help="a folder of tables and runs, at any depth")
     add("-o", "--out", metavar="FILE", type=Path, default="report.html", help="(default: report.html)")
     add("--picture", metavar="FILE.svg", type=Path, help="write score against parameters as SVG instead")
     args = parser.parse_args()

@@ -56,7 +56,7 @@ def arguments():
     parser.add_argument("--seeds", type=whole, metavar="N", help=f"seeds 0 … N−1 (default: {seeds})")
     rates = "rates to try (default: the method's own, a quarter of it, and four times it)"
     parser.add_argument("--lrs", nargs="+", metavar="[METHOD=]LR,LR…", help=rates)
-    paper = "no search: the training script's rates, and the best epoch on dev, as in the paper"
+    paper = "no search: the training script's rates and the best epoch on dev"
     parser.add_argument("--paper", action="store_true", help=paper)
     for name in (*SETTINGS, "limit-train"):
         kind = whole if name in ("epochs", "batch-size", "limit-train", "max-len") else None
@@ -82,7 +82,7 @@ def fill_in(args, table):
         if task not in known:
             raise UserError(f"--tasks {task}: unknown: {args.table} takes {' '.join(known)}")
     against_paper = {
-        f"the paper of {args.table} searches its rates: leave --paper out": not table.script.paper,
+        f"the paper of {args.table} searches its rates": not table.script.paper,
         "mini has settings of its own: give --model and --data": bundled(args),
         "its rates are fixed: leave --lrs out": args.lrs,
     }
@@ -187,11 +187,15 @@ def run(script, folder, arguments):
     return read_json(result)
 
 
+def flags(**values):
+    """The arguments of a command line, without those that are None."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
+
+
 def passed_on(args, names):
     """The arguments of these names, and those after --, as the training script takes them."""
-    values = {f"--{name}": getattr(args, name.replace("-", "_")) for name in names}
-    given = [part for pair in values.items() if pair[1] is not None for part in pair]
-    return [*given, *args.rest]
+    return [*flags(**{name: getattr(args, name.replace("-", "_")) for name in names}), *args.rest]
 
 
 class Sweep:
@@ -219,10 +223,9 @@ class Sweep:
         return row._replace(r=anchor(self.args) if self.table.one_search else row.r, seeds=(0,))
 
     def arguments(self, task, row, lr, *names):
+        which = flags(method=row.method, r=row.r, targets=row.targets)
         settings = passed_on(self.args, (*SETTINGS, *names))
-        rate = ["--lr", lr] if lr else []
-        which = ["--task", task] if len(self.script.scores) > 1 else []
-        return [*row.arguments(), *settings, *rate, *which]
+        return [*which, *settings, *flags(lr=lr, task=task if len(self.script.scores) > 1 else None)]
 
     def scored_run(self, task, row, lr, seed):
         """(folder, arguments) of a run that goes into the table."""
@@ -235,7 +238,7 @@ class Sweep:
         if self.chosen_is_scored:
             return self.scored_run(task, row, lr, 0)
         (train, dev), _ = self.held_out[task]
-        more = [*self.script.trial, "--seed", 0, "--train-file", train, "--dev-file", dev]
+        more = [*self.script.trial, *flags(seed=0, train_file=train, dev_file=dev)]
         folder = self.args.out / task / str(row) / f"try-lr{lr:g}"
         return folder, [*self.arguments(task, row, lr), *more]
 
@@ -260,10 +263,7 @@ class Sweep:
         return found
 
     def choose(self, task, row):
-        """(the rate whose try at seed 0 is worth the most, the tries).
-
-        On a tie, as between runs that predict a single class, the lower training loss decides.
-        """
+        """(the rate whose try is worth the most, or on a tie has the lower training loss; the tries)."""
         rates = self.rates.get((task, row.method), (None,))
         if len(rates) == 1:
             return rates[0], []
@@ -318,7 +318,7 @@ def epochs(folder):
 
 
 def cost(folder, result):
-    """A run's peak memory in bytes, and its seconds and kWh until its best epoch; None where not measured."""
+    """A run's peak memory in bytes; its seconds and kWh until its best epoch, None where not measured."""
     timing = epochs(folder)[result["best"]["epoch"] - 1]["timing"]
     memory = result["timing"]["peak_memory_bytes"]
     return {"memory": memory, "seconds": timing["seconds"], **timing["energy_kwh"]}
@@ -334,7 +334,7 @@ def in_use(args, script, task, folder):
         found = read_json(path)
     else:
         given = passed_on(args, ("model", "data", "max-len", "device", "dtype"))
-        adapter = ["--task", task, "--adapter", folder / "adapter.pt", "--eval-only"]
+        adapter = [*flags(task=task, adapter=folder / "adapter.pt"), "--eval-only"]
         command = [str(part) for part in (sys.executable, ROOT / script.path, *given, *adapter)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if lines := [line for line in done.stdout.splitlines() if "ms_a_label" in line]:
@@ -356,7 +356,7 @@ def backbone(method, layout, parameters):
 
 
 def sheet(sweep, cells):
-    """The Sheet of the cells that there are, {(task, row): cell}."""
+    """The Sheet of {(task, row): cell}, complete or not."""
     args, script = sweep.args, sweep.script
     printed = {row: row.in_paper(args.table) for row in sweep.rows}
     known = {name for texts in printed.values() for name in texts}
@@ -420,7 +420,7 @@ def how(sweep):
         held = [f"{task}: {out:,} of {rest + out:,}" for task, (_, (rest, out)) in sweep.held_out.items()]
         rates = (
             f"Each rate is the best of {sweep.tries} on a held-out part of the training set "
-            f"({', '.join(held)}), at seed 0 and the last epoch; then all of the training set is trained on"
+            f"({', '.join(held)}), at seed 0 and the last epoch; then all of the set is trained on"
         )
     elif sweep.tries > 1:
         rates = f"Each rate is the best of {sweep.tries} on validation, at seed 0"

@@ -51,7 +51,7 @@ def number(score, value, std=None):
 
 
 class Files(NamedTuple):
-    """How training examples are read, and written to a file that the script reads in their place."""
+    """How training examples are read, and written to a file that the script can read."""
 
     mini: Path  # the folder of the bundled data
     read: Callable  # (task, folder) -> examples
@@ -81,8 +81,8 @@ class Script(NamedTuple):
     # Rates are tried on a held-out part of the training set, in these files. A script without them has a
     # validation set besides its test set: its tries are whole runs, and the chosen one is in the table.
     files: Files | None = None
-    trial: tuple = ()  # arguments of tries alone
-    costs: tuple = ()  # columns that need the cost of every run
+    trial: tuple = ()  # arguments of tries
+    costs: tuple = ()  # columns
 
 
 def glue_lines(task, examples):
@@ -154,7 +154,7 @@ PAPER = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="ut
 
 
 class Row(NamedTuple):
-    """What is compared: a method, its size, the layers it adapts, and the seeds of its runs."""
+    """What is compared: a method, its size, the layers it adapts, the seeds of its runs."""
 
     method: str
     r: int | None
@@ -169,11 +169,6 @@ class Row(NamedTuple):
         rows = PAPER[table]["rows"] if table in PAPER else {}
         keys = [f"{self.method}:{self.r}:{self.targets}", f"{self.method}:{self.r}", self.method]
         return next((rows[key] for key in keys if key in rows), {})
-
-    def arguments(self):
-        size = ["--r", self.r] if self.r else []
-        targets = ["--targets", self.targets] if self.targets else []
-        return ["--method", self.method, *size, *targets]
 
 
 def rows_of_methods(args):
@@ -215,7 +210,7 @@ def anchor(args):
 
 
 def spread(args, cells):
-    """What `rank` finds: ({task: {"r": … at seed 0, "seeds": … at one r}}, the same as a Sheet)."""
+    """({task: {"r": … at seed 0, "seeds": … at one r}}, the same as a Sheet)."""
     found, lines = {}, []
     for task in args.tasks:
         (score,) = GLUE.scores[task]

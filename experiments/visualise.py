@@ -62,6 +62,7 @@ class Subject(NamedTuple):
     base: str  # the checkpoint's name
     task: str
     model: nn.Module
+    device: torch.device
     tokenizer: Tokenizer
     max_len: int
     doc_stride: int | None
@@ -69,13 +70,13 @@ class Subject(NamedTuple):
 
 class Word(NamedTuple):
     tokens: list[int]
-    text: int  # the word is texts[text][start:end]
+    text: int  # it is texts[text][start:end]
     start: int
     end: int
 
 
 class Reading(NamedTuple):
-    """One input as a model reads it, and what comes out."""
+    """An input as a model reads it, and what comes out."""
 
     texts: tuple[str, ...]
     ids: torch.Tensor  # (1, L)
@@ -83,11 +84,11 @@ class Reading(NamedTuple):
     answer: str
     looking: list[int]  # the tokens whose attention is drawn
     span: tuple[int, int, int] | None  # the answer's (text, start, end), None for a class
-    outcome: Callable  # ids like these -> the logit of this answer, and its probability (None for a score)
+    outcome: Callable  # ids -> this answer's logit and probability (None for a score)
 
 
 def load_subject(path, model_name, device):
-    """The model of an adapter file, on the checkpoint that the file names or on `model_name`."""
+    """The model of an adapter file, on `model_name` or the checkpoint that the file names."""
     found = read_adapter(path)
     task, method, config = found["task"], found["method"], found["config"]
     if task not in (*glue.TASKS, "squad"):
@@ -102,11 +103,8 @@ def load_subject(path, model_name, device):
     model, base_hash = prepare(args, model_class, directory, device, **options)
     load_adapter(path, args, model, base_hash)
     name = f"{label(method, config['r'])} ({path})"
-    return Subject(name, base, task, model.eval(), tokenizer, config["max_len"], config.get("doc_stride"))
-
-
-def device_of(model):
-    return next(model.parameters()).device
+    sizes = config["max_len"], config.get("doc_stride")
+    return Subject(name, base, task, model.eval(), device, tokenizer, *sizes)
 
 
 def read(subject, texts):
@@ -123,7 +121,7 @@ def read_squad(subject, question, context):
 
     @torch.no_grad()
     def likeliest(window):
-        ids, _, of_text = squad.batch_of([window], model.config.pad_token_id, device_of(model))
+        ids, _, of_text = squad.batch_of([window], model.config.pad_token_id, subject.device)
         start, end = (squad.log_probabilities(logits, of_text) for logits in model(ids))
         first, last, score = squad.best_spans(start, end, of_text)
         return score.item(), first.item(), last.item(), window, ids, of_text
@@ -148,7 +146,7 @@ def read_glue(subject, *texts):
     model, spec = subject.model, glue.TASKS[subject.task]
     subject.tokenizer.enable_truncation(subject.max_len, strategy="longest_first")
     encoding = subject.tokenizer.encode(*texts)
-    ids = torch.tensor([encoding.ids], device=device_of(model))
+    ids = torch.tensor([encoding.ids], device=subject.device)
     tokens = zip(encoding.sequence_ids, encoding.offsets, strict=True)
     places = [None if text is None else (text, *offsets) for text, offsets in tokens]
     with torch.no_grad():
@@ -240,10 +238,8 @@ def relations(model, reading):
     """{measure: how strongly the answer is related to each word}, which is the sum over its tokens."""
     attention = attention_of(model, reading.ids).mean(0)[reading.looking].mean(0)
     each = {"attention": attention, "gradient": gradient_times_input(model, reading)}
-    return {
-        name: [sum(values[i].item() for i in word.tokens) for word in reading.words]
-        for name, values in each.items()
-    }
+    words = [word.tokens for word in reading.words]
+    return {name: [values[tokens].sum().item() for tokens in words] for name, values in each.items()}
 
 
 # -------- faithfulness
@@ -260,8 +256,8 @@ def falls(subject, reading, rng):
     outside = [i for i, word in enumerate(words) if not in_answer(word, reading.span)]
     if not outside:
         return None
-    count, mask = max(1, round(MASKED * len(outside))), subject.tokenizer.token_to_id("<mask>")
-    if mask is None:
+    count = max(1, round(MASKED * len(outside)))
+    if (mask := subject.tokenizer.token_to_id("<mask>")) is None:
         raise UserError("--faithfulness: the tokenizer has no <mask>")
 
     @torch.no_grad()
@@ -288,15 +284,15 @@ def falls(subject, reading, rng):
 
 def faithfulness(subject, inputs):
     """Prints the mean fall of each measure over `inputs`, each the texts of one example."""
-    rng = random.Random(0)
-    found = [falls(subject, read(subject, texts), rng) for texts in tqdm(inputs, leave=False, disable=None)]
-    found = [pair for pair in found if pair]
+    rng, texts = random.Random(0), tqdm(inputs, leave=False, disable=None)
+    found = [pair for one in texts if (pair := falls(subject, read(subject, one), rng))]
     mean_before = statistics.fmean(before for before, _ in found)
     print(f"\n{subject.name}: {len(found)} dev examples, mean probability of the answer {mean_before:.3f}")
     print(f"when {MASKED:.0%} of the words outside the answer are masked it falls by (mean ± standard error)")
     for name in found[0][1]:
         title = MEASURES[name][0] if name in MEASURES else "random words"
-        title = "    random words, as many of each text" if name.startswith("like") else title
+        if name.startswith("like"):
+            title = "    random words, as many of each text"
         values = [fall[name] for _, fall in found]
         error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
         mean = statistics.fmean(values)
@@ -350,7 +346,7 @@ def has_unread(reading):
 def deepest(explanations, measure):
     """The value of the deepest red: the largest of all models'."""
     values = [value for explanation in explanations for value in explanation.related[measure]]
-    return max((value for value in values if value > 0), default=1.0)
+    return max(values) if max(values, default=0) > 0 else 1.0
 
 
 def conclusion(reading, right):
@@ -432,7 +428,7 @@ def arguments():
     args = parser.parse_args()
     if len(args.adapter) > 2:
         raise UserError(f"--adapter: {len(args.adapter)} given: expected one or two")
-    if (args.question is None) != (args.context is None):
+    if bool(args.question) != bool(args.context):
         raise UserError("--question and --context go together")
     if args.html and args.faithfulness:
         raise UserError("--html: --faithfulness has no page")
