@@ -32,13 +32,10 @@ def read_text(path, hint):
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{path}:{line}: not UTF-8: byte 0x{raw[error.start]:02x}; convert the file"
-        ) from None
+        raise UserError(f"{path}:{line}: not UTF-8: byte 0x{raw[error.start]:02x}: convert it") from None
 
 
 def write_text(path, text):
-    """Replaces the file as a whole: a reader finds the old text or the new one, always."""
     write_file(path, lambda file: file.write(text.encode()))
 
 
@@ -51,7 +48,7 @@ def write_json_lines(path, rows):
 
 
 def no_nan(content):
-    """`content` with None for NaN, which JSON does not have: a constant's correlation is not defined."""
+    """`content` with None for NaN, which JSON does not have."""
     if isinstance(content, dict):
         return {key: no_nan(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

@@ -1,4 +1,4 @@
-"""Batches of token sequences: choosing their examples and padding them."""
+"""Batches of token sequences, as lists of their indices: choosing and padding them."""
 
 import math
 
@@ -14,10 +14,10 @@ def subset(examples, n):
 
 
 def shuffled_batches(lengths, batch_size, seed):
-    """An epoch's batches, as lists of indices: every example once, in an order that `seed` decides.
+    """An epoch's batches: every example once, in an order that `seed` decides; at most one batch is short.
 
     Shuffles the examples, sorts each group of 50 batches by length, cuts it into batches, and shuffles these.
-    So there is hardly any padding, and every epoch has other batches. At most one batch is short.
+    So there is hardly any padding, and every epoch has other batches.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(lengths))
@@ -33,7 +33,7 @@ def shuffled_batches(lengths, batch_size, seed):
 
 
 def sorted_batches(lengths, batch_size):
-    """Batches for scoring, as lists of indices, longest first, so that memory runs out at once or never."""
+    """Batches for scoring, longest first, so that memory runs out at once or never."""
     order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
@@ -41,7 +41,7 @@ def sorted_batches(lengths, batch_size):
 def pad(sequences, value, device="cpu"):
     """Token lists -> input_ids (B, L) int64, padded with `value` on the right, and mask (B, L) bool.
 
-    The mask is None if nothing is padded, because attention without a mask is faster.
+    Where nothing is padded the mask is None: attention is faster without.
     """
     longest = max(map(len, sequences))
     ids = torch.tensor([tokens + [value] * (longest - len(tokens)) for tokens in sequences])
@@ -52,13 +52,12 @@ def pad(sequences, value, device="cpu"):
 
 
 def padding_share(lengths, batches):
-    """The share of the positions in these batches that is padding."""
     used = sum(lengths[i] for batch in batches for i in batch)
     return 1 - used / sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
 
 
 class Batches:
-    """The batches of each epoch, as index lists, in groups of `accumulate` for one optimiser step."""
+    """The batches of each epoch, in groups of `accumulate` for one optimiser step."""
 
     def __init__(self, lengths, batch_size, accumulate, seed):
         self.lengths, self.batch_size, self.accumulate, self.seed = lengths, batch_size, accumulate, seed
@@ -69,7 +68,7 @@ class Batches:
         return math.ceil(math.ceil(len(self.lengths) / self.batch_size) / self.accumulate)
 
     def epoch(self, number):
-        """The groups of epoch `number`, from 0: they depend on the seed and this number alone."""
+        """The groups of epoch `number`, from 0."""
         batches = shuffled_batches(self.lengths, self.batch_size, [self.seed, number])
         return [batches[i : i + self.accumulate] for i in range(0, len(batches), self.accumulate)]
 
@@ -80,7 +79,7 @@ class Batches:
 
 
 class Tokens:
-    """Token lists as a model takes them: tokens(indices) -> (input_ids (B, L), mask (B, L) or None)."""
+    """Token lists, padded when they are asked for: tokens(indices) is what `pad` returns."""
 
     def __init__(self, tokens, pad_token, device):
         self.tokens, self.pad_token, self.device = tokens, pad_token, device

@@ -1,4 +1,4 @@
-"""Fetches official files once into a cache, checks them and unpacks them."""
+"""Fetches official files once into a cache, checks them, unpacks them, and finds them in a folder."""
 
 import hashlib
 import http.client
@@ -18,15 +18,13 @@ WAYS_OUT = "connect to the network, name local files with --model DIR --data DIR
 
 
 def cache():
-    """The folder for fetched data: $XDG_CACHE_HOME/hut, or ~/.cache/hut."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hut"
 
 
 def fetch(url, path, sha256):
     """Downloads `url` to `path`, unless that exists, under a temporary name until size and sha256 are right.
 
-    With sha256=None, the digest is printed and not checked. Raises UserError if the URL can't be reached, the
-    file is cut off or the digest differs.
+    With sha256=None, the digest is printed and not checked. Raises UserError if any of this fails.
     """
     if path.exists():
         return
@@ -54,7 +52,7 @@ def fetch(url, path, sha256):
         problem = f"has sha256 {digest.hexdigest()}: expected {sha256}; it was not kept"
     else:
         if not sha256:
-            print(f"{url}: sha256 {digest.hexdigest()}, not checked: none is known for this file")
+            print(f"{url}: sha256 {digest.hexdigest()}, not checked")
         os.replace(part, path)
         return
     part.unlink()
@@ -62,10 +60,7 @@ def fetch(url, path, sha256):
 
 
 def unpack(archive, folder):
-    """Unpacks the only top folder of a zip as `folder`, all of it or nothing.
-
-    Raises UserError if the archive is damaged or a name in it leads out of the folder.
-    """
+    """Unpacks the only top folder of a zip as `folder`, all of it or nothing, or raises UserError."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         try:
@@ -83,3 +78,22 @@ def unpack(archive, folder):
         if folder.exists():  # the caller found it incomplete
             shutil.rmtree(folder)
         os.replace(tops[0], folder)
+
+
+def load_splits(read, layouts, download, data, train_file, dev_file, splits):
+    """{split: read(path)}, with `train_file` and `dev_file` in the place of the folder's.
+
+    layouts   tables {split: file name}: the first whose file exists is taken
+    download  returns the folder, where `data` is None
+    """
+    given = {"train": train_file, "dev": dev_file}
+    folder = Path(data) if data else None
+    found = {}
+    for split in splits:
+        path = given.get(split)
+        if not path:
+            folder = folder or download()
+            paths = [folder / names[split] for names in layouts]
+            path = next((path for path in paths if path.exists()), paths[0])
+        found[split] = read(path)
+    return found

@@ -3,11 +3,10 @@
 import csv
 import io
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 from data import UserError, read_text
-from data.download import cache, fetch
+from data.download import cache, fetch, load_splits
 
 
 class Example(NamedTuple):
@@ -26,19 +25,18 @@ RENAMED = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family f
 def linearise(representation):
     """'name[Alimentum], priceRange[£20-25]' -> 'name : Alimentum | price : £ 20 - 25', as in LoRA's files.
 
-    The values in these files are tokenised, which changes only prices in pounds. Raises ValueError if the
-    representation is not a list of slot[value].
+    Raises ValueError if the representation is not a list of slot[value].
     """
     slots = re.findall(r"(?:^|, )([\w ]+)\[([^\[\]]+)\]", representation)
     if not slots or ", ".join(f"{slot}[{value}]" for slot, value in slots) != representation.strip():
         raise ValueError(f"meaning representation '{representation}': expected slot[value], slot[value], …")
     if unknown := [slot for slot, _ in slots if slot not in SLOTS]:
-        problem = f"meaning representation '{representation}': no slot '{unknown[0]}'"
-        raise ValueError(f"{problem}: expected {', '.join(SLOTS)}")
+        raise ValueError(f"meaning representation: no slot '{unknown[0]}': expected {', '.join(SLOTS)}")
     return " | ".join(f"{RENAMED.get(slot, slot)} : {tokenised(value)}" for slot, value in slots)
 
 
 def tokenised(value):
+    """As in LoRA's files, where this changes only prices in pounds."""
     return re.sub(r"(\d)-(\d)", r"\1 - \2", re.sub(r"£\s*", "£ ", value.strip()))
 
 
@@ -79,25 +77,12 @@ def _read_linearised(path, text):
 
 
 def load(data=None, train_file=None, dev_file=None, splits=("train", "dev", "test")):
-    """{split: examples} from a folder of official or linearised files, fetched if `data` is None.
-
-    `train_file` and `dev_file` take the place of the folder's.
-    """
-    given = {"train": train_file, "dev": dev_file}
-    folder = Path(data) if data else None
-    found = {}
-    for split in splits:
-        path = given.get(split)
-        if not path:
-            folder = folder or download()
-            linearised = not (folder / OFFICIAL[split]).exists() and (folder / LINEARISED[split]).exists()
-            path = folder / (LINEARISED if linearised else OFFICIAL)[split]
-        found[split] = read(path)
-    return found
+    """{split: examples} from a folder of official or linearised files, fetched if `data` is None."""
+    return load_splits(read, (OFFICIAL, LINEARISED), download, data, train_file, dev_file, splits)
 
 
 def grouped(examples):
-    """{context: [reference, …]}, in the order of the examples."""
+    """{context: [reference, …]}"""
     groups = {}
     for example in examples:
         groups.setdefault(example.context, []).append(example.reference)
@@ -107,7 +92,7 @@ def grouped(examples):
 def is_tokenised(examples):
     """Whether most references have a space before the full stop, as in the linearised files.
 
-    Scores depend on this: the same output has BLEU .66 against raw references and .67 against tokenised ones.
+    The same output has BLEU .66 against raw references and .67 against tokenised ones.
     """
     return sum(example.reference.endswith(" .") for example in examples) > len(examples) / 2
 

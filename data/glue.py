@@ -10,7 +10,7 @@ from data.download import cache, fetch, unpack
 
 
 class Example(NamedTuple):
-    """One row: a sentence or a pair, and a class index, a score (STS-B), or None (a test row)."""
+    """A sentence or a pair, and a class index, a score (STS-B), or None (a test row)."""
 
     first: str
     second: str | None
@@ -20,26 +20,19 @@ class Example(NamedTuple):
 class Task(NamedTuple):
     """A row: where a task's texts and labels stand in its files, what its labels mean, what a run takes.
 
-    folder      the name of its folder
-    texts       the columns of its one or two texts, as the header names them
-    scores      what it reports, by names of metrics.py's functions; the first chooses the best epoch
-    batch_size, epochs   the paper's Table 6, HUT's row; ours for mnli, qqp and wnli, which it does not have
-    labels      the strings in the files, in the order of the classes; none: a score from 0 to 5
-    names       what the labels mean
-    columns     of a file without header: CoLA's
-    dev, test   the names of its files, without their ending
+    `batch_size` and `epochs` are the paper's Table 6, HUT's row; ours for mnli, qqp and wnli, which it lacks.
     """
 
     folder: str
-    texts: tuple[str, ...]
-    label: str
-    scores: tuple[str, ...]
+    texts: tuple[str, ...]  # the columns of its one or two texts
+    label: str  # and of the label
+    scores: tuple[str, ...]  # functions of metrics.py; the first chooses the best epoch
     batch_size: int
     epochs: int
-    labels: tuple[str, ...] = ("0", "1")
-    names: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-    dev: tuple[str, ...] = ("dev",)
+    labels: tuple[str, ...] = ("0", "1")  # as in the files, a class each; none: a score from 0 to 5
+    names: tuple[str, ...] = ()  # what the labels mean
+    columns: tuple[str, ...] = ()  # of a file without header: CoLA's
+    dev: tuple[str, ...] = ("dev",)  # the names of its files, without .tsv
     test: tuple[str, ...] = ("test",)
 
     @property
@@ -75,10 +68,9 @@ TASKS = {
 
 
 def read_split(task, path, labelled=True):
-    """(the examples of one file, the number of rows skipped: 0 but for QQP). Every row is checked.
+    """(the examples of one file, the number of rows skipped: 0 but for QQP).
 
-    Raises UserError, with file and line, for a file that is missing, empty or not UTF-8, a row with too few
-    columns, an unknown label, and a score that is no number from 0 to 5.
+    Raises UserError, with file and line, if there are no rows, or a row has too few columns or a bad label.
     """
     spec = TASKS[task]
     examples, skipped = [], 0
@@ -121,9 +113,9 @@ def _label(spec, text, where):
 
 
 def read_tsv(path):
-    """Rows of columns, with no quoting rules: a lone " is text. A BOM is dropped; UTF-8 is required."""
+    """Rows of columns, with no quoting rules: a lone " is text."""
     text = read_text(path, "name the folder that holds CoLA/, SST-2/ … with --data DIR")
-    # only \n ends a row: a sentence may hold other characters that str.splitlines takes for line ends
+    # str.splitlines would end a row at other characters too, which a sentence may hold
     return [line.rstrip("\r").split("\t") for line in text.removesuffix("\n").split("\n")] if text else []
 
 
@@ -138,32 +130,27 @@ def read_mrpc_raw(folder):
             if len(row) < 5:
                 raise UserError(f"{path}:{line}: {len(row)} columns: expected 5, separated by tabs")
             quality, first_id, second_id, first, second = row[:5]
-            if source == "test":
-                splits["test"].append(Example(first, second, None))
-            else:
+            split, label = source, None
+            if source == "train":
+                split = "dev" if (first_id, second_id) in ids else "train"
                 label = _label(TASKS["mrpc"], quality, f"{path}:{line}")
-                splits["dev" if (first_id, second_id) in ids else "train"].append(
-                    Example(first, second, label)
-                )
+            splits[split].append(Example(first, second, label))
     return splits
 
 
 def load(task, data=None, train_file=None, dev_file=None, splits=("train", "dev")):
     """{file's name: its examples} of the `splits` "train", "dev", "test"; MNLI has two dev and test files.
 
-    `data` is the folder that holds CoLA/, SST-2/ …; without it the official files are fetched once into the
-    cache. `train_file` and `dev_file` stand in for single files of it; one dev file is then all there is of
-    dev.
+    `data` is the folder that holds CoLA/, SST-2/ …, fetched if it is None. `train_file` and `dev_file` stand
+    in for its files; one dev file is then all there is of dev.
     """
     spec = TASKS[task]
     given = {"train": train_file, spec.dev[0]: dev_file}
     files = {"train": ("train",), "dev": spec.dev[: 1 if dev_file else None], "test": spec.test}
     names = [name for split in splits for name in files[split]]
-    folder = (
-        None
-        if all(given.get(name) for name in names)
-        else (Path(data) if data else download(task)) / spec.folder
-    )
+    folder = None
+    if not all(given.get(name) for name in names):
+        folder = (Path(data) if data else download(task)) / spec.folder
     found, raw = {}, {}
     if folder and (folder / "msr_paraphrase_train.txt").exists() and not (folder / "train.tsv").exists():
         raw = read_mrpc_raw(folder)  # MRPC as it is downloaded
@@ -198,14 +185,12 @@ SHA256 = {
 
 
 def download(task, folder=None, glue=GLUE, senteval=SENTEVAL):
-    """Fetches a task's official files into `folder` (the cache), unless they are there; returns `folder`."""
+    """Fetches the official files that `folder` (default: the cache) lacks. Returns `folder`."""
     folder = folder or cache() / "glue"
     target = folder / TASKS[task].folder
-    if (
-        task == "mrpc"
-    ):  # not on GLUE's own server as a whole: Microsoft's files, and GLUE's choice of dev rows
-        for place, name in ((senteval, "msr_paraphrase_train.txt"), (senteval, "msr_paraphrase_test.txt"),
-                            (glue, "mrpc_dev_ids.tsv")):  # fmt: skip
+    if task == "mrpc":  # Microsoft's files, and GLUE's choice of dev rows
+        for name in ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "mrpc_dev_ids.tsv"):
+            place = senteval if name.startswith("msr") else glue
             fetch(place + name, target / name, SHA256[name])
     elif not target.is_dir():
         name = {"qnli": "QNLIv2.zip"}.get(task, f"{TASKS[task].folder}.zip")
@@ -216,8 +201,7 @@ def download(task, folder=None, glue=GLUE, senteval=SENTEVAL):
 
 # -------- text to text
 
-# As T5 reads and writes the tasks (Raffel et al., 2020, appendix D): what its texts are called, in the order
-# of Example's, and the label words, in the order of the classes.
+# As T5 reads and writes the tasks (Raffel et al., 2020, appendix D): the names of the texts, and the labels.
 TEXT_TO_TEXT = {
     "cola": (("sentence",), ("unacceptable", "acceptable")),
     "sst2": (("sentence",), ("negative", "positive")),
@@ -236,7 +220,7 @@ def source_text(task, example):
 
 
 def target_text(task, label):
-    """What T5 is to write: the label's word, or STS-B's score, rounded to the nearest 0.2."""
+    """What T5 is to write."""
     words = TEXT_TO_TEXT[task][1]
     return words[round(5 * label) if task == "stsb" else label]
 
@@ -244,8 +228,7 @@ def target_text(task, label):
 def label_of(task, text, label):
     """What T5 wrote -> (a class or score, whether it is one).
 
-    An output that is none counts as wrong, whatever `label` is: it becomes another class, or the end of the
-    scale that is farther from the score.
+    What is none counts as wrong: it becomes another class than `label`, or the end of the scale farther off.
     """
     words = TEXT_TO_TEXT[task][1]
     if text in words:
@@ -254,20 +237,17 @@ def label_of(task, text, label):
 
 
 def read_protocol(task, splits):
-    """The READ paper's {"train", "validation", "test"}, from a task's train and dev files.
+    """The READ paper's {"train", "validation", "test"}, from a task's train and dev files, for all seeds.
 
     Below 10,000 training rows dev is cut in two halves; else 1,000 training rows are held out, and dev is the
-    test set. MNLI validates on the mismatched dev set and tests on the matched one. The halves and the rows
-    held out are drawn once, whatever the run's seed.
+    test set. MNLI validates on the mismatched dev set and tests on the matched one.
     """
     train = splits["train"]
     if task == "mnli" and "dev_mismatched" in splits:
         return {"train": train, "validation": splits["dev_mismatched"], "test": splits["dev_matched"]}
     dev = splits[TASKS[task].dev[0]]
     if len(dev) < 2:
-        raise UserError(
-            f"{task}: {len(dev)} dev rows: expected 2 or more, one for validation and one for test"
-        )
+        raise UserError(f"{task}: {len(dev)} dev rows: expected 2 or more, for validation and test")
     cut = dev if len(train) < 10_000 else train
     order = np.random.default_rng(0).permutation(len(cut)).tolist()
     held = len(dev) // 2 if cut is dev else 1000
@@ -280,10 +260,7 @@ def read_protocol(task, splits):
 
 
 def encode(tokenizer, examples, max_len):
-    """Token ids of each example, at most `max_len`, with the special tokens of the tokenizer's template.
-
-    A pair is truncated at its longer text first.
-    """
+    """Token ids of each example, special tokens included, at most `max_len`: a pair's longer text is cut."""
     tokenizer.enable_truncation(max_len, strategy="longest_first")
     texts = [e.first if e.second is None else (e.first, e.second) for e in examples]
     return [encoding.ids for encoding in tokenizer.encode_batch(texts)]

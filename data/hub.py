@@ -21,10 +21,9 @@ MODELS = {  # config.json's model_type: the classes that stand for it, by what a
 
 
 def open_checkpoint(name_or_directory, use, mini):
-    """A checkpoint's (directory, class for `use`, configuration, tokenizer); `mini` is where the bundled one is.
+    """A checkpoint's (directory, class for `use`, configuration, tokenizer). `mini`: the bundled one's place.
 
-    Raises UserError as `checkpoint` and `load_tokenizer` do, and for a model that MODELS does not have for
-    this use.
+    Raises UserError as the functions below do, and for a model that MODELS does not have for this use.
     """
     directory = checkpoint(mini if name_or_directory == "mini" else name_or_directory)
     classes = {kind: row[use] for kind, row in MODELS.items() if use in row}
@@ -41,8 +40,7 @@ def checkpoint(name_or_directory):
     """The directory of a checkpoint; huggingface_hub fetches a hub name (`roberta-large`, `gpt2-medium`).
 
     It respects the user's cache, mirror (HF_ENDPOINT), token and offline setting (HF_HUB_OFFLINE).
-    Raises UserError if there is no such directory or hub name, if the hub can't be reached, or if it has no
-    PyTorch weights for this name.
+    Raises UserError if there is no such directory or hub name, or no PyTorch weights can be had.
     """
     if Path(name_or_directory).is_dir():
         return Path(name_or_directory)
@@ -88,7 +86,7 @@ def load_tokenizer(directory, vocab_size):
 def copy_tokenizer(source, target):
     """Copies a checkpoint's tokenizer.json to exported weights, and writes a tokenizer_config.json.
 
-    Without the second file, transformers picks a tokenizer by the model's type, which may split differently.
+    Without that, transformers picks a tokenizer by the model's type, which may split differently.
     """
     shutil.copyfile(source / "tokenizer.json", target / "tokenizer.json")
     tokenizer = Tokenizer.from_file(str(target / "tokenizer.json"))

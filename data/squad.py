@@ -1,7 +1,6 @@
 """SQuAD v1.1 (Rajpurkar et al., 2016): files -> questions -> windows of tokens -> answers in the text."""
 
 import json
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,11 +8,11 @@ import torch
 
 from data import UserError, read_text
 from data.batching import pad
-from data.download import cache, fetch
+from data.download import cache, fetch, load_splits
 
 
 class Question(NamedTuple):
-    """A question about a text, `context`. Each answer is (its first character in the text, its words)."""
+    """Each answer is (its first character in the context, its words)."""
 
     id: str
     text: str
@@ -37,10 +36,7 @@ MAX_ANSWER = 30  # tokens, as in BERT's and transformers' scripts
 
 
 def read(path):
-    """The questions of one file. Raises UserError that names the file, article, paragraph and question.
-
-    Every answer has to be in the text at the place that the file gives.
-    """
+    """The questions of one file. Raises UserError, with the place, for one that is not as in SQuAD v1.1."""
     text = read_text(path, "name a folder of SQuAD v1.1 files with --data DIR")
     try:
         content = json.loads(text)
@@ -80,7 +76,7 @@ def _question(entry, context, where):
 
 
 def _field(entry, key, kind, where):
-    """entry[key], a list or a text that is not blank. Raises UserError for anything else."""
+    """entry[key], if it is a list or a text that is not blank."""
     value = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(value, kind) or (kind is str and not value.strip()):
         name = "text" if kind is str else "list"
@@ -89,20 +85,13 @@ def _field(entry, key, kind, where):
 
 
 def load(data=None, train_file=None, dev_file=None, splits=("train", "dev")):
-    """{split: questions} from a folder of official files, fetched if `data` is None.
-
-    `train_file` and `dev_file` take the place of the folder's.
-    """
+    """{split: questions} from a folder of official files, of which the missing are fetched without `data`."""
     given = {"train": train_file, "dev": dev_file}
-    folder = Path(data) if data else None
-    found = {}
-    for split in splits:
-        path = given.get(split)
-        if not path:
-            folder = folder or download(names=[FILES[split] for split in splits if not given[split]])
-            path = folder / FILES[split]
-        found[split] = read(path)
-    return found
+
+    def fetched():
+        return download(names=[FILES[split] for split in splits if not given[split]])
+
+    return load_splits(read, (FILES,), fetched, data, train_file, dev_file, splits)
 
 
 RELEASE = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
@@ -127,12 +116,12 @@ def encode(tokenizer, questions, max_len, doc_stride):
     """The windows of all questions: <s> question </s></s> text </s>, at most `max_len` tokens each.
 
     A text that does not fit has several windows, each of which repeats `doc_stride` tokens of the one before.
-    Raises UserError if a question leaves no room for more than these.
+    Raises UserError for a question that leaves no room for more.
     """
     texts = [question.text.strip() for question in questions]  # one official question has thousands of spaces
     added = tokenizer.num_special_tokens_to_add(is_pair=True)
     windows = []
-    for start in range(0, len(questions), 1000):  # not all at once, because the tokenizer's objects are large
+    for start in range(0, len(questions), 1000):  # the tokenizer's objects are large
         some = range(start, min(start + 1000, len(questions)))
         tokenizer.no_truncation()
         alone = tokenizer.encode_batch([texts[i] for i in some], add_special_tokens=False)
@@ -140,7 +129,7 @@ def encode(tokenizer, questions, max_len, doc_stride):
             room = max_len - added - len(encoding.ids)
             if room <= doc_stride:
                 left = f"its {len(encoding.ids)} tokens leave {max(room, 0)} of {max_len} for the text"
-                expected = f"expected more than --doc-stride {doc_stride}; raise --max-len or lower that"
+                expected = f"expected more than --doc-stride {doc_stride}: raise --max-len or lower it"
                 raise UserError(f"question {questions[i].id}: {left}: {expected}")
         tokenizer.enable_truncation(max_len, stride=doc_stride, strategy="only_second")
         pairs = [(texts[i], questions[i].context) for i in some]
@@ -154,10 +143,7 @@ def encode(tokenizer, questions, max_len, doc_stride):
 
 
 def target(window, answer):
-    """(first, last) place in `window.ids` of the shortest span that covers the answer.
-
-    (0, 0), the <s>, stands for an answer that is not entirely in this window.
-    """
+    """(first, last) place in `window.ids` of the shortest span that covers the answer, or (0, 0), the <s>."""
     start, words = answer
     start, end = start + len(words) - len(words.lstrip()), start + len(words.rstrip())
     touched = np.flatnonzero((window.offsets[:, 0] < end) & (window.offsets[:, 1] > start))
@@ -167,7 +153,7 @@ def target(window, answer):
 
 
 def cut(context, window, first, last):
-    """The original text of the window's tokens from `first` to `last`, both included."""
+    """The text of the window's tokens from `first` to `last`, both included."""
     start, end = window.offsets[first - window.first, 0], window.offsets[last - window.first, 1]
     return context[start:end].strip()  # in some tokenizers a word's token covers the space before it
 
@@ -188,7 +174,7 @@ def unreachable(questions, windows):
 
 
 def batch_of(windows, pad_token, device):
-    """Windows -> input_ids (B, L), mask (B, L) or None, and the text's tokens, of_text (B, L) bool."""
+    """input_ids (B, L), mask (B, L) or None, and which tokens are the text's, (B, L) bool."""
     ids, mask = pad([window.ids for window in windows], pad_token, device)
     place = torch.arange(ids.shape[1], device=device)
     first = torch.tensor([window.first for window in windows], device=device)[:, None]
@@ -199,7 +185,7 @@ def batch_of(windows, pad_token, device):
 def log_probabilities(logits, of_text):
     """Logits (B, L) of a start or an end -> log-probabilities, -inf outside the text and <s>.
 
-    <s> stands for "not in this window", so that the probabilities of a question's windows can be compared.
+    <s>, "not in this window", makes the probabilities of a question's windows comparable.
     """
     allowed = of_text.clone()
     allowed[:, 0] = True
@@ -207,9 +193,9 @@ def log_probabilities(logits, of_text):
 
 
 def best_spans(start, end, of_text):
-    """Each window's likeliest span of up to MAX_ANSWER tokens: first (B,), last (B,), log-probability (B,).
+    """Each window's likeliest span of up to MAX_ANSWER tokens: first, last, log-probability, (B,) each.
 
-    start, end: (B, L) log-probabilities; of_text: (B, L). All pairs of start and end are compared.
+    start, end: (B, L) log-probabilities. All pairs of start and end are compared.
     """
     length = start.shape[1]
     start, end = (t.masked_fill(~of_text, -torch.inf) for t in (start, end))
