@@ -1,11 +1,8 @@
 """Made-up data-to-text: things with slots and values, and sentences that describe them.
 
 A domain is a table. Each line says how to express some values of a slot: before the noun ("a cheap pub"),
-after it ("a pub near The Mill"), or as a predicate ("It has low prices"). `describe` assigns the slots to
-these places, chooses a sentence plan, and joins the remaining predicates with "and" and pronouns.
-
-`RESTAURANT` has the slots of the official E2E files and makes the bundled ones. The decoder is pretrained on
-`OTHERS`, which have no restaurants.
+after it ("a pub near The Mill"), or as a predicate ("It has low prices"). `RESTAURANT` has the slots of the
+official E2E files and makes the bundled ones. The decoder is pretrained on `OTHERS`.
 """
 
 from pathlib import Path
@@ -15,7 +12,7 @@ from data.e2e import RENAMED, tokenised
 
 
 class Words(NamedTuple):
-    """The ways to express any of `values` in each place. An empty list means that there is none."""
+    """The ways to express any of `values` in each place."""
 
     values: list
     before: list
@@ -31,7 +28,7 @@ class Domain(NamedTuple):
 
 
 def read_domains(path):
-    """{name: Domain} of a file in the form that domains.txt describes."""
+    """{name: Domain} of a file like domains.txt, which describes its form."""
     domains = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
@@ -90,10 +87,7 @@ def coin(rng):
 
 
 def represent(rng, domain, share=0.6, coined=0.0):
-    """A meaning representation {slot: value} in the table's order: a name, mostly a kind, and more.
-
-    A value that sentences quote is a new word with probability `coined`.
-    """
+    """A meaning representation {slot: value}; quoted values are new words with probability `coined`."""
     while True:
         facts = {}
         for slot, rows in domain.slots.items():
@@ -110,7 +104,7 @@ def represent(rng, domain, share=0.6, coined=0.0):
 
 
 def is_quoted(row):
-    """Whether all ways to express the row's values quote them, so that other words can take their place."""
+    """Whether all ways to express the row's values quote them, so that others can take their place."""
     return all("{}" in way for place in row[1:] for way in place)
 
 
@@ -148,7 +142,7 @@ def describe(rng, domain, facts):
 
 
 def linearised(facts):
-    """name : The Mill | Type : pub | price : £ 20 - 25, as `data.e2e.read` returns it"""
+    """name : The Mill | Type : pub | price : £ 20 - 25"""
     return " | ".join(f"{RENAMED.get(slot, slot)} : {tokenised(value)}" for slot, value in facts.items())
 
 

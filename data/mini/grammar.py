@@ -3,7 +3,6 @@
 Every phenomenon is a function that takes a `random.Random` and returns two lists of words, (good, bad). They
 differ only in one word or in the place of one constituent. So neither length nor vocabulary tells them apart:
 a model has to relate words to each other, often across distracting ones ("The boys near the king is asleep").
-The encoder is pretrained on the acceptable sentences (`make.py`).
 
 The lexicon has no words that would make a "bad" sentence good: verbs whose object is optional (eat, smile),
 nouns and verbs with ambiguous forms (sheep, put, find and found), verbs that are also adjectives (faint).
@@ -74,16 +73,16 @@ def plural_of(noun):
 
 def form(verb, which):
     """The form "base", "s" (third person), "past", "part" (after have) or "ing" of a verb."""
-    ends_in_y = verb[-1] == "y" and verb[-2] not in "aeiou"
+    stem = DOUBLED.get(verb, verb.removesuffix("e"))
     if which == "base":
         return verb
     if which == "s":
         return plural_of(verb)  # English spells both endings alike
     if which == "ing":
-        return DOUBLED.get(verb, verb.removesuffix("e")) + "ing"
+        return stem + "ing"
     if verb in IRREGULAR_VERBS:
         return IRREGULAR_VERBS[verb].split()[which == "part"]
-    return verb[:-1] + "ied" if ends_in_y else DOUBLED.get(verb, verb.removesuffix("e")) + "ed"
+    return verb[:-1] + "ied" if verb[-1] == "y" and verb[-2] not in "aeiou" else stem + "ed"
 
 
 # -------- phrases, as lists of words
@@ -119,19 +118,18 @@ def thing(rng, number=None):
 
 
 def verb_and_object(rng):
-    """A verb that needs an object, and a suitable object."""
     if rng.random() < 0.5:
         return rng.choice(WITH_PERSON), person(rng)
     return rng.choice(WITH_THING), thing(rng)
 
 
 def verb_phrase(rng):
-    """An intransitive verb and no words, or a verb and its object."""
+    """A verb and its object, which may be empty."""
     return (rng.choice(INTRANSITIVE), []) if rng.random() < 0.4 else verb_and_object(rng)
 
 
 def finite(rng, number):
-    """A predicate with the right number, and the same one with the wrong number in its first word."""
+    """A predicate, and the same one with the wrong number in its first word."""
     verb, rest = verb_phrase(rng)
     kind = rng.choice(["verb", "verb", "be", "progressive", "perfect", "negated"])
     if kind == "verb":
@@ -148,7 +146,7 @@ def finite(rng, number):
 
 
 def setting(rng):
-    """Sometimes a place, as in ["in", "the", "garden"], otherwise []."""
+    """["in", "the", "garden"], or mostly []."""
     return ["in", "the", rng.choice(PLACES)] if rng.random() < 0.25 else []
 
 
@@ -157,7 +155,7 @@ def past(rng, verbs):
 
 
 def in_context(rng, before, good, bad, after=()):
-    """The pair between `before` and `after`, sometimes followed by a place or reported by someone."""
+    """The pair between `before` and `after`, sometimes in a place or reported by someone."""
     after = [*after, *setting(rng)]
     if rng.random() < 0.3:
         before = [*person(rng), past(rng, SAYING), "that", *before]
@@ -168,7 +166,7 @@ def who_or_what(verb):
     return "who" if verb in WITH_PERSON else "what"
 
 
-# --- phenomena, which return (good, bad) ------------------------------------------------------------------
+# -------- phenomena, which return (good, bad)
 
 
 def agreement(rng):
@@ -336,6 +334,6 @@ def spell(words):
 
 
 def draw(rng, phenomenon):
-    """A pair of sentences (acceptable, unacceptable), as text."""
+    """(acceptable, unacceptable), as text."""
     good, bad = PHENOMENA[phenomenon](rng)
     return spell(good), spell(bad)

@@ -35,7 +35,7 @@ from read.t5 import T5, T5Config
 HERE = Path(__file__).parent
 THREADS = {"roberta": 2, "gpt2": 1, "t5": 1}  # fixed, because they decide how sums are rounded
 
-# --- CoLA -------------------------------------------------------------------------------------------------
+# -------- CoLA
 
 COLA_PAIRS = {"train": 1000, "dev": 250, "test": 100}  # two sentences each
 
@@ -43,8 +43,7 @@ COLA_PAIRS = {"train": 1000, "dev": 250, "test": 100}  # two sentences each
 def cola_pairs(seed=0):
     """{split: [(phenomenon, acceptable, unacceptable)]}. No sentence occurs twice.
 
-    Both sentences of a pair are in the same split, so that each split is balanced, and no sentence of dev has
-    its counterpart in train.
+    Because pairs stay together, each split is balanced, and no sentence of dev has its counterpart in train.
     """
     rng, seen, pairs = random.Random(seed), set(), {}
     for split, count in COLA_PAIRS.items():
@@ -59,7 +58,7 @@ def cola_pairs(seed=0):
 
 
 def cola_files(seed=0):
-    """{file name: text} in the official layout: source, label, star, sentence; test without labels."""
+    """{file name: text}: source, label, star, sentence; test without labels."""
     files = {}
     for split, pairs in cola_pairs(seed).items():
         rows = [(name, 1, "", good) for name, good, _ in pairs]
@@ -95,7 +94,6 @@ def acceptable_sentences(count, seed=1):
 
 
 def byte_level_bpe(texts, vocab_size, special_tokens):
-    """A tokenizer like those of RoBERTa and GPT-2."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -118,9 +116,9 @@ def roberta_tokenizer(sentences):
 
 
 def masked(ids, vocab_size, mask_id, rng):
-    """BERT's corruption of token ids (B, L): the corrupted ids, and which tokens to predict, (B, L) bool.
+    """BERT's corruption of token ids (B, L), and which tokens to predict, (B, L) bool: 15 %.
 
-    These are 15 % of the tokens: 80 % of them become <mask>, 10 % a random token, and 10 % stay.
+    80 % of these become <mask>, 10 % a random token, and 10 % stay.
     """
     chosen = (torch.rand(ids.shape, generator=rng) < 0.15) & (ids > 3)
     how = torch.rand(ids.shape, generator=rng)
@@ -130,7 +128,7 @@ def masked(ids, vocab_size, mask_id, rng):
 
 
 def pretrain(model, sequences, steps, batch_size, lr, loss_of, relative=False):
-    """Trains all of `model` on token lists; loss_of(ids (B, L), mask (B, L) or None) is the loss of a batch.
+    """Trains `model` on token lists; loss_of(ids (B, L), mask (B, L) or None) is the loss of a batch.
 
     If `relative`, each tensor's learning rate is `lr` times its root mean square at the start.
     """
@@ -175,17 +173,14 @@ def make_roberta():
     return model, tokenizer
 
 
-# --- SQuAD ------------------------------------------------------------------------------------------------
+# -------- SQuAD
 
 SQUAD_ARTICLES = {"train": 50, "dev": 10}
 SQUAD_PARAGRAPHS = 20  # per article, each with two sentences and a question about each
 
 
 def squad_paragraph(rng):
-    """A text, and [(question, [(start, answer), …])].
-
-    Each question has one answer, because no verb and no form of a noun occurs twice.
-    """
+    """A text, and [(question, [(start, answer), …])], unambiguous: no verb or noun form occurs twice."""
     text, questions, nouns = "", [], []
     for verb in rng.sample(grammar.WITH_PERSON + grammar.WITH_THING, 2):
         what = grammar.who_or_what(verb)
@@ -211,7 +206,7 @@ def squad_paragraph(rng):
 
 
 def squad_files(seed=5):
-    """{file name: text} in the official layout. No text occurs twice; training questions have one answer."""
+    """{file name: text}. No text occurs twice; training questions have one answer."""
     rng, seen, files = random.Random(seed), set(), {}
     for split, count in SQUAD_ARTICLES.items():
         articles, ids = [], itertools.count(1)
@@ -235,9 +230,9 @@ def squad_files(seed=5):
     return files
 
 
-# --- E2E --------------------------------------------------------------------------------------------------
+# -------- E2E
 
-E2E_FILES = {  # the number of representations, and the possible numbers of references of each
+E2E_FILES = {  # the number of representations, and the possible numbers of references
     "trainset.csv": (500, [4]),
     "devset.csv": (60, [3, 4, 5, 6, 7, 8]),
     "testset_w_refs.csv": (60, [3, 4, 5, 6, 7, 8]),
@@ -245,7 +240,7 @@ E2E_FILES = {  # the number of representations, and the possible numbers of refe
 
 
 def e2e_files(seed=2):
-    """{file name: text} in the official layout. No representation occurs twice."""
+    """{file name: text}. No representation occurs twice."""
     rng, seen, files = random.Random(seed), set(), {}
     for name, (count, references) in E2E_FILES.items():
         rows = {}
@@ -279,10 +274,7 @@ END = "<|endoftext|>"
 
 
 def other_examples(count, seed=3):
-    """`count` different examples from all tables except the restaurants.
-
-    Some values are coined words. From these the decoder learns to copy words that it has never seen.
-    """
+    """`count` different examples of OTHERS. Coined words teach the decoder to copy what it has never seen."""
     rng, examples = random.Random(seed), {}  # a dict, because a set does not keep the order
     while len(examples) < count:
         domain = rng.choice(domains.OTHERS)
@@ -292,7 +284,7 @@ def other_examples(count, seed=3):
 
 
 def gpt2_tokenizer(examples):
-    """A byte-level tokenizer, so that it also covers the words of restaurants. <|endoftext|> is 0."""
+    """Bytes also cover the words of restaurants. <|endoftext|> is 0."""
     return byte_level_bpe((f"{context}{END} {text}" for context, text in examples), 1200, [END])
 
 
@@ -307,7 +299,7 @@ def make_gpt2():
     model = GPT2(config)
 
     def loss_of(ids, mask):
-        """The loss on sentences and end tokens only, because the names in a context can't be predicted."""
+        """On sentences and end tokens only, because the names in a context can't be predicted."""
         kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         where = ((ids == end).cumsum(1) > 0)[:, :-1] & kept[:, 1:]
         return F.cross_entropy(model(ids[:, :-1], where=where), ids[:, 1:][where])
@@ -325,7 +317,7 @@ HOLE = "<extra_id_0>"  # the first of T5's sentinels; these short sentences have
 
 
 def t5_tokenizer(sentences):
-    """Texts become A </s>, as in T5. The vocabulary also has the words of CoLA's prefix and labels."""
+    """Texts become A </s>. The vocabulary also has the words of CoLA's prefix and labels."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     spaces = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), spaces])
@@ -343,7 +335,7 @@ def t5_tokenizer(sentences):
 
 
 def holed(tokens, hole, rng):
-    """T5's span corruption of a sentence with its end token: 1 to 3 tokens are removed and become the target.
+    """T5's span corruption: 1 to 3 tokens are removed.
 
     -> (the sentence with `hole` in their place; `hole`, these tokens and the end token)
     """
@@ -368,7 +360,7 @@ def make_t5():
     hole, rng = tokenizer.token_to_id(HOLE), random.Random(0)
 
     def loss_of(ids, mask):
-        """The loss on the removed tokens and the end token, because every target starts with the hole."""
+        """Not on the hole, because every target starts with it."""
         kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         holes = [holed(row[real].tolist(), hole, rng) for row, real in zip(ids, kept, strict=True)]
         (source, seen), (target, _) = (pad(side, config.pad_token_id) for side in zip(*holes, strict=True))
