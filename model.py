@@ -210,7 +210,7 @@ class Pretrained(nn.Module):
         return ours if theirs is None else f"{self.PREFIX}{theirs.format(layer)}.{kind}"
 
     def _load(self, state, path):
-        """Copies a file's tensors into the model. ValueError for a name or shape too many or too few."""
+        """Copies a file's tensors into the model, if it has them all, of these shapes, and no others."""
 
         def wrong(key, problem):
             return ValueError(f"{path}: tensor '{key}' {problem}")
