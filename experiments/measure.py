@@ -1,20 +1,39 @@
-"""What the benchmarks share: how long a call takes, variants in turn, and the memory of a process of its own."""
+"""How the benchmarks measure: calls in turn, the memory of a process of its own, a GPU's energy."""
 
 import statistics
-import subprocess
-import sys
+import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from math import ceil
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from training import peak_memory
+from device import Meter, gpu_of, peak_memory, synchronise
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
+MEMORY = ("peak memory, MiB", "after the imports")  # the columns that `memory` fills
+METERED = 10  # seconds: the meter takes a sample each second
+
+
+def in_turn(calls, rounds, device, times=1):
+    """{name: seconds that a call takes, one number a round}, for {name: a function without arguments}.
+
+    A round runs each function `times` times, one function after another. A first round does not count.
+    """
+    found = {name: [] for name in calls}
+    for number in range(1 + rounds):
+        for name, call in calls.items():
+            each = seconds(call, times, device)
+            if number > 0:
+                found[name].append(each)
+    return found
 
 
 def seconds(call, times, device):
+    """Seconds that one of `times` calls takes."""
     synchronise(device)
     started = time.perf_counter()
     for _ in range(times):
@@ -23,53 +42,62 @@ def seconds(call, times, device):
     return (time.perf_counter() - started) / times
 
 
-def synchronise(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def in_turn(timers, rounds):
-    """{name: seconds of each round}: every timer once a round, after a round that does not count."""
-    found = {name: [] for name in timers}
-    for count in range(rounds + 1):
-        for name, timer in timers.items():
-            seconds = timer()
-            if count:
-                found[name].append(seconds)
-    return found
-
-
 def ratio(found, name, base):
-    """The median over the rounds of one variant's time over another's in the same round."""
-    return statistics.median(a / b for a, b in zip(found[name], found[base], strict=True))
+    """A cell: the median over the rounds of one call's time over another's in the same round."""
+    return f"{statistics.median(a / b for a, b in zip(found[name], found[base], strict=True)):.3f}"
 
 
-def machine(device):
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads"
-    )
-    return f"{name}, torch {torch.__version__}"
+def memory(device, make, times):
+    """MEMORY's cells, from a new process that calls make() and then `times` times what make() has returned.
+
+    The peak is that of the calls. What make() itself needs for a moment does not count.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return [f"{size / 2**20:.0f}" for size in process.submit(_peak, device, make, times).result()]
 
 
-def memory(*which):
-    """The peak memory of a process of its own, and what of it came after the imports, in MiB: two cells of a table."""
-    command = [sys.executable, "-m", "experiments.bench", *sys.argv[1:], *which]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-
-
-def print_memory(device, make, run):
-    """What `memory` reads: run(make()), with what making the model takes for a moment aside."""
+def _peak(device, make, times):
+    """Bytes: this process's peak, and how much of it came after the imports."""
     first = nn.Linear(1, 1, device=device)
     first(torch.ones(1, 1, device=device)).backward()
     torch.optim.AdamW(first.parameters()).step()  # torch imports more of itself with the first step
     before = peak_memory(device)
-    made = make()
+    call = make()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif CLEAR_REFS.exists():
         CLEAR_REFS.write_text("5")  # the peak starts again from what is held
-    run(made)
+    seconds(call, times, device)
     peak = peak_memory(device)
-    print(f"{peak / 2**20:.0f} | {(peak - before) / 2**20:.0f}")
+    return peak, peak - before
+
+
+def joules(call, device):
+    """{measure of device.Meter: J that a call takes, or None}, from METERED seconds of calls."""
+    gpu = gpu_of(device)
+    if gpu is None:
+        return {"utilisation": None, "power": None}
+    each = seconds(call, 3, device)
+    seconds(call, ceil(2 / each), device)  # the meter looks back
+    started, meter = time.monotonic(), Meter(gpu)
+    each = seconds(call, ceil(METERED / each), device)
+    meter.stop()
+    return {key: kwh and kwh * 3.6e6 * each / (meter.last - started) for key, kwh in meter.kwh.items()}
+
+
+def machine(device):
+    gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if gpu else f"CPU, {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}"
+
+
+def in_transformers(model, class_name):
+    """A model of transformers with the weights of `model`, on its device."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        theirs = getattr(transformers, class_name).from_pretrained(directory)
+    return theirs.to(next(model.parameters()).device)
