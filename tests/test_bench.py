@@ -1,116 +1,137 @@
 """experiments/bench.py: that what it compares is what it says. The times are for people."""
 
+import time
 from argparse import Namespace
+from functools import partial
 
 import pytest
 import torch
 
-from experiments import t5_bench
-from experiments.bench import COLA, METHODS, VARIANTS, ColaSteps, Step, methods_table
-from model import GPT2Config, RobertaConfig
+from experiments import bench, measure
+from experiments.bench import COLA, LABEL, MEMORY, OWN, VARIANTS, WORK, cola_step, random_step, random_use
+from methods import METHODS, methods_of
 
-SIZES = {
-    "glue": RobertaConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
-    ),
-    "e2e": GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2),
+CPU = {"device": torch.device("cpu"), "dtype": torch.float32, "rounds": 1, "steps": 1, "cola": None}
+SIZES = {"layers": 1, "width": 64, "batch_size": 2, "length": 8}
+EVERY_METHOD = [(what, name) for what in ("methods", "t5") for name in methods_of(WORK[what].layout)]
+
+READ = 3 * 256 * (64 + 256) + 6 * 256 + 256 * 64
+TRAINED = {
+    "betas": 2 * 64,
+    "hut": 2 * (3 * 128 + 128),
+    "literal": 2 * (3 * 128 + 128),
+    "lora": 2 * 3 * 128,
+    "read": READ,
 }
-TRAINED = {"betas": 2 * 16, "hut": 2 * (3 * 32 + 32), "literal": 2 * (3 * 32 + 32), "lora": 2 * 3 * 32}
-TRAINED["read"] = 3 * 256 * (16 + 256) + 6 * 256 + 256 * 16
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("what", SIZES)
-def test_variants_start_as_the_same_function_and_take_a_step(what, name):
-    """Would catch: a variant that trains something else than its name says, or that no longer fits the model."""
-    args = Namespace(what=what, r=3, batch_size=2, length=8)
-    device = torch.device("cpu")
-    base, step = (Step(args, variant, SIZES[what], device, torch.float32) for variant in ("full", name))
-    torch.testing.assert_close(step.model.eval()(step.ids), base.model.eval()(base.ids), rtol=0, atol=1e-5)
-    assert step.seconds(1) > 0
-    if name != "full":
-        trained = sum(
-            p.numel() for n, p in step.model.named_parameters() if p.requires_grad and "classifier" not in n
-        )
-        assert trained == TRAINED[name]
-
-
-def test_methods_table_has_a_row_for_every_method(capsys, monkeypatch):
-    """Would catch: a method that is left out, timed under another's name, or called merged where it does not merge."""
-    monkeypatch.setattr("experiments.bench.memory", lambda _, name: f"memory of {name} | 0")
-    sizes = RobertaConfig(
-        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
-    )
-    args = Namespace(what="methods", r=3, batch_size=2, length=8, layers=2, width=32, rounds=1, steps=1)
-    methods_table(args, sizes, torch.device("cpu"), torch.float32)
-    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "memory of" in line]
-    assert [row[0].strip() for row in rows] == list(METHODS)
-    assert [row[3].strip() for row in rows] == [f"memory of {name}" for name in METHODS]
-    assert {row[0].strip() for row in rows if row[6].strip() == "–"} == {
-        "head",
-        "read",
-        "houlsby",
-        "pfeiffer",
-        "lin",
-        "prefix",
-    }
-
-
-@pytest.mark.parametrize("name", COLA)
-def test_every_method_takes_steps_on_cola(name, tiny_model, tmp_path):
-    """Would catch: a method that does not train what it should; states on disk that stand for other examples."""
-    args, examples = Namespace(model=tiny_model, r=2), [[0, 5, 6, 2], [0, 7, 2], [0, 8, 9, 10, 2]]
-    steps = ColaSteps(args, name, examples, tmp_path, torch.device("cpu"), torch.float32)
-    assert steps.seconds([[2, 0], [1]]) > 0 and steps.seconds([[0]], longest=9) > 0
-    moments = {id(p) for p in steps.optimizer.state}
-    assert moments == {id(p) for p in steps.model.parameters() if p.requires_grad} and len(moments) > 4
-    if name == "kept":
-        live = ColaSteps(args, "read", examples, tmp_path, torch.device("cpu"), torch.float32).model.eval()
-        torch.testing.assert_close(live.states(torch.tensor([examples[1]])), steps.states[[1]])
-
-
-# ------------------------------------------------------------------------------------------------ T5
-
-T5_SIZES = {
-    "layers": 1,
-    "width": 64,
-    "batch_size": 2,
-    "length": 5,
-    "rounds": 1,
-    "steps": 1,
-    "memory_of": None,
-}
-T5_TRAINED = {
+TRAINED_T5 = {
     "bitfit": 7 * 64,
     "lora": 3 * 2 * 2 * 64 * 32,
     "houlsby": 2 * (2 * 64 * 64 + 2 * 64),
     "prompt": 20 * 64,
 }
-T5_TRAINED["read"] = 2 * (3 * 256 * (64 + 256) + 6 * 256 + 256 * 64) + 64
+TRAINED_T5["read"] = 2 * READ + 64
 
 
-@pytest.mark.parametrize("name", t5_bench.METHODS)
-def test_t5_methods_take_a_step_and_write_a_label(name):
-    """Would catch: a method that trains something else than its name says; labels of other lengths, timed as one."""
-    step = t5_bench.T5Step(Namespace(**T5_SIZES), name, torch.device("cpu"), torch.float32)
-    assert step.seconds(1) > 0 and [len(label) for label in step.label()] == [t5_bench.LABEL]
-    trained = [p for p in step.model.parameters() if p.requires_grad]
-    assert {id(p) for p in step.optimizer.state} == {id(p) for p in trained}
-    assert name not in T5_TRAINED or sum(p.numel() for p in trained) == T5_TRAINED[name]
+def settings(what, **more):
+    return Namespace(**CPU | SIZES | {"what": what, "r": WORK[what].r} | more)
 
 
-def test_t5_table_has_a_row_for_every_method(capsys, monkeypatch):
-    """Would catch: a memory in the wrong column, an energy that nobody has measured."""
-    monkeypatch.setattr(t5_bench, "memory", lambda _, name, *use: f"{name} {len(use)} | after")
-    t5_bench.t5_table(Namespace(**T5_SIZES), torch.device("cpu"), torch.float32)
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in capsys.readouterr().out.splitlines()
-        if "after |" in line
-    ]
-    assert [row[0] for row in rows] == list(t5_bench.METHODS)
-    assert all(row[3:7] == [f"{row[0]} 0", "after", "not measured", "not measured"] for row in rows)
-    assert all(row[9:] == [f"{row[0]} 1", "after"] for row in rows) and rows[0][2] == rows[0][8] == "1.000"
+def takes_a_step(step):
+    """The number of parameters that the step trains, without the head's."""
+    step()
+    trained = {name: p for name, p in step.model.named_parameters() if p.requires_grad}
+    assert {id(p) for p in step.optimizer.state} == {id(p) for p in trained.values()}
+    return sum(p.numel() for name, p in trained.items() if "classifier" not in name)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("what", ["glue", "e2e"])
+def test_variants_start_as_the_same_function_and_take_a_step(what, name):
+    """Would catch: a variant that trains something else than its name says, or does not fit the model."""
+    if name == "peft":
+        pytest.importorskip("peft")
+    args = settings(what, r=3)
+    base, step = (random_step(args, variant) for variant in ("full", name))
+    found, expected = (s.model.eval()(*next(s.batches)) for s in (step, base))
+    torch.testing.assert_close(getattr(found, "logits", found), expected, rtol=0, atol=1e-5)
+    assert takes_a_step(step) == TRAINED.get(name, takes_a_step(step))
+
+
+@pytest.mark.parametrize(("what", "name"), EVERY_METHOD)
+def test_every_method_takes_a_step_and_is_used(what, name):
+    """Would catch: a method that trains something else than its name says; labels of different lengths."""
+    args = settings(what)
+    trained = takes_a_step(random_step(args, name))
+    assert what != "t5" or trained == TRAINED_T5.get(name, trained)
+    found = random_use(args, name)()
+    assert [len(label) for label in found] == ([LABEL] if what == "t5" else [2, 2])
+
+
+@pytest.mark.parametrize("what", ["methods", "t5"])
+def test_methods_table_has_a_row_for_every_method(what, capsys, monkeypatch):
+    """Would catch: a method that is left out, timed under another's name, or merged where it does not merge.
+
+    And a memory in the wrong column, and an energy that nobody has measured.
+    """
+
+    def memory(device, make, times):
+        kind, (_, name) = make.func.__name__, make.args
+        return [f"{kind} {name}", "after"]
+
+    monkeypatch.setattr(bench, "memory", memory)
+    bench.methods_table(settings(what))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    names = methods_of(WORK[what].layout)
+    assert [row[0] for row in rows] == names and {len(row) for row in rows} == {len(header)}
+    assert [i for i, title in enumerate(header) if title == MEMORY[0]] == [3, 9]
+    assert [row[3:7] for row in rows] == [[f"random_step {n}", "after", *["not measured"] * 2] for n in names]
+    assert [row[9:11] for row in rows] == [[f"random_use {n}", "after"] for n in names]
+    merged = {row[0] for row in rows if row[header.index("merged, of full")] != "–"}
+    assert merged == {name for name in names if WORK[what].layout in METHODS[name].merges}
+    assert all(row[2] == row[8] == "1.000" for row in rows if row[0] == "full")
+
+
+@pytest.mark.parametrize(("method", "kind"), COLA.values())
+def test_every_row_takes_steps_on_cola(method, kind, tiny_model, tiny_glue, tmp_path, monkeypatch):
+    """Would catch: a method that does not train what it should; states that stand for other examples."""
+    monkeypatch.setattr(bench, "LONGEST", 20)
+    args = Namespace(**CPU | {"model": tiny_model, "cola": tiny_glue, "r": 2})
+    step = cola_step(args, tmp_path / "states", method, kind)
+    first, *_ = next(step.batches)
+    assert takes_a_step(step) > 0 and takes_a_step(step) == takes_a_step(step)
+    assert kind != "padded" or first.shape[1] == bench.LONGEST
+    if kind == "states":
+        live = cola_step(args, None, "read", "grouped")
+        torch.testing.assert_close(live.model.eval().states(*next(live.batches)), first)
+
+
+def test_variants_of_the_bench_have_no_name_of_a_method():
+    """Would catch: a new method that the bench takes for a variant of its own."""
+    assert not OWN.keys() & METHODS.keys()
+
+
+# ---------------------------------------------------------------------------------------- measure.py
+
+
+def test_calls_are_timed_in_turn():
+    """Would catch: a variant timed all rounds in a row; a first round that counts."""
+    order, device = [], torch.device("cpu")
+    found = measure.in_turn({name: partial(order.append, name) for name in "ab"}, 2, device, times=2)
+    assert "".join(order) == 3 * "aabb"
+    assert {name: len(times) for name, times in found.items()} == {"a": 2, "b": 2}
+
+
+def holds_300_mib():
+    """A function that makes a call, as `memory` takes it; the making holds twice as much for a moment."""
+    bytearray(600 * 2**20)
+    return partial(bytearray, 300 * 2**20)
+
+
+def test_memory_is_that_of_the_calls_in_another_process():
+    """Would catch: the memory of this process; what the making holds for a moment; cells in another order."""
+    peak, after = map(int, measure.memory(torch.device("cpu"), holds_300_mib, 1))
+    assert peak > after and 300 <= after < 400
 
 
 def test_energy_of_a_step(monkeypatch):
@@ -123,12 +144,11 @@ def test_energy_of_a_step(monkeypatch):
         def stop(self):
             pass
 
-    monkeypatch.setattr(t5_bench, "gpu_of", lambda device: "GPU-0")
-    monkeypatch.setattr(t5_bench, "Meter", Meter)
-    monkeypatch.setattr(t5_bench.time, "monotonic", lambda: 0.0)
-    steps, step = [], Namespace(device=None, seconds=lambda n: steps.append(n))
-    assert t5_bench.joules(step, 0.5) == {
-        "utilisation": None,
-        "power": pytest.approx(0.001 * 3.6e6 * 0.5 / 9),
-    }
-    assert steps == [4, 20]
+    calls = []
+    monkeypatch.setattr(measure, "gpu_of", lambda device: "GPU-0")
+    monkeypatch.setattr(measure, "Meter", Meter)
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(measure, "seconds", lambda call, times, device: calls.append(times) or 0.5)
+    expected = {"utilisation": None, "power": pytest.approx(0.001 * 3.6e6 * 0.5 / 9)}
+    assert measure.joules(None, None) == expected
+    assert calls == [3, 4, 20]
