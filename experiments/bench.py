@@ -154,7 +154,7 @@ def adapted(model, layout, name, r):
 
 def betas_only(model, r):
     """The least that a method on q and v can train: b of x W_0 + b, which takes the place of b + beta."""
-    adapt(model, "head", {})
+    adapt(model, "head" if model.HEAD else "frozen", {})
     for linear in find_linears(model, "qv").values():
         linear.bias.requires_grad_(True)
     return model
@@ -171,7 +171,7 @@ class LiteralHUT(HUTLinear):
 
 
 def literal_hut(model, r):
-    adapt(model, "head", {})
+    adapt(model, "head" if model.HEAD else "frozen", {})
     for name, linear in find_linears(model, "qv").items():
         model.set_submodule(name, LiteralHUT.from_linear(linear, r))
     return model
