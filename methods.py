@@ -90,7 +90,7 @@ METHODS = {
     ),
     "top2": Method(
         baselines.apply_top2, "Li & Liang, 2021",
-        lr={ENCODER: 1e-4, DECODER: 1e-4}, mini={ENCODER: 5e-4, DECODER: 2e-3}, merges=(ENCODER, DECODER),
+        lr={ENCODER: 1e-4, DECODER: 1e-4}, mini={ENCODER: 1.5e-3, DECODER: 2e-3}, merges=(ENCODER, DECODER),
     ),
     "bitfit": Method(
         baselines.apply_bitfit, "Ben Zaken, Ravfogel & Goldberg, 2022, section 3",
@@ -120,7 +120,7 @@ METHODS = {
     ),
     "prefix": Method(
         baselines.apply_prefix, "Li & Liang, 2021",
-        lr={ENCODER: 5e-3, DECODER: 5e-3}, mini={ENCODER: 2.5e-2, DECODER: 1e-1}, r={ENCODER: 7, DECODER: 7},
+        lr={ENCODER: 5e-3, DECODER: 5e-3}, mini={ENCODER: 8e-3, DECODER: 1e-1}, r={ENCODER: 7, DECODER: 7},
     ),
     "lora": Method(
         baselines.apply_lora, "Hu et al., 2022, equation 3",
@@ -134,12 +134,12 @@ METHODS = {
     ),
     "vera": Method(
         baselines.apply_vera, "Kopiczko, Blankevoort & Asano, 2024, equation 2",
-        lr={ENCODER: 1e-2, DECODER: 1e-2}, mini={ENCODER: 5e-2, DECODER: 2.5e-1},
+        lr={ENCODER: 1e-2, DECODER: 1e-2}, mini={ENCODER: 1.5e-2, DECODER: 2.5e-1},
         r={ENCODER: 256, DECODER: 1024}, takes=RANDOM, merges=(ENCODER, DECODER),
     ),
     "fourierft": Method(
         baselines.apply_fourierft, "Gao et al., 2024, section 3.1",
-        lr={ENCODER: 5e-2, DECODER: 5e-2}, mini={ENCODER: 2.5e-1, DECODER: 1.0},
+        lr={ENCODER: 5e-2, DECODER: 5e-2}, mini={ENCODER: 3e-2, DECODER: 1.0},
         r={ENCODER: 1000, DECODER: 1000}, takes=RANDOM, merges=(ENCODER, DECODER),
     ),
     "prompt": Method(
