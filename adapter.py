@@ -16,7 +16,7 @@ KEYS = ("method", "config", "task", "base", "adapter", "head")
 RECORDED = ("r", *OPTIONS, "model", "max_len", "doc_stride")  # what "config" holds of a script's arguments
 LARGEST_DIFFERENCE = 1e-3  # of a logit, merged − unmerged, in float32
 
-# -------- the model
+# ---- the model
 
 
 def prepare(args, model_class, directory, device, **options):
@@ -64,7 +64,7 @@ def count(tensors):
     return sum(t.numel() for t in tensors)
 
 
-# -------- files
+# ---- files
 
 
 def write_adapter(path, args, model, base):
@@ -114,11 +114,10 @@ def load(path, *keys):
     return content
 
 
-# -------- merging
+# ---- merging
 
 
 def merged(model, method):
-    """A copy of `model` with plain layers. UserError where no plain weights compute the same."""
     with as_user_error():
         return merge(model, method)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import sys
 from pathlib import Path
 
@@ -35,11 +36,10 @@ def run_as_script(main):
         sys.exit(2)
 
 
-# -------- numbers
+# ---- numbers
 
 
 def whole(text):
-    """An argument that counts something: 1 or more."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}': expected a whole number of 1 or more")
     return int(text)
@@ -49,27 +49,24 @@ def whole_or_zero(text):
     return 0 if text == "0" else whole(text)
 
 
-def positive(text):
-    """An argument that is a size or a rate: above 0."""
-    return _number(text, lambda x: 0 < x < float("inf"), "a number above 0")
+def number(expected, holds):
+    """The type of an argument that is a number for which `holds` is true; `expected` says so in words."""
+
+    def parsed(text):
+        with contextlib.suppress(ValueError):
+            if holds(float(text)):
+                return float(text)
+        raise argparse.ArgumentTypeError(f"'{text}': expected {expected}")
+
+    return parsed
 
 
-def not_negative(text):
-    return _number(text, lambda x: 0 <= x < float("inf"), "a number of 0 or more")
+positive = number("a number above 0", lambda x: 0 < x < math.inf)
+not_negative = number("a number of 0 or more", lambda x: 0 <= x < math.inf)
+probability = number("a number from 0 to below 1", lambda x: 0 <= x < 1)
 
 
-def probability(text):
-    return _number(text, lambda x: 0 <= x < 1, "a number from 0 to below 1")
-
-
-def _number(text, holds, expected):
-    with contextlib.suppress(ValueError):
-        if holds(float(text)):
-            return float(text)
-    raise argparse.ArgumentTypeError(f"'{text}': expected {expected}")
-
-
-# -------- the arguments
+# ---- the arguments
 
 
 def add_arguments(parser, layout, defaults):

@@ -38,7 +38,7 @@ def apply_nothing(model):
     return model
 
 
-# -------- parts of the model
+# ---- parts of the model
 
 
 def apply_full(model):
@@ -65,7 +65,7 @@ def apply_top2(model):
     return model
 
 
-# -------- updates of a weight
+# ---- updates of a weight
 
 
 class Updated(nn.Module):
@@ -194,7 +194,7 @@ def apply_fourierft(model, r=1000, targets="qv", frozen_seed=0):
     return model
 
 
-# -------- adapters
+# ---- adapters
 
 
 class Bottleneck(nn.Module):
@@ -289,7 +289,7 @@ def apply_lin(model, r=6):
     return model
 
 
-# -------- prefix
+# ---- prefix
 
 
 class Prefix(nn.Module):

@@ -151,7 +151,6 @@ METHODS = {
 
 
 def methods_of(layout):
-    """The names of the methods that go into models of a layout."""
     return [name for name, row in METHODS.items() if layout in row.lr]
 
 

@@ -127,7 +127,6 @@ ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def _overlap(answer, ref):
-    """F1 of the words that two lists share."""
     shared = (Counter(answer) & Counter(ref)).total()
     return 2 * shared / (len(answer) + len(ref)) if shared else 0.0
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-# -------- RoBERTa
+# ---- RoBERTa
 
 
 @dataclass
@@ -156,7 +156,7 @@ class Roberta(nn.Module):
             yield x
 
 
-# -------- files
+# ---- files
 
 
 class Pretrained(nn.Module):
@@ -326,7 +326,7 @@ def write_file(path, write):
         temporary.unlink(missing_ok=True)
 
 
-# -------- heads
+# ---- heads
 
 
 class RobertaModel(Pretrained):
@@ -439,7 +439,7 @@ class RobertaSpan(RobertaModel):
         return self.qa_outputs(self.roberta(input_ids, attention_mask)).unbind(-1)
 
 
-# -------- GPT-2
+# ---- GPT-2
 
 
 @dataclass
@@ -620,7 +620,7 @@ class GPT2(Pretrained):
         return {key: tensor.t() if ".c_" in key else tensor for key, tensor in state.items()}
 
 
-# -------- decoding
+# ---- decoding
 
 
 def decode_all(

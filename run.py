@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy
@@ -40,8 +41,7 @@ def adamw(model, args):
 def schedule(step, total, warmup):
     """The learning rate's factor at step `step`, from 0: linear up over `warmup` steps, then linear to 0.
 
-    transformers starts at a factor of 0, which makes the first step do nothing; this starts at 1 / (warmup +
-    1).
+    It starts at 1 / (warmup + 1), where transformers starts at 0, so that the first step does something.
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -163,14 +163,7 @@ class Run:
         """Writes result.json, with the entries of `timing` and `more` added, and returns what it says."""
         args = self.args
         self.meter.stop()
-        result = {
-            "task": args.task,
-            "method": args.method,
-            "r": args.r,
-            "targets": args.targets,
-            "seed": args.seed,
-        }
-        result |= {"parameters": self.parameters, "best": self.best, "last": self.last, **more}
+        result = about(args) | {"parameters": self.parameters, "best": self.best, "last": self.last, **more}
         spent = {key: self.log[-1]["timing"][key] for key in ("seconds", "energy_kwh")}
         result["timing"] = spent | {"peak_memory_bytes": peak_memory(self.device), **(timing or {})}
         write_json(args.out / "result.json", result)
@@ -240,24 +233,24 @@ class Run:
         sys.exit(130)
 
 
+def about(args):
+    return {name: getattr(args, name) for name in ("task", "method", "r", "targets", "seed")}
+
+
 def clock(seconds):
-    """95 -> 1:35, 7265 -> 2:01:05"""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    """95 -> 0:01:35"""
+    return str(timedelta(seconds=round(seconds)))
 
 
-# -------- the run folder
+# ---- the run folder
 
 
 def check_out(folder, resume, overwrite):
     """The names of a run's files in the folder. UserError if there are any and neither flag is given."""
     present = [name for name in FILES if (folder / name).exists()]
     if present and not (resume or overwrite):
-        raise UserError(
-            f"{folder} holds another run: --resume goes on with it, --overwrite replaces it, "
-            "--out names another place"
-        )
+        ways = "--resume goes on with it, --overwrite replaces it, --out names another place"
+        raise UserError(f"{folder} holds another run: {ways}")
     return present
 
 
@@ -317,7 +310,7 @@ def environment():
     }
 
 
-# -------- over seeds
+# ---- over seeds
 
 
 def mean_and_std(results, key):

@@ -31,7 +31,7 @@ from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
 from methods import DECODER, METHODS
 from metrics import e2e_report, e2e_scores
-from run import Run, adamw, report, schedule
+from run import Run, about, adamw, report, schedule
 
 DEFAULTS = {  # the paper's Table 7; it leaves open where dropout is: in all of GPT-2's own places here
     **{"method": "hut", "model": "gpt2-medium", "seed": 0},
@@ -86,7 +86,7 @@ def arguments():
     return args
 
 
-# -------- scoring
+# ---- scoring
 
 
 def batch_of(pairs, device):
@@ -121,11 +121,10 @@ def lengths_of(pairs):
     return [len(prompt) + len(completion) for prompt, completion in pairs]
 
 
-# -------- generation
+# ---- generation
 
 
 def generate(args, model, tokenizer, contexts, device, dtype):
-    """One output for each context: a line of text."""
     end = model.config.eos_token_id
     prompts = [[*encoding.ids, end] for encoding in tokenizer.encode_batch(contexts)]
     search = (
@@ -169,7 +168,7 @@ def generate_and_score(args, model, tokenizer, examples, folder, device, dtype):
     return {**scores, "references": kind}, seconds
 
 
-# -------- one run
+# ---- one run
 
 
 def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
@@ -218,7 +217,7 @@ def evaluate(args, model, tokenizer, splits, folder, device, dtype):
     pairs = e2e.encode(tokenizer, splits["dev"], model.config.eos_token_id, args.max_len)
     dev = score(model, pairs, device, dtype)
     test, seconds = generate_and_score(args, model, tokenizer, splits["test"], folder, device, dtype)
-    result = {"task": "e2e", "method": args.method, "r": args.r, "targets": args.targets, "seed": args.seed}
+    result = about(args)
     if not args.adapter:
         result["parameters"] = {"adapter": 0, "head": 0, "frozen": count(model.parameters())}
     result |= {"best": {"epoch": 0, **dev}, "test": test, "timing": {"decoding_seconds": seconds}}
@@ -226,7 +225,7 @@ def evaluate(args, model, tokenizer, splits, folder, device, dtype):
     return result
 
 
-# -------- main
+# ---- main
 
 
 def main():

@@ -74,7 +74,7 @@ def arguments():
     return args
 
 
-# -------- scoring
+# ---- scoring
 
 
 def all_logits(model, inputs, device, dtype):
@@ -108,7 +108,7 @@ def score(task, model, sets, device, dtype):
     return scores
 
 
-# -------- one run
+# ---- one run
 
 
 def train(args, model_class, checkpoint_dir, sets, device, dtype):
@@ -169,11 +169,10 @@ def loss_sum(logits, target):
     return F.cross_entropy(logits, target, reduction="sum")
 
 
-# -------- a trained adapter
+# ---- a trained adapter
 
 
 def predict(args, model, tokens, device, dtype):
-    """Prints the label of --predict's text or pair, with its probability."""
     first, second = (*args.predict, None)[:2]
     logits = all_logits(model, tokens([glue.Example(first, second, None)]), device, dtype)[0]
     if len(logits) == 1:
@@ -204,7 +203,7 @@ def label_names(task):
     return {"id2label": names, "label2id": {name: i for i, name in names.items()}}
 
 
-# -------- main
+# ---- main
 
 
 def main():

@@ -79,7 +79,7 @@ def arguments():
     return args
 
 
-# -------- scoring
+# ---- scoring
 
 
 def encode(args, tokenizer, examples):
@@ -132,11 +132,10 @@ def in_use(args, model, tokenizer, sources, device, dtype):
     }
 
 
-# -------- one run
+# ---- one run
 
 
 def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
-    """One run into args.out, and its best epoch on the test set; -> what result.json says."""
     model, base = prepare(args, model_class, checkpoint_dir, device)
     if args.init_adapter:
         load_adapter(args.init_adapter, args, model, base)
@@ -184,7 +183,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
     return run.finish(test=score(args, model, tokenizer, *held["test"], device, dtype))
 
 
-# -------- main
+# ---- main
 
 
 def main():

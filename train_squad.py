@@ -80,7 +80,7 @@ def arguments():
     return args
 
 
-# -------- scoring
+# ---- scoring
 
 
 @torch.no_grad()
@@ -113,11 +113,10 @@ def score(model, questions, windows, device, dtype):
     return squad_scores(answers, [[words for _, words in question.answers] for question in questions])
 
 
-# -------- one run
+# ---- one run
 
 
 def train(args, model_class, checkpoint_dir, sets, device, dtype):
-    """One run into args.out; -> what result.json says."""
     model, base = prepare(args, model_class, checkpoint_dir, device)
     if args.init_adapter:
         load_adapter(args.init_adapter, args, model, base, with_head=False)
@@ -162,11 +161,10 @@ def loss_sum(start, end, target):
     ) / 2
 
 
-# -------- a trained adapter
+# ---- a trained adapter
 
 
 def predict(args, model, tokenizer, device, dtype):
-    """Prints the answer to --predict's question, with its probability."""
     questions = [squad.Question("--predict", *args.predict)]
     windows = squad.encode(tokenizer, questions, args.max_len, args.doc_stride)
     answer, probability = answers_of(model, questions, windows, device, dtype)[0]
@@ -183,7 +181,7 @@ def submit(args, model, questions, windows, device, dtype):
     print(f"{path}: {len(found):,} answers")
 
 
-# -------- main
+# ---- main
 
 
 def main():

@@ -64,7 +64,7 @@ TASKS = {
 }  # fmt: skip
 
 
-# -------- reading
+# ---- reading
 
 
 def read_split(task, path, labelled=True):
@@ -165,7 +165,7 @@ def load(task, data=None, train_file=None, dev_file=None, splits=("train", "dev"
     return found
 
 
-# -------- fetching
+# ---- fetching
 
 GLUE = "https://dl.fbaipublicfiles.com/glue/data/"
 SENTEVAL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
@@ -199,7 +199,7 @@ def download(task, folder=None, glue=GLUE, senteval=SENTEVAL):
     return folder
 
 
-# -------- text to text
+# ---- text to text
 
 # As T5 reads and writes the tasks (Raffel et al., 2020, appendix D): the names of the texts, and the labels.
 TEXT_TO_TEXT = {
@@ -220,7 +220,6 @@ def source_text(task, example):
 
 
 def target_text(task, label):
-    """What T5 is to write."""
     words = TEXT_TO_TEXT[task][1]
     return words[round(5 * label) if task == "stsb" else label]
 
@@ -256,7 +255,7 @@ def read_protocol(task, splits):
     return {"train": train, "validation": validation, "test": test}
 
 
-# -------- tokens
+# ---- tokens
 
 
 def encode(tokenizer, examples, max_len):

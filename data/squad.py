@@ -32,7 +32,7 @@ class Window(NamedTuple):
 FILES = {"train": "train-v1.1.json", "dev": "dev-v1.1.json"}
 MAX_ANSWER = 30  # tokens, as in BERT's and transformers' scripts
 
-# -------- reading
+# ---- reading
 
 
 def read(path):
@@ -109,7 +109,7 @@ def download(folder=None, release=RELEASE, names=None):
     return folder
 
 
-# -------- tokens
+# ---- tokens
 
 
 def encode(tokenizer, questions, max_len, doc_stride):
@@ -170,7 +170,7 @@ def unreachable(questions, windows):
     return len(questions) - len(reached)
 
 
-# -------- answers
+# ---- answers
 
 
 def batch_of(windows, pad_token, device):

@@ -221,7 +221,6 @@ def heading(args):
 
 
 def step_table(args):
-    """A training step of each of VARIANTS."""
     have_peft = find_spec("transformers") and find_spec("peft")
     names = [name for name in VARIANTS if name != "peft" or have_peft]
     makers = {name: partial(random_step, args, name) for name in names}
@@ -236,7 +235,6 @@ def step_table(args):
 
 
 def methods_table(args):
-    """Every method: a training step and its energy, in use as trained and merged, its adapter in a file."""
     layout = WORK[args.what].layout
     names = methods_of(layout)
     training = measured(args, {n: partial(random_step, args, n) for n in names}, ["full"], args.steps)
@@ -256,7 +254,6 @@ def methods_table(args):
 
 
 def adapter_bytes(model):
-    """The size of a file with the adapter's tensors, without the head's."""
     adapter, _ = trainable(model)
     file = io.BytesIO()
     torch.save({name: p.detach() for name, p in adapter.items()}, file)

@@ -33,7 +33,6 @@ def in_turn(calls, rounds, device, times=1):
 
 
 def seconds(call, times, device):
-    """Seconds that one of `times` calls takes."""
     synchronise(device)
     started = time.perf_counter()
     for _ in range(times):

@@ -10,7 +10,6 @@ DRAWING, LAYOUT = ((HERE / name).read_text(encoding="utf-8") for name in ("drawi
 
 
 def page(title, body):
-    """The page; `body` is HTML."""
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">

@@ -27,8 +27,6 @@ CHARACTER, LINE = 6.3, 14  # width and height of the figures' 11 px text, in pix
 
 
 class RunFolder(NamedTuple):
-    """What a training script wrote into a folder."""
-
     path: Path  # under RUNS
     args: dict
     environment: dict  # the rest of args.json: versions, device, …
@@ -36,7 +34,7 @@ class RunFolder(NamedTuple):
     result: dict | None  # result.json; None if the run has not finished
 
 
-# -------- reading
+# ---- reading
 
 
 def parse(content, where, *keys):
@@ -89,7 +87,6 @@ def find(root):
 
 
 def methods_of(content):
-    """The methods that a table's runs compare; none for Table 2, which has no runs."""
     return {cell["method"] for cell in content["cells"] if "runs" in cell}
 
 
@@ -110,7 +107,7 @@ def scored_cells(content):
     return [c for c in content["cells"] if c.get("mean", {}).get(MAIN_SCORES.get(c.get("task"))) is not None]
 
 
-# -------- drawing
+# ---- drawing
 
 
 class Axis:
@@ -193,7 +190,7 @@ def scatter(title, x_title, points, width=480, height=290, log=False, style=""):
     return svg(width, height, f"{title}: {x_title}", parts + dots)
 
 
-# -------- figures
+# ---- figures
 
 
 def figure(drawings, caption):
@@ -202,7 +199,6 @@ def figure(drawings, caption):
 
 
 def label_of(entry):
-    """The label of a cell, or of a run's arguments."""
     return label(entry.get("method", "?"), entry.get("r"), entry.get("targets"))
 
 
@@ -361,7 +357,7 @@ def r_finding(content):
     return [figure(drawings, caption)] if drawings else []
 
 
-# -------- sections
+# ---- sections
 
 
 def paragraph(words):
@@ -475,7 +471,7 @@ def runs_section(number, runs):
     )
 
 
-# -------- main
+# ---- main
 
 
 def report(tables, runs, root):

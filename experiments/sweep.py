@@ -38,7 +38,7 @@ def read_json(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-# -------- arguments
+# ---- arguments
 
 
 def arguments():
@@ -124,7 +124,7 @@ def rates_of(args, layout, rows):
     return found
 
 
-# -------- hold out
+# ---- hold out
 
 
 def hold_out(args, files, task):
@@ -153,7 +153,7 @@ def hold_out(args, files, task):
     return paths, [len(part) for part in parts]
 
 
-# -------- runs
+# ---- runs
 
 
 def run(script, folder, arguments):
@@ -352,7 +352,7 @@ def backbone(method, layout, parameters):
     return parameters["frozen"] + parameters["adapter"] * adds_none
 
 
-# -------- the table
+# ---- the table
 
 
 def sheet(sweep, cells):
@@ -455,7 +455,7 @@ def at_the_end(cell):
     return len(cell["tries"]) > 2 and cell["lr"] in (cell["tries"][0]["lr"], cell["tries"][-1]["lr"])
 
 
-# -------- main
+# ---- main
 
 
 def run_table(args, table):

@@ -47,7 +47,7 @@ def number(score, value, std=None):
     return " ± ".join(f"{factor * v:.{digits}f}" for v in (value, std) if v is not None) or "–"
 
 
-# -------- the scripts
+# ---- the scripts
 
 
 class Files(NamedTuple):
@@ -147,7 +147,7 @@ READ = Script(
 )
 
 
-# -------- rows
+# ---- rows
 
 
 PAPER = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
@@ -234,7 +234,7 @@ def widths(scores):
     return {"scores": scores, "std": std, "range": width}
 
 
-# -------- the tables
+# ---- the tables
 
 
 class Table(NamedTuple):

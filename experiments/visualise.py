@@ -52,7 +52,7 @@ MEASURES = {
 MASKED = 0.2  # share of the words outside the answer that --faithfulness masks
 DRAWS = 5  # how often as many random words are masked for comparison
 
-# -------- models
+# ---- models
 
 
 class Subject(NamedTuple):
@@ -193,7 +193,7 @@ def in_answer(word, span):
     return span is not None and word.text == span[0] and word.start < span[2] and word.end > span[1]
 
 
-# -------- relations
+# ---- relations
 
 
 @torch.no_grad()
@@ -242,7 +242,7 @@ def relations(model, reading):
     return {name: [values[tokens].sum().item() for tokens in words] for name, values in each.items()}
 
 
-# -------- faithfulness
+# ---- faithfulness
 
 
 def falls(subject, reading, rng):
@@ -299,7 +299,7 @@ def faithfulness(subject, inputs):
         print(f"  {title:40} {mean:.3f} ± {error:.3f}, {mean / mean_before:.0%} of it")
 
 
-# -------- drawing
+# ---- drawing
 
 
 class Explanation(NamedTuple):
@@ -396,7 +396,7 @@ def print_all(explanations, right):
             print("  " + ", ".join(reddest))
 
 
-# -------- main
+# ---- main
 
 
 def some_text(given):
@@ -436,7 +436,6 @@ def arguments():
 
 
 def dev_examples(args, subject):
-    """[(id, texts, right answers)] of the development set."""
     task, data, dev = subject.task, args.data, {"dev_file": args.dev_file, "splits": ("dev",)}
     if subject.base == "mini":
         data = data or (MINI / "squad" if task == "squad" else MINI)

@@ -141,7 +141,7 @@ class ReadGPT2(Beside, GPT2):
         return states[..., -1, :] + self.network(states)
 
 
-# -------- T5
+# ---- T5
 
 
 class TwoSidedRNN(nn.Module):
@@ -211,7 +211,7 @@ class ReadT5(Beside, T5):
         return last + correction
 
 
-# -------- put in
+# ---- put in
 
 
 KINDS = {RobertaClassifier: ReadClassifier, RobertaSpan: ReadSpan, GPT2: ReadGPT2, T5: ReadT5}

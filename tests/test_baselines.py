@@ -67,7 +67,7 @@ def close(ours, theirs, tolerance=1e-5):
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
-# -------- start
+# ---- start
 
 
 @both_models
@@ -152,7 +152,7 @@ def test_initial_values():
     )
 
 
-# -------- formulas
+# ---- formulas
 
 
 def test_updates_are_the_papers_formulas():
@@ -244,7 +244,7 @@ def test_prefix_is_attention_to_m_more_columns():
     close(attention(x, None)[0], inner.o(out))
 
 
-# -------- what is trained
+# ---- what is trained
 
 
 @every_row
@@ -338,7 +338,7 @@ def test_a_row_is_whole(name):
     assert set(row.merges) <= set(row.lr)
 
 
-# -------- merging, files
+# ---- merging, files
 
 
 @every_row
@@ -402,7 +402,7 @@ def test_layers_of_other_shapes(method):
     close(adapter.merged(model, method)(IDS), model(IDS))
 
 
-# -------- decoding
+# ---- decoding
 
 
 class Rereading:
@@ -456,7 +456,7 @@ def test_padding_does_not_matter(kind, method, side):
     close(logits, model(text))
 
 
-# -------- errors, precision
+# ---- errors, precision
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ LINEAR = (
 )
 
 
-# -------- data
+# ---- data
 
 
 def test_linearised_as_lora_has_it():
@@ -110,7 +110,7 @@ def test_download_once_and_checked(server, tmp_path, monkeypatch):
         e2e.download(tmp_path / "other", address)
 
 
-# -------- tiny model
+# ---- tiny model
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_tokens_of_an_example(tiny_gpt2):
     assert e2e.encode(tokenizer, [example], 7, 6) == [([0, 1, 8, 7], [8, 11])]
 
 
-# -------- runs
+# ---- runs
 
 
 def test_a_run_and_what_it_leaves(run_e2e, command, tmp_path, capsys):

@@ -131,7 +131,7 @@ def test_mnli_has_two_development_sets(tmp_path):
     assert list(glue.load("mnli", train_file=file, dev_file=file)) == ["train", "dev_matched"]
 
 
-# -------- downloads
+# ---- downloads
 
 
 def archive(*names):
@@ -220,7 +220,7 @@ def test_hub_names(tmp_path, monkeypatch):
     assert checkpoint("roberta-large") == tmp_path
 
 
-# -------- batches
+# ---- batches
 
 
 def test_tokens(tiny_model):

@@ -49,7 +49,7 @@ def checkpoint(tmp_path):
     return write
 
 
-# -------- forward
+# ---- forward
 
 
 def test_logits_states_and_loss_are_transformers(model):
@@ -114,7 +114,7 @@ def test_a_target_is_a_layer_of_its_own(model):
     assert merge_hut(adapted).generate(PROMPTS, 5) == GPT2.from_pretrained(REFERENCE).generate(PROMPTS, 5)
 
 
-# -------- decoding
+# ---- decoding
 
 
 def slow_beam_search(model, prompt, new_tokens, beam_size, length_penalty, ngram, scope):
@@ -234,7 +234,7 @@ def test_no_prompts(model):
     assert model.generate([], 5) == []
 
 
-# -------- files
+# ---- files
 
 
 @pytest.mark.parametrize("prefix", ["transformer.", ""])

@@ -90,7 +90,7 @@ def test_cola_files_are_what_the_script_makes():
         assert (MINI / "CoLA" / name).read_bytes() == text.encode()
 
 
-# -------- the encoder
+# ---- the encoder
 
 
 def test_the_encoder_saw_acceptable_sentences_only_and_none_of_the_splits(sample):
@@ -180,7 +180,7 @@ def test_a_representation_is_written_in_both_forms():
     assert domains.linearised(facts) == e2e.linearise(domains.bracketed(facts))
 
 
-# -------- the decoder
+# ---- the decoder
 
 
 def test_the_decoder_saw_no_restaurant_and_no_sentence_of_the_splits(others):
@@ -235,7 +235,7 @@ def test_the_decoder_describes_what_it_was_pretrained_on():
     assert all(word in said for word in ("The Golden Otter", "museum", "Roman", "£5")), said
 
 
-# -------- the encoder-decoder
+# ---- the encoder-decoder
 
 
 def test_the_encoder_decoders_tokenizer_is_what_the_script_makes(sample):

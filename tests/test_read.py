@@ -61,7 +61,7 @@ def gradients(model):
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-# -------- what it computes
+# ---- what it computes
 
 
 @both_models
@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_refused(options, message):
         adapter.merged(adapted("encoder"), "read")
 
 
-# -------- what it leaves alone
+# ---- what it leaves alone
 
 
 def tensors_kept(model, kind):
@@ -226,7 +226,7 @@ def test_states_are_the_backbones_own():
     assert torch.equal(states, torch.stack([x[:, 0] for x in expected], 1)) and not states.requires_grad
 
 
-# -------- GPT-2
+# ---- GPT-2
 
 
 def test_gpt2_is_asked_where_logits_are_wanted():
@@ -268,7 +268,7 @@ def test_gpt2_decodes_step_by_step_as_in_one_pass(cell):
                 torch.testing.assert_close(found[b, k], model(texts[b][k][None])[0, -1], rtol=1e-4, atol=1e-5)
 
 
-# -------- states on disk
+# ---- states on disk
 
 
 def test_gradients_from_stored_states_are_those_of_a_live_pass(tmp_path):
@@ -324,7 +324,7 @@ def test_a_file_of_states_is_whole_or_not_there(tmp_path):
         read_states(path, about)
 
 
-# -------- train_glue.py
+# ---- train_glue.py
 
 
 @pytest.fixture
@@ -454,7 +454,7 @@ def test_a_cut_run_goes_on_bit_identically(glue, command, tmp_path, monkeypatch,
         glue(*command, "--cell", "gru", "--out", tmp_path / "cut", "--resume")
 
 
-# -------- energy
+# ---- energy
 
 
 @pytest.fixture

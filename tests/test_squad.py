@@ -38,7 +38,7 @@ def roberta_tokenizer():
     return load_tokenizer(MINI / "roberta", 1200)
 
 
-# -------- reading
+# ---- reading
 
 
 def test_official_files(tmp_path):
@@ -132,7 +132,7 @@ def test_download_once_and_checked(server, tmp_path, monkeypatch):
         squad.download(tmp_path / "other", address)
 
 
-# -------- windows
+# ---- windows
 
 
 def test_windows_overlap_and_cover_the_text(tokenizer):
@@ -229,7 +229,7 @@ def test_a_tokenizer_that_drops_characters_is_no_error():
     assert squad.target(squad.encode(tokenizer, [between], 20, 0)[0], between.answers[0]) == (0, 0)
 
 
-# -------- answers
+# ---- answers
 
 
 def test_only_the_text_and_the_first_token_have_a_probability(tokenizer):

@@ -46,7 +46,7 @@ def checkpoint(tmp_path):
     return write
 
 
-# -------- forward
+# ---- forward
 
 
 def test_logits_states_weights_and_loss_are_transformers(model):
@@ -128,7 +128,7 @@ def test_published_sizes():
         assert tied + config.vocab_size * config.d_model == counted
 
 
-# -------- decoding
+# ---- decoding
 
 
 @pytest.mark.parametrize("decoding", GENERATED["decodings"], ids=lambda decoding: decoding["name"])
@@ -172,7 +172,7 @@ def test_what_cannot_be_decoded(model, arguments, message):
     assert model.generate([], 5) == []
 
 
-# -------- files
+# ---- files
 
 
 def test_save_and_load(model, tmp_path):
@@ -222,7 +222,7 @@ def test_what_the_configuration_may_not_ask_for(tmp_path, change):
         read_config(tmp_path, T5Config, "t5")
 
 
-# -------- methods
+# ---- methods
 
 TRAINED = {  # names of the trained parameters, as regular expressions, and their number in T5-base
     "full": (".*", 222_903_552),

@@ -150,7 +150,7 @@ def test_seeds(glue, command, tmp_path):
     assert without_timing(tmp_path / "one")[2] == b
 
 
-# -------- resuming
+# ---- resuming
 
 
 class Killed(BaseException):
@@ -303,7 +303,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(glue, command, tmp_path, capsys
     assert saved["step"] == 5 and all(t.isfinite().all() for t in saved["tensors"].values())
 
 
-# -------- a trained adapter
+# ---- a trained adapter
 
 
 def test_eval_only_predict_submit_export(glue, command, tmp_path, capsys):
@@ -375,7 +375,7 @@ def test_an_adapter_on_another_base_is_refused(glue, command, tmp_path, tiny_mod
     assert "adapter.pt: truncated" in fails(capsys, glue, *command[:6], "--adapter", adapter, "--eval-only")
 
 
-# -------- bad input
+# ---- bad input
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def read(monkeypatch):
     return call
 
 
-# -------- text to text
+# ---- text to text
 
 
 def test_forms_are_t5s():
@@ -102,7 +102,7 @@ def test_the_papers_splits():
     assert mnli == {"train": large, "validation": dev, "test": small}
 
 
-# -------- a run
+# ---- a run
 
 
 @pytest.mark.parametrize("method", methods_of("encoder-decoder"))

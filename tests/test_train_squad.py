@@ -180,7 +180,7 @@ def test_the_answer_is_the_best_over_all_windows(tiny_model, tiny_squad):
     assert differ > 0
 
 
-# -------- resuming
+# ---- resuming
 
 
 class Killed(BaseException):
@@ -217,7 +217,7 @@ def test_another_stride_is_another_run(run_squad, command, capsys):
     )
 
 
-# -------- a trained adapter
+# ---- a trained adapter
 
 
 def test_the_loss_is_the_mean_of_start_and_end_for_the_first_answer(

@@ -68,7 +68,7 @@ def command(monkeypatch):
     return call
 
 
-# -------- relations
+# ---- relations
 
 
 @pytest.mark.parametrize("method", [name for name in methods_of("encoder") if name != "read"])
@@ -147,7 +147,7 @@ def test_relations_of_words_are_sums_over_their_tokens(loaded):
     assert related["gradient"][long] == pytest.approx(gradient.sum().item(), rel=1e-4)
 
 
-# -------- words, readings
+# ---- words, readings
 
 
 def spelt(reading):
@@ -201,7 +201,7 @@ def test_a_pair_of_glue(loaded):
     assert logit == logits.max() and probability == pytest.approx(logits.softmax(0).max().item())
 
 
-# -------- faithfulness
+# ---- faithfulness
 
 
 def test_the_reddest_words_outside_the_answer_are_masked(loaded, monkeypatch):
@@ -263,7 +263,7 @@ def test_faithfulness_from_the_command_line(command, adapter, capsys):
     assert len(re.findall(r"(Attention|Gradient|random).* -?\d\.\d{3} ± \d\.\d{3}", printed)) == 10
 
 
-# -------- the page
+# ---- the page
 
 
 class Page(html.parser.HTMLParser):

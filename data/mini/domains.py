@@ -27,53 +27,38 @@ class Domain(NamedTuple):
     slots: dict  # slot -> [Words, …]; the name and the kind come first
 
 
-def read_domains(path):
-    """{name: Domain} of a file like domains.txt, which describes its form."""
-    domains = {}
+def read_file(path):
+    """(the Domains, {kind: words}) of a file like domains.txt, which describes its form."""
+    domains, words = {}, {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
             name, pronoun, unnamed = line.strip("[]").split(", ")
             slots = {}
+        elif " = " in line:
+            kind, listed = line.split(" = ")
+            words[kind] = listed.split()
         elif line and not line.startswith("#"):
             slot, values, *places = [cell.strip() for cell in line.split("|")]
             slot = slot or list(slots)[-1]
             ways = [place.split(" / ") if place else [] for place in [*places, "", "", ""][:3]]
             slots.setdefault(slot, []).append(Words(values.split(", "), *ways))
             domains[name] = Domain(list(slots)[:2][-1], pronoun, unnamed, slots)
-    return domains
+    return [*domains.values()], words
 
 
-RESTAURANT, *OTHERS = read_domains(Path(__file__).with_name("domains.txt")).values()
+(RESTAURANT, *OTHERS), WORDS = read_file(Path(__file__).with_name("domains.txt"))
 
-COLOURS = "Amber Black Blue Brown Copper Crimson Golden Green Grey Ivory Old Purple Red Silver White Yellow"
-EMBLEMS = (
-    "Anchor Badger Barrel Bell Bridge Candle Crown Dolphin Falcon Feather Fiddle Fox Hare Harp Heron Horn "
-    "Kettle Key Lantern Lion Maple Mill Oak Otter Owl Parrot Pear Pilot Plough Raven Rose Sparrow Star Swan "
-    "Thistle Tower Wheel"
-)
-FIRST = (
-    "Ada Boris Cora Dmitri Elsa Fergus Greta Hugo Iris Jonas Kira Leon Mira Nils Otto Petra Rolf Sonja Tilda "
-    "Viktor"
-)
-STARTS = "Al Bar Cor Dal El Far Gol Hal Ister Jor Kel Lor Mar Nor Or Pel Quin Ros Sal Tor Ul Ver Wil Yar Zel"
-MIDDLES = "a an be do e en i in lo mi o ra se ti u va"
-ONSETS = "b bl br c ch cl d dr f fl g gl h j k l m n p pl pr qu r s sh sk sl sp st t tr v w z"
-VOWELS = "a ai e ea ee i o oo ou u"
-CODAS = "b ck d f ff g l ll m n nd nt p r rt s sh st t th v"
-ENDS = "berg bury by dale den ford gate ham holm ia ley low mere mond mouth ness ra stead ton vale well wick"
-
-
-# -------- from slots to sentences
+# ---- from slots to sentences
 
 
 def invent(rng, kind):
     """A name, such as "The Golden Heron", "Istermond", "Greta Corwick", "The Raven of Talford"."""
-    place = "".join(rng.choice(part.split()) for part in (STARTS, MIDDLES, ENDS))
-    emblem = rng.choice(EMBLEMS.split())
-    coloured = f"{rng.choice(COLOURS.split())} {emblem}"
+    place = "".join(rng.choice(WORDS[part]) for part in ("starts", "middles", "ends"))
+    emblem = rng.choice(WORDS["emblems"])
+    coloured = f"{rng.choice(WORDS['colours'])} {emblem}"
     names = {
         "<place>": [place],
-        "<person>": [f"{rng.choice(FIRST.split())} {place}"],
+        "<person>": [f"{rng.choice(WORDS['first'])} {place}"],
         "<venue>": [place, coloured, f"The {coloured}", f"The {emblem}"],
         "<title>": [place, f"The {coloured}", f"The {emblem} of {place}"],
     }
@@ -82,7 +67,7 @@ def invent(rng, kind):
 
 def coin(rng):
     """A new word, such as "plontumb" or "Gaskiv"."""
-    word = "".join(rng.choice(part.split()) for part in (ONSETS, VOWELS, CODAS) * 2)
+    word = "".join(rng.choice(WORDS[part]) for part in ("onsets", "vowels", "codas") * 2)
     return rng.choice([word, word, word.capitalize()])
 
 

@@ -11,7 +11,7 @@ Reflexives never refer to people of unknown gender.
 
 split = str.split
 
-# -------- lexicon
+# ---- lexicon
 
 MEN = split(
     "boy king actor uncle prince waiter monk brother husband grandfather gentleman nephew wizard hero"
@@ -85,7 +85,7 @@ def form(verb, which):
     return verb[:-1] + "ied" if verb[-1] == "y" and verb[-2] not in "aeiou" else stem + "ed"
 
 
-# -------- phrases, as lists of words
+# ---- phrases, as lists of words
 
 
 def noun_phrase(rng, nouns, number, adjectives=ADJECTIVES, determiner=None, adjective_share=0.3):
@@ -166,7 +166,7 @@ def who_or_what(verb):
     return "who" if verb in WITH_PERSON else "what"
 
 
-# -------- phenomena, which return (good, bad)
+# ---- phenomena, which return (good, bad)
 
 
 def agreement(rng):

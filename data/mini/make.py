@@ -35,7 +35,7 @@ from read.t5 import T5, T5Config
 HERE = Path(__file__).parent
 THREADS = {"roberta": 2, "gpt2": 1, "t5": 1}  # fixed, because they decide how sums are rounded
 
-# -------- CoLA
+# ---- CoLA
 
 COLA_PAIRS = {"train": 1000, "dev": 250, "test": 100}  # two sentences each
 
@@ -70,7 +70,7 @@ def cola_files(seed=0):
     return files
 
 
-# -------- the encoder
+# ---- the encoder
 
 MLM_SENTENCES = 100_000
 MLM_STEPS, MLM_BATCH, MLM_LR = 3000, 128, 2e-3
@@ -173,7 +173,7 @@ def make_roberta():
     return model, tokenizer
 
 
-# -------- SQuAD
+# ---- SQuAD
 
 SQUAD_ARTICLES = {"train": 50, "dev": 10}
 SQUAD_PARAGRAPHS = 20  # per article, each with two sentences and a question about each
@@ -230,7 +230,7 @@ def squad_files(seed=5):
     return files
 
 
-# -------- E2E
+# ---- E2E
 
 E2E_FILES = {  # the number of representations, and the possible numbers of references
     "trainset.csv": (500, [4]),
@@ -265,7 +265,7 @@ def e2e_files(seed=2):
     return files
 
 
-# -------- the decoder
+# ---- the decoder
 
 LM_EXAMPLES = 96_000
 LM_COINED = 0.3
@@ -310,7 +310,7 @@ def make_gpt2():
     return model, tokenizer
 
 
-# -------- the encoder-decoder
+# ---- the encoder-decoder
 
 T5_STEPS, T5_BATCH, T5_LR = 6000, 64, 1e-2
 HOLE = "<extra_id_0>"  # the first of T5's sentinels; these short sentences have one hole
