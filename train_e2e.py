@@ -42,12 +42,8 @@ DEFAULTS = {  # the paper's Table 7; it leaves open where dropout is: in all of 
         "max_new_tokens": 64,
     },  # LoRA's decoder's: the paper's settings are LoRA's
 }
-MINI_SETTINGS = {
-    "epochs": 8,
-    "batch_size": 16,
-    "warmup": 0.06,
-    "dropout": 0.0,
-}  # for the bundled model and data
+# for the bundled model and data
+MINI_SETTINGS = {"epochs": 8, "batch_size": 16, "warmup": 0.06, "dropout": 0.0}
 EVAL_BATCH = 32
 EXAMPLES = 3  # outputs that are printed beside their inputs
 

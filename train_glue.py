@@ -24,10 +24,7 @@ from read.cache import FromStates, cached_states
 from run import Run, adamw, report, schedule
 
 DEFAULTS = {"method": "hut", "model": "roberta-large", "warmup": 0.06, "weight_decay": 0, "seed": 0}
-MINI_SETTINGS = {
-    "batch_size": 32,
-    "epochs": 30,
-}  # for the bundled model and data; each method has a rate for them
+MINI_SETTINGS = {"batch_size": 32, "epochs": 30}  # for the bundled model and data
 EVAL_BATCH = 64
 
 
@@ -145,20 +142,22 @@ def train(args, model_class, checkpoint_dir, sets, device, dtype):
             optimizer.zero_grad()
             run.advance(mean_loss, examples)
         scores = score(task, model, dev, device, dtype)
-        run.end_epoch(
-            scores, better=run.best is None or worth(scores[main_score]) > worth(run.best[main_score])
-        )
+        better = run.best is None or worth(scores[main_score]) > worth(run.best[main_score])
+        run.end_epoch(scores, better)
     return run.finish()
 
 
 def cached(args, model, base, sets, device, dtype):
     """`sets` with READ's states in the place of tokens, from the files that --cache-features keeps."""
-    folder, found = Path(args.cache_features or args.out / "features"), {}
+    root = args.out.parent if args.seeds else args.out  # the states are the same for every seed
+    folder, found = Path(args.cache_features or root / "features"), {}
     about = {"checkpoint": base[:16], "max_len": args.max_len, "dtype": str(dtype)[6:]}
     for name, (tokens, labels) in sets.items():
         path = folder / f"{args.task}-{name}.states"
         with as_user_error():
-            found[name] = cached_states(model, tokens, path, autocast(device, dtype), **about), labels
+            batches = sorted_batches(tokens.lengths, EVAL_BATCH)
+            states = cached_states(model, tokens, batches, path, autocast(device, dtype), **about)
+        found[name] = states, labels
     return found
 
 

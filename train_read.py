@@ -26,10 +26,8 @@ DEFAULTS = {  # the READ paper's; it names no warm-up, weight decay, patience or
     **{"method": "read", "model": "t5-base", "epochs": 30, "batch_size": 96, "patience": 3},
     **{"warmup": 0.06, "weight_decay": 0, "max_len": 512, "seed": 0},
 }
-MINI_SETTINGS = {
-    "batch_size": 32,
-    "patience": 10,
-}  # for the bundled model and data; each method has a rate for them
+# for the bundled model and data
+MINI_SETTINGS = {"batch_size": 32, "patience": 10}
 SHORTEST = 5  # tokens of a source: the task's name and prefix are three, the end token is one
 EVAL_BATCH = 64
 IN_USE = 100  # examples that are timed one by one

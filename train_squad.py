@@ -36,12 +36,8 @@ DEFAULTS = {  # the paper names none for SQuAD: these are Table 6's for QNLI, wh
     **{"method": "hut", "model": "roberta-large", "seed": 0},
     **{"epochs": 10, "batch_size": 8, "warmup": 0.06, "weight_decay": 0},
 }
-MINI_SETTINGS = {
-    "epochs": 8,
-    "batch_size": 32,
-    "doc_stride": 32,
-    "dropout": 0.0,
-}  # for the bundled model and data
+# for the bundled model and data
+MINI_SETTINGS = {"epochs": 8, "batch_size": 32, "doc_stride": 32, "dropout": 0.0}
 EVAL_BATCH = 32
 
 

@@ -297,7 +297,7 @@ def cola_step(args, path, method, kind):
 
     inputs = padded if kind == "padded" else tokens
     if kind == "states":
-        inputs = cached_states(model, tokens, path, autocast(args.device, args.dtype))
+        inputs = cached_states(model, tokens, batches, path, autocast(args.device, args.dtype))
         model = FromStates(model)
     return Step(model, map(inputs, cycle(batches)), args)
 

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from data.batching import sorted_batches
 from model import first_line, write_file
 from read.network import ReadClassifier
 
@@ -81,16 +80,17 @@ class FromStates(nn.Module):
     forward = ReadClassifier.from_states
 
 
-def cached_states(model, tokens, path, autocast, **about):
+def cached_states(model, tokens, batches, path, autocast, **about):
     """The States of `tokens` by a ReadClassifier, from `path`, where they are written if it is missing.
 
-    about  what else they depend on: the checkpoint, the length that texts are cut to, the dtype
+    batches  index lists in which they are computed
+    about    what else they depend on: the checkpoint, the length that texts are cut to, the dtype
     """
     about["shape"] = [len(tokens.tokens), len(model.roberta.blocks), model.config.hidden_size]
     about["examples"] = hashlib.sha256(json.dumps(tokens.tokens).encode()).hexdigest()[:16]
 
     def parts():
-        for batch in tqdm(sorted_batches(tokens.lengths, 64), path.name, disable=None, leave=False):
+        for batch in tqdm(batches, path.name, disable=None, leave=False):
             with autocast:
                 states = model.states(*tokens(batch))
             yield batch, states
