@@ -139,7 +139,7 @@ def add_arguments(parser, layout, defaults):
         help=f"everywhere that is trained (default: {defaults['dropout']})",
     )
     longest = defaults.get(
-        "max_len", "the paper's: 512, or 128 for lora and the adapters; at most the position table"
+        "max_len", "the paper's: 512, or 128 for lora, houlsby and pfeiffer; at most the position table"
     )
     group.add_argument(
         "--max-len", type=whole, metavar="TOKENS", help=f"truncate to this (default: {longest})"
@@ -172,7 +172,7 @@ def fill_in(args, layout, shared, mini, mini_data):
     """Checks the arguments against each other, and gives each that was left out its default; see `settings`.
 
     shared     {setting: value} of the task and the script
-    mini       those of the bundled model and data, which are meant by --model mini without --data
+    mini       those of the bundled model and data: --model mini without --data
     mini_data  the folder of the bundled data
     """
     check_adapter(args, methods_of(layout))

@@ -20,16 +20,11 @@ STD = 0.02  # of adapters and prefixes at their start
 
 
 def freeze(model, r=1):
-    """Freezes `model` and returns its body, the model without its head.
-
-    Raises ValueError, with the model unchanged, if r < 1 or if one of these methods is already in it.
-    """
+    """Freezes `model` and returns its body. Raises ValueError, with the model unchanged, if r < 1."""
     if type(r) is not int or r < 1:
         raise ValueError(f"r = {r!r}: expected a whole number of 1 or more")
-    if any(type(module).__module__ == __name__ for module in model.modules()):
-        raise ValueError("the model is already adapted: a model is adapted once")
     model.requires_grad_(False)
-    return getattr(model, "roberta", model)
+    return model.body
 
 
 def apply_nothing(model):

@@ -154,16 +154,11 @@ def methods_of(layout):
     return [name for name, row in METHODS.items() if layout in row.lr]
 
 
-def layout_of(model):
-    return getattr(model, "roberta", model).LAYOUT
-
-
 def settings(method, task, layout, shared, mini=None):
     """What a run takes where its command leaves it open: {setting: value}.
 
-    On the paper's models that is the paper's entry for this method and task where it has one, else the
-    method's rate. `shared` holds the rest: the task's batch size and epochs, the script's warm-up and the
-    like. `mini`, if it is given, holds the settings that go with the bundled model and data.
+    That is the paper's entry for this method and task where it has one, else the method's rate, and the rest
+    from `shared`: the task's and the script's settings. `mini` has those of the bundled model and data.
     """
     row = METHODS[method]
     own = row.takes | {"r": row.r.get(layout), "lr": row.lr[layout]}
@@ -178,17 +173,20 @@ def adapt(model, method, given, head=True):
     """`model` with a method in it; everything else is frozen, but for the head where `head` is true.
 
     given  {argument: value}, a command line's or an adapter file's; what is missing takes the row's default
-    READ and LST return another object with the same layers; the others work in place. Raises ValueError as
-    they do.
+    READ and LST return another object with the same layers. Raises ValueError as the row's function does.
     """
-    known = methods_of(layout_of(model))
+    known, plain = methods_of(model.body.LAYOUT), {type(module) for module in model.modules()}
     if method not in known:
         raise ValueError(f"method '{method}': expected one of {' '.join(known)}")
+    if hasattr(model, "adapted_by"):
+        raise ValueError(f"the model holds {model.adapted_by} already: a model is adapted once")
     row = METHODS[method]
     arguments = {name: given.get(name, default) for name, default in row.takes.items()}
     if row.r:
         arguments["r"] = given["r"]
     model = row.put_in(model, **arguments)
+    if not plain >= {type(module) for module in model.modules()}:
+        model.adapted_by = method
     if head and model.HEAD:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad or name.startswith(model.HEAD))
@@ -197,7 +195,7 @@ def adapt(model, method, given, head=True):
 
 def merge(model, method):
     """A copy of `model` with plain layers. ValueError where no plain weights compute the same."""
-    check_merges(method, layout_of(model))
+    check_merges(method, model.body.LAYOUT)
     merged = copy.deepcopy(model)
     for name, module in model.named_modules():
         if hasattr(module, "to_linear"):

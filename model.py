@@ -172,6 +172,11 @@ class Pretrained(nn.Module):
     CONFIG, MODEL_TYPE, ARCHITECTURE, PREFIX = None, "", "", ""
     NAMES, HEAD, DROPPED, TIED = {}, (), (), {}
 
+    @property
+    def body(self):
+        """The model without its head, where that has a name of its own."""
+        return getattr(self, self.PREFIX.rstrip("."), self)
+
     @classmethod
     def from_pretrained(cls, directory, **options):
         """The model of a directory, in float32 and eval mode. Raises ValueError as the functions below do."""

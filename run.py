@@ -257,8 +257,7 @@ def check_out(folder, resume, overwrite):
 def open_folder(folder, settings, resume, overwrite):
     """Makes the run folder and args.json; with --resume it returns what checkpoint.pt holds, else None.
 
-    Raises UserError if the folder holds a run and neither flag is given, or one that was started with other
-    settings.
+    Raises UserError as `check_out` does, and if the run was started with other settings.
     """
     present = check_out(folder, resume, overwrite)
     if resume and present:
@@ -314,7 +313,7 @@ def environment():
 
 
 def mean_and_std(results, key):
-    """(mean, std with n − 1) of the results' `key`: {score: number} each, None where a run has none."""
+    """(means, standard deviations) of the scores in the results' `key`; None where a run has none."""
     mean, std = {}, {}
     for name in results[0][key]:
         values = [no_nan(result[key].get(name)) for result in results]

@@ -194,6 +194,8 @@ def download(task, folder=None, glue=GLUE, senteval=SENTEVAL):
             fetch(place + name, target / name, SHA256[name])
     elif not target.is_dir():
         name = {"qnli": "QNLIv2.zip"}.get(task, f"{TASKS[task].folder}.zip")
+        if name not in SHA256:
+            raise UserError(f"{task}: no place to fetch it from is known: name its folder with --data DIR")
         fetch(glue + name, folder / name, SHA256[name])
         unpack(folder / name, target)
     return folder

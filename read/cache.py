@@ -86,7 +86,7 @@ def cached_states(model, tokens, batches, path, autocast, **about):
     batches  index lists in which they are computed
     about    what else they depend on: the checkpoint, the length that texts are cut to, the dtype
     """
-    about["shape"] = [len(tokens.tokens), len(model.roberta.blocks), model.config.hidden_size]
+    about["shape"] = [len(tokens.tokens), len(model.body.blocks), model.config.hidden_size]
     about["examples"] = hashlib.sha256(json.dumps(tokens.tokens).encode()).hexdigest()[:16]
 
     def parts():

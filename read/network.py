@@ -239,7 +239,7 @@ def apply_read(model, r=WIDTH, cell="gru", start="zero", unscaled=False):
         )
     if unscaled and not isinstance(model, T5):
         raise ValueError("unscaled: only the correction of a T5 is scaled")
-    blocks = getattr(model, "roberta", model).blocks
+    blocks = model.body.blocks
     last = blocks[-1].d  # its output has the width and the device of the states
     sizes = (last.out_features, r, "gru" if cell == "untied" else cell, start == "zero", last.weight.device)
     if isinstance(model, T5):
