@@ -1,6 +1,6 @@
 """The paper's tables, a record each: what is run for a table, and what it shows.
 
-A new table is one entry of TABLES; experiments/sweep.py runs it. paper.json holds what the papers print.
+A new table is one entry of TABLES, which sweep.py runs. paper.json holds what the papers print.
 """
 
 import json
@@ -305,8 +305,8 @@ TABLES = {
         one_search=True,
         spread=spread,
         notes=(
-            "Under AdamW without clipping, r is a factor of epsilon and nothing else: tests/test_rank.py. The "
-            "paper's Table 5 goes from 67.1 to 71.7 on CoLA at q and v.",
+            "Under AdamW without clipping r is a factor of epsilon alone (tests/test_rank.py). The paper has "
+            "67.1 to 71.7 on CoLA.",
         ),
     ),
     "read": Table(
@@ -317,7 +317,7 @@ TABLES = {
         choices={"methods": all_methods(T5, ("full", "bitfit", "lora", "houlsby", "prompt", "lst"))},
         seeds=3,
         notes=(
-            "The paper's average is not the mean of its seven tasks: by the means READ (84.08) does not beat "
+            "The paper's average is not its tasks' mean, by which READ (84.08) does not beat "
             "full tuning (84.10).",
             "A score is the mean of the task's own (MRPC, QQP: accuracy and F1; STS-B: Pearson and "
             "Spearman). Parameters are the method's, with their share of the backbone. Memory is the peak of "

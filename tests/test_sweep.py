@@ -251,7 +251,7 @@ def test_read_end_to_end(call, command, tiny_t5, tmp_path, capsys):
     assert f"| read r4 | {counts['adapter']:,} ({100 * counts['adapter'] / counts['frozen']:.2f} %) |" in out
     assert "| not measured | not measured |" in out and "[2/2]" in out
     assert (
-        "is not the mean of its seven tasks" in out
+        "is not its tasks' mean" in out
         and "Outputs that are no label, and wrong: cola read-r4 (seed 0: 6)" in out
     )
 
