@@ -1,11 +1,13 @@
 """RoBERTa and GPT-2, their files on disk, and decoding by beam search and greedy search.
 
-Models are read from directories in HuggingFace's layout (`config.json`, `pytorch_model.bin`), never from the
-network. A block's six linear layers have the names of papers on adapters: `q k v o` (attention) and `u d`
-(feed-forward up, down). Shapes: B batch, L length, d width, V vocabulary. Every attention_mask may be None.
+Models are read from directories in HuggingFace's layout (`config.json`, and `model.safetensors` or
+`pytorch_model.bin`), never from the network. A block's six linear layers have the names of papers on
+adapters: `q k v o` (attention) and `u d` (feed-forward up, down). Shapes: B batch, L length, d width, V
+vocabulary. Every attention_mask may be None.
 """
 
 import json
+import math
 import os
 import pickle
 import re
@@ -38,6 +40,7 @@ class RobertaConfig:
     attention_probs_dropout_prob: float = 0.1
     classifier_dropout: float | None = None  # None: hidden_dropout_prob
     initializer_range: float = 0.02
+    model_type: str = "roberta"  # or one with another vocabulary, of RobertaModel.TYPES
 
     @property
     def max_length(self):
@@ -162,6 +165,7 @@ class Roberta(nn.Module):
 class Pretrained(nn.Module):
     """A model that reads and writes a directory in HuggingFace's layout, by these tables:
 
+    TYPES    the model_types that it reads -> their architecture's name, up to ARCHITECTURE
     NAMES    our module names -> theirs where they differ, with `{}` for the layer
     PREFIX   the body's name, which files have in front of its tensors or leave out: both are read
     HEAD     prefixes of tensors that may all be absent from the file: a head that is not trained yet
@@ -169,8 +173,8 @@ class Pretrained(nn.Module):
     TIED     tensors in the file that must equal another of its tensors
     """
 
-    CONFIG, MODEL_TYPE, ARCHITECTURE, PREFIX = None, "", "", ""
-    NAMES, HEAD, DROPPED, TIED = {}, (), (), {}
+    CONFIG, ARCHITECTURE, PREFIX = None, "", ""
+    TYPES, NAMES, HEAD, DROPPED, TIED = {}, {}, (), (), {}
 
     @property
     def body(self):
@@ -181,8 +185,9 @@ class Pretrained(nn.Module):
     def from_pretrained(cls, directory, **options):
         """The model of a directory, in float32 and eval mode. Raises ValueError as the functions below do."""
         directory = Path(directory)
-        model = cls(read_config(directory, cls.CONFIG, cls.MODEL_TYPE), **options)
-        path = directory / "pytorch_model.bin"
+        model = cls(read_config(directory, cls.CONFIG, *cls.TYPES), **options)
+        files = [directory / name for name in WEIGHTS]
+        path = next((path for path in files if path.is_file()), files[0])
         model._load(read_state(path), path)
         return model.eval()
 
@@ -190,12 +195,19 @@ class Pretrained(nn.Module):
         """Writes the weights in `dtype`, and `config.json` with the entries of `config` added."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
+        for first in (directory / name for name in WEIGHTS[:2]):
+            if first.exists():
+                raise ValueError(f"{first}: would be read, not what is written: name another folder")
         ours = self.state_dict()
         state = {self._their_name(name): tensor.detach().to("cpu", dtype) for name, tensor in ours.items()}
         write_file(directory / "pytorch_model.bin", lambda file: torch.save(self._to_file(state), file))
-        described = {"architectures": [self.ARCHITECTURE], "model_type": self.MODEL_TYPE}
+        described = {"architectures": [self.architecture]}
         text = json.dumps(described | asdict(self.config) | self._head_config() | config, indent=2) + "\n"
         write_file(directory / "config.json", lambda file: file.write(text.encode()))
+
+    @property
+    def architecture(self):
+        return self.TYPES[self.config.model_type] + self.ARCHITECTURE
 
     def _head_config(self):
         return {}
@@ -221,6 +233,8 @@ class Pretrained(nn.Module):
             return ValueError(f"{path}: tensor '{key}' {problem}")
 
         bare = {key.removeprefix(self.PREFIX): key for key in state}
+        if twice := state.keys() - bare.values():
+            raise wrong(min(twice), f"is there twice, with and without '{self.PREFIX}'")
         state = {short: state[key] for short, key in bare.items()}
         for copied, original in self.TIED.items():
             if copied in state and original in state and not torch.equal(state.pop(copied), state[original]):
@@ -240,7 +254,7 @@ class Pretrained(nn.Module):
                 raise wrong(bare[key], f"has shape {found[key]}: expected {shape}")
         for key, shape in found.items():
             if key not in expected and not without_layer(key)[0].startswith(self.DROPPED):
-                raise wrong(bare[key], f"of shape {shape} is not expected in a {self.ARCHITECTURE}")
+                raise wrong(bare[key], f"of shape {shape} is not expected in a {self.architecture}")
         state = self._from_file({key: state[key] for key in expected})
         self.load_state_dict({names[key]: tensor for key, tensor in state.items()}, strict=False)
 
@@ -251,22 +265,26 @@ def without_layer(name):
     return (name[: layer.start()] + "{}" + name[layer.end() :], layer.group()) if layer else (name, None)
 
 
-def config_json(directory):
-    """config.json as a dict. Raises ValueError if it is missing or not JSON."""
-    path = Path(directory) / "config.json"
+def read_json(path):
+    """A JSON object as a dict. Raises ValueError if the file is missing or holds something else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file: expected a checkpoint in HuggingFace's layout") from None
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return found
 
 
-def read_config(directory, config_class, model_type):
+def read_config(directory, config_class, *model_types):
     """config.json as `config_class`, which takes its fields' keys. Raises ValueError for another model."""
-    path, found = Path(directory) / "config.json", config_json(directory)
-    if found.get("model_type") != model_type:
-        raise ValueError(f"{path}: model_type is {found.get('model_type')!r}: expected '{model_type}'")
+    path = Path(directory) / "config.json"
+    found = read_json(path)
+    if found.get("model_type") not in model_types:
+        expected = " or ".join(f"'{name}'" for name in model_types)
+        raise ValueError(f"{path}: model_type is {found.get('model_type')!r}: expected {expected}")
     for key, only in SUPPORTED.items():
         if found.get(key, only) != only:
             raise ValueError(f"{path}: {key} is {found[key]!r}: expected {only!r}")
@@ -288,21 +306,94 @@ SUPPORTED = {  # keys of config.json that these models ignore: any other value i
 }
 
 
+WEIGHTS = (  # the first that is there is read, as in transformers; an index names several files
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
 def read_state(path):
-    """{name: tensor} of a pytorch_model.bin. Raises ValueError if it is no such file."""
-    path = Path(path)
+    """{name: tensor} of one of WEIGHTS. Raises ValueError unless each tensor is where the file says."""
     if not path.is_file():
-        others = sorted(p.name for p in path.parent.glob("*.safetensors*"))
-        only = f" (it has only {others[0]}, which is not read here)" if others else ""
-        raise ValueError(f"{path}: no such file{only}: expected PyTorch weights, pytorch_model.bin")
-    state = load_file(path)
-    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
-        raise ValueError(f"{path}: expected a state dict, names to tensors")
+        raise ValueError(f"{path}: no such file: expected {WEIGHTS[0]} or {WEIGHTS[2]}, whole")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    if path.suffix == ".bin":
+        state = load_file(path)
+        if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+            raise ValueError(f"{path}: expected a state dict, names to tensors")
+        return state
+    names, state = read_index(path), {}
+    for file in sorted(set(names.values())):
+        part = read_state(path.with_name(file))
+        for name in sorted(part.keys() ^ {name for name in names if names[name] == file}):
+            problem = "is in" if name in part else "is missing from"
+            raise ValueError(f"{path}: tensor '{name}' {problem} {file}: expected the opposite")
+        state |= part
+    return state
+
+
+def read_index(path):
+    """{tensor's name: name of the file beside this one that has it}"""
+    names = read_json(path).get("weight_map")
+    for file in names.values() if isinstance(names, dict) else [names]:
+        if not re.fullmatch(r"[\w.-]+\.(bin|safetensors)", str(file)):
+            raise ValueError(f"{path}: 'weight_map' holds {file!r}: expected names of .safetensors files")
+    return names
+
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+          "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
+
+
+def read_safetensors(path):
+    """{name: tensor}, memory-mapped. Raises ValueError unless each byte of the file belongs to one tensor.
+
+    The file is its header's length (8 bytes, little-endian), the header in JSON, {name: {dtype, shape,
+    data_offsets: [begin, end]}}, and the tensors' bytes, from whose start the offsets count.
+    """
+    refuse_pointer(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        try:
+            if start > size:
+                raise ValueError(f"its header ends at byte {start:,} of {size:,}")
+            header = json.loads(file.read(start - 8), object_pairs_hook=list)  # a list keeps a second `name`
+            tensors = [
+                (int(begin), int(end), str(name), str(about["dtype"]), [int(n) for n in about["shape"]])
+                for name, about in ((name, dict(about)) for name, about in header if name != "__metadata__")
+                for begin, end in [about["data_offsets"]]
+            ]
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"{path}: truncated or not safetensors ({first_line(error)})") from None
+    content, state, done = torch.from_file(str(path), size=size, dtype=torch.uint8)[start:], {}, 0
+    for begin, end, name, kind, shape in sorted(tensors):
+        dtype = DTYPES.get(kind, torch.uint8)
+        if name in state:
+            problem = "is there twice"
+        elif kind not in DTYPES:
+            problem = f"has dtype {kind}: expected one of {', '.join(DTYPES)}"
+        elif min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != end - begin:
+            problem = f"has {end - begin:,} bytes, which are not shape {shape} in {kind}"
+        elif begin != done or end > len(content):
+            problem = f"is at bytes {begin:,} to {end:,} of {len(content):,}: expected it from {done:,} on"
+        else:
+            part, done = content[begin:end], end
+            aligned = part.clone() if part.storage_offset() % dtype.itemsize else part
+            state[name] = aligned.view(dtype).view(shape)
+            continue
+        raise ValueError(f"{path}: tensor '{name}' {problem}")
+    if done != len(content):
+        raise ValueError(f"{path}: its last {len(content) - done:,} bytes belong to no tensor")
     return state
 
 
 def load_file(path):
     """What torch.save wrote, memory-mapped if a zip. Raises ValueError if it is damaged or holds code."""
+    refuse_pointer(path)
     with Path(path).open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"  # older files are plain pickles
     try:
@@ -311,6 +402,15 @@ def load_file(path):
         raise ValueError(f"{path}: refused: it is damaged or holds more than tensors") from None
     except (RuntimeError, EOFError, OSError, ValueError, IndexError, KeyError) as error:
         raise ValueError(f"{path}: truncated or not a PyTorch file ({first_line(error)})") from None
+
+
+def refuse_pointer(path):
+    """Raises ValueError for the text that a git clone has in a large file's place before `git lfs pull`."""
+    with Path(path).open("rb") as file:
+        if file.read(23) == b"version https://git-lfs":
+            raise ValueError(
+                f"{path}: a git-LFS pointer, not the file itself: run 'git lfs pull' in its clone"
+            )
 
 
 def first_line(error):
@@ -337,7 +437,8 @@ def write_file(path, write):
 class RobertaModel(Pretrained):
     """RoBERTa for a head. Called with input_ids (B, L) and attention_mask (B, L), it returns logits."""
 
-    CONFIG, MODEL_TYPE, PREFIX = RobertaConfig, "roberta", "roberta."
+    CONFIG, PREFIX = RobertaConfig, "roberta."
+    TYPES = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
     NAMES = {
         "embeddings.word": "embeddings.word_embeddings",
         "embeddings.position": "embeddings.position_embeddings",
@@ -376,7 +477,7 @@ class ClassificationHead(nn.Module):
 class RobertaClassifier(RobertaModel):
     """Logits (B, num_labels), 1 for regression."""
 
-    ARCHITECTURE = "RobertaForSequenceClassification"
+    ARCHITECTURE = "ForSequenceClassification"
     HEAD = ("classifier.",)
     DROPPED = ("embeddings.position_ids", "pooler.", "lm_head.", "qa_outputs.")
 
@@ -411,7 +512,7 @@ class MaskedLMHead(nn.Module):
 class RobertaMaskedLM(RobertaModel):
     """Logits (B, L, V); with `where` (B, L) bool, of these positions only, (number of them, V)."""
 
-    ARCHITECTURE = "RobertaForMaskedLM"
+    ARCHITECTURE = "ForMaskedLM"
     DROPPED = ("embeddings.position_ids", "pooler.", "classifier.", "qa_outputs.")
     TIED = {
         "lm_head.decoder.weight": "embeddings.word_embeddings.weight",
@@ -431,7 +532,7 @@ class RobertaMaskedLM(RobertaModel):
 class RobertaSpan(RobertaModel):
     """An answer's (start, end) logits, (B, L) each, also at positions that cannot be an answer."""
 
-    ARCHITECTURE = "RobertaForQuestionAnswering"
+    ARCHITECTURE = "ForQuestionAnswering"
     HEAD = ("qa_outputs.",)
     DROPPED = ("embeddings.position_ids", "pooler.", "lm_head.", "classifier.")
 
@@ -465,6 +566,7 @@ class GPT2Config:
     attn_pdrop: float = 0.1
     resid_pdrop: float = 0.1
     initializer_range: float = 0.02
+    model_type: str = "gpt2"
 
     @property
     def max_length(self):
@@ -504,7 +606,7 @@ class GPT2(Pretrained):
     With `return_states=True`: (logits, [the output of each block, (B, L, d), before the last norm]).
     """
 
-    CONFIG, MODEL_TYPE, ARCHITECTURE, PREFIX = GPT2Config, "gpt2", "GPT2LMHeadModel", "transformer."
+    CONFIG, TYPES, ARCHITECTURE, PREFIX = GPT2Config, {"gpt2": "GPT2"}, "LMHeadModel", "transformer."
     LAYOUT = "decoder"
     NAMES = {
         "word": "wte",

@@ -8,13 +8,23 @@ from tokenizers import Tokenizer
 
 from data import UserError, as_user_error
 from data.download import WAYS_OUT
-from model import GPT2, RobertaClassifier, RobertaSpan, config_json, read_config
+from model import (
+    GPT2,
+    WEIGHTS,
+    RobertaClassifier,
+    RobertaModel,
+    RobertaSpan,
+    read_config,
+    read_index,
+    read_json,
+    refuse_pointer,
+)
 from read.t5 import T5
 
-FILES = ("config.json", "tokenizer.json", "pytorch_model.bin")
+FILES = (("config.json",), ("tokenizer.json",), WEIGHTS)  # fetched: of each, the first that is there
 MINI = Path(__file__).parent / "mini"
 MODELS = {  # config.json's model_type: the classes that stand for it, by what a script does with them
-    "roberta": {"classifier": RobertaClassifier, "span": RobertaSpan},
+    **{kind: {"classifier": RobertaClassifier, "span": RobertaSpan} for kind in RobertaModel.TYPES},
     "gpt2": {"generator": GPT2},
     "t5": {"text to text": T5},
 }
@@ -28,7 +38,7 @@ def open_checkpoint(name_or_directory, use, mini):
     directory = checkpoint(mini if name_or_directory == "mini" else name_or_directory)
     classes = {kind: row[use] for kind, row in MODELS.items() if use in row}
     with as_user_error():
-        kind = config_json(directory).get("model_type")
+        kind = read_json(directory / "config.json").get("model_type")
         if kind not in classes:
             expected = " or ".join(f"'{name}'" for name in classes)
             raise UserError(f"{directory / 'config.json'}: model_type is {kind!r}: expected {expected}")
@@ -40,7 +50,7 @@ def checkpoint(name_or_directory):
     """The directory of a checkpoint; huggingface_hub fetches a hub name (`roberta-large`, `gpt2-medium`).
 
     It respects the user's cache, mirror (HF_ENDPOINT), token and offline setting (HF_HUB_OFFLINE).
-    Raises UserError if there is no such directory or hub name, or no PyTorch weights can be had.
+    Raises UserError if there is no such directory or hub name, or no weights can be had.
     """
     if Path(name_or_directory).is_dir():
         return Path(name_or_directory)
@@ -49,20 +59,31 @@ def checkpoint(name_or_directory):
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # hides the lines about retries
+
+    def fetch(names):
+        for name in names:
+            try:
+                return Path(huggingface_hub.hf_hub_download(name_or_directory, name))
+            except EntryNotFoundError as error:
+                last = error
+        raise last
+
     try:
-        for file in FILES:
-            path = huggingface_hub.hf_hub_download(name_or_directory, file)
-        return Path(path).parent
+        for files in FILES:
+            path = fetch(files)
+        if path.suffix == ".json":
+            for files in {(file,) for file in read_index(path).values()}:
+                fetch(files)
+        return path.parent
     except HFValidationError:
         problem = "no such directory, and not a hub name"
     except LocalEntryNotFoundError:
         where = huggingface_hub.constants.ENDPOINT
-        missing = f"HF_HUB_OFFLINE is set and {file} is not in the cache"
+        missing = f"HF_HUB_OFFLINE is set and {' or '.join(files)} is not in the cache"
         problem = f"{where} could not be reached, or {missing}: {WAYS_OUT}"
     except EntryNotFoundError:
-        hint = " (safetensors is not read here)" if file == "pytorch_model.bin" else ""
-        problem = f"no {file}{hint}: choose another checkpoint"
-    except OSError as error:
+        problem = f"no {' or '.join(files)}: choose another checkpoint"
+    except (OSError, ValueError) as error:
         problem = str(error).splitlines()[0]
     raise UserError(f"--model {name_or_directory}: {problem}")
 
@@ -72,6 +93,8 @@ def load_tokenizer(directory, vocab_size):
     path = Path(directory) / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file: expected the checkpoint's tokenizer")
+    with as_user_error():
+        refuse_pointer(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower class

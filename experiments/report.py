@@ -18,7 +18,7 @@ from data.hub import MINI
 from experiments import flops
 from experiments.page import DRAWING, details, page, save, table
 from experiments.tables import label, number, unit
-from model import ROBERTA_BASE, ROBERTA_LARGE, RobertaConfig, read_config
+from model import ROBERTA_BASE, ROBERTA_LARGE, RobertaConfig, RobertaModel, read_config
 
 MAIN_SCORES = {name: task.scores[0] for name, task in glue.TASKS.items()} | {"e2e": "BLEU"}
 RUN_FILES = ("args.json", "metrics.jsonl", "result.json")
@@ -266,7 +266,8 @@ def config_of(model):
     if published := {"roberta-base": ROBERTA_BASE, "roberta-large": ROBERTA_LARGE}.get(model):
         return model, published
     try:
-        return model, read_config(MINI / "roberta" if model == "mini" else model, RobertaConfig, "roberta")
+        directory = MINI / "roberta" if model == "mini" else model
+        return model, read_config(directory, RobertaConfig, *RobertaModel.TYPES)
     except (ValueError, OSError):
         return f"roberta-large ({model} has no config.json here)", ROBERTA_LARGE
 

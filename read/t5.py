@@ -37,6 +37,7 @@ class T5Config:
     pad_token_id: int = 0
     eos_token_id: int = 1
     decoder_start_token_id: int = 0
+    model_type: str = "t5"
 
 
 T5_SMALL = T5Config(d_model=512, d_ff=2048, num_layers=6, num_heads=8)
@@ -204,7 +205,7 @@ class T5(Pretrained):
     With `return_states=True`: (logits, States).
     """
 
-    CONFIG, MODEL_TYPE, ARCHITECTURE = T5Config, "t5", "T5ForConditionalGeneration"
+    CONFIG, TYPES, ARCHITECTURE = T5Config, {"t5": "T5"}, "ForConditionalGeneration"
     LAYOUT = "encoder-decoder"
     NAMES = {
         "word": "shared",

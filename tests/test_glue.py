@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import json
+import shutil
 import zipfile
 
 import numpy as np
@@ -10,7 +12,8 @@ import torch
 
 from data import UserError, download, glue
 from data.batching import pad, padding_share, shuffled_batches, sorted_batches, subset
-from data.hub import checkpoint, load_tokenizer
+from data.hub import checkpoint, load_tokenizer, open_checkpoint
+from model import RobertaClassifier, RobertaSpan
 
 ROWS = {  # one row of each task in its official layout: the header, the row, what it should be read as
     "sst2": ("sentence\tlabel", 'it is " good \t1', ('it is " good ', None, 1)),
@@ -205,19 +208,63 @@ def test_hub_names(tmp_path, monkeypatch):
     def offline(name, file):
         raise LocalEntryNotFoundError("offline")
 
-    def safetensors_only(name, file):
-        if file == "pytorch_model.bin":
-            raise EntryNotFoundError("404")
-        return str(tmp_path / file)
-
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(UserError, match=r"roberta-large: .* could not be reached.*--model mini"):
         checkpoint("roberta-large")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", safetensors_only)
-    with pytest.raises(UserError, match="safetensors is not read here"):
+
+    def repository(files, missing=EntryNotFoundError):
+        def download(name, file):
+            if file not in files:
+                raise missing("404")
+            fetched.append(file)
+            return str(tmp_path / file)
+
+        fetched.clear()
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+
+    fetched, small, weights = [], ["config.json", "tokenizer.json"], "pytorch_model.bin"
+    for missing in (EntryNotFoundError, LocalEntryNotFoundError):  # the second: offline, from the cache
+        for file in ("model.safetensors", weights):
+            repository([*small, file], missing)
+            assert checkpoint("some/model") == tmp_path and fetched == [*small, file]
+    repository([*small, "model.safetensors", weights])
+    assert checkpoint("some/model") == tmp_path and fetched == [*small, "model.safetensors"]
+    parts = {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-2.safetensors"}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": parts}))
+    repository([*small, index.name, *parts.values()])
+    assert checkpoint("some/model") == tmp_path and sorted(fetched[3:]) == sorted(set(parts.values()))
+    repository([*small, index.name, "model-1.safetensors"])
+    with pytest.raises(UserError, match=r"some/model: no model-2\.safetensors: choose another"):
         checkpoint("some/model")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, file: str(tmp_path / file))
-    assert checkpoint("roberta-large") == tmp_path
+    index.write_text("{}")
+    with pytest.raises(UserError, match=r"some/model: .*index\.json: 'weight_map' holds None"):
+        checkpoint("some/model")
+    repository(small)
+    with pytest.raises(
+        UserError, match=r"no model\.safetensors or .* or pytorch_model\.bin.*: choose another"
+    ):
+        checkpoint("some/model")
+
+
+def test_models_and_uses(tiny_model, tmp_path):
+    """Would catch: an XLM-RoBERTa or CamemBERT that no script takes, a refusal without what goes."""
+    shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((tiny_model / "config.json").read_text())
+    for kind in ("roberta", "xlm-roberta", "camembert"):
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+        for use, model_class in (("classifier", RobertaClassifier), ("span", RobertaSpan)):
+            _, found, read, _ = open_checkpoint(tmp_path / "model", use, None)
+            assert found is model_class and read.model_type == kind
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    for use, expected in (
+        ("classifier", "'roberta' or 'xlm-roberta' or 'camembert'"),
+        ("span", "'roberta' or 'xlm-roberta' or 'camembert'"),
+        ("generator", "'gpt2'"),
+        ("text to text", "'t5'"),
+    ):
+        with pytest.raises(UserError, match=f"model_type is 'bert': expected {expected}$"):
+            open_checkpoint(tmp_path / "model", use, None)
 
 
 # ---- batches
@@ -236,6 +283,9 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tiny_model, tmp_path):
     with pytest.raises(UserError, match="19 tokens: the model's embedding has 10"):
         load_tokenizer(tiny_model, 10)
     with pytest.raises(UserError, match=r"tokenizer\.json: no such file"):
+        load_tokenizer(tmp_path, 10)
+    (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(UserError, match=r"a git-LFS pointer, .*git lfs pull"):
         load_tokenizer(tmp_path, 10)
 
 

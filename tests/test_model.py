@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from model import (
     RobertaMaskedLM,
     RobertaSpan,
     read_config,
+    read_state,
     write_file,
 )
 
@@ -141,6 +143,10 @@ QUERY = "roberta.encoder.layer.1.attention.self.query.weight"
         (without(QUERY), r"layer\.1\.attention\.self\.query\.weight' is missing: expected shape \(24, 24\)"),
         (STATE | {QUERY: torch.ones(24, 23)}, r"query\.weight' has shape \(24, 23\): expected \(24, 24\)"),
         (STATE | {"roberta.encoder.layer.2.output.dense.bias": torch.ones(24)}, r"layer\.2.*not expected"),
+        (
+            STATE | {QUERY.removeprefix("roberta."): STATE[QUERY]},
+            "query.weight' is there twice, with and without",
+        ),
         (STATE | {"something": torch.ones(1)}, "'something' of shape .* is not expected"),
         (STATE | {"lm_head.decoder.weight": torch.ones(120, 24)}, "should be tied"),
         (STATE | {"classifier.dense.weight": torch.ones(24, 24)}, r"classifier\.dense\.bias' is missing"),
@@ -179,11 +185,15 @@ def test_files_that_are_no_checkpoint(checkpoint):
     torch.save({"x": Code()}, path)
     refused("refused")
     assert not (directory / "ran").exists()
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    refused(r"pytorch_model\.bin: a git-LFS pointer, .* run 'git lfs pull'[^\n]*$")
     path.rename(directory / "model.safetensors")
-    refused(r"no such file \(it has only model.safetensors")
+    refused(r"model\.safetensors: a git-LFS pointer, .* run 'git lfs pull'")
+    (directory / "model.safetensors").unlink()
+    refused("no such file: expected model.safetensors or pytorch_model.bin")
     config = json.loads((directory / "config.json").read_text())
     for change, message in (
-        ({"model_type": "bert"}, "model_type is 'bert': expected 'roberta'"),
+        ({"model_type": "bert"}, "'bert': expected 'roberta' or 'xlm-roberta' or 'camembert'$"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
     ):
@@ -191,8 +201,189 @@ def test_files_that_are_no_checkpoint(checkpoint):
         refused(message)
     (directory / "config.json").write_text("{")
     refused("not JSON")
+    (directory / "config.json").write_text("[]")
+    refused("not a JSON object")
     (directory / "config.json").unlink()
     refused("no such file")
+
+
+# ---- safetensors and files in parts
+
+KINDS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64",
+         torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
+
+
+def safetensors(state, header=None, content=None):
+    """A safetensors file's bytes, written by its description; `header` and `content` take what is spoilt."""
+    described, parts, end = {"__metadata__": {"format": "pt"}}, [], 0
+    for name, tensor in state.items():
+        parts.append(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        begin, end = end, end + len(parts[-1])
+        about = {"dtype": KINDS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        described[name] = about
+    text = json.dumps(described).encode() if header is None else header
+    return struct.pack("<Q", len(text)) + text + (b"".join(parts) if content is None else content)
+
+
+def in_parts(directory, name, write):
+    """STATE in two files and their index, which is returned as a path and a dict."""
+    stem, suffix = name.split(".")
+    files = [f"{stem}-0000{i}-of-00002.{suffix}" for i in (1, 2)]
+    names = {key: files[i % 2] for i, key in enumerate(STATE)}
+    for file in files:
+        write({key: STATE[key] for key in names if names[key] == file}, directory / file)
+    path = directory / f"{name}.index.json"
+    path.write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": names}))
+    return path, names
+
+
+def write_safetensors(state, path):
+    path.write_bytes(safetensors(state))
+
+
+def test_safetensors_of_every_dtype(tmp_path):
+    """Would catch: a dtype taken for another, a tensor that is off, an unaligned or empty one refused."""
+    values = torch.tensor([[0, 1, 2], [3, 4, 250]])
+    state = {str(dtype): values.to(dtype) for dtype in KINDS}
+    state |= {
+        "scalar": torch.tensor(3.0),
+        "empty": torch.ones(0, 4),
+        "last": torch.tensor([7], dtype=torch.int64),
+    }
+    for more in ({}, {"odd": torch.tensor([True])}):  # each next one begins at an odd byte
+        path = tmp_path / "model.safetensors"
+        write_safetensors(more | state, path)
+        found = read_state(path)
+        assert found.keys() == (more | state).keys()
+        for name, tensor in state.items():
+            assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("parts", [False, True])
+def test_every_layout_of_weights_is_read(checkpoint, name, parts):
+    """Would catch: one that is refused, or read where transformers reads another: safetensors first."""
+    directory = checkpoint(STATE)
+    expected = RobertaMaskedLM.from_pretrained(directory)(IDS, MASK)
+    (directory / "pytorch_model.bin").unlink()
+    write = write_safetensors if name == "model.safetensors" else torch.save
+    if parts:
+        in_parts(directory, name, write)
+    else:
+        write(STATE, directory / name)
+    later = [
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ]
+    for worse in later[later.index(name) + parts + 1 :]:
+        (directory / worse).write_bytes(b"damaged")
+    assert torch.equal(RobertaMaskedLM.from_pretrained(directory)(IDS, MASK), expected)
+
+
+X = {"x": torch.ones(2, 3), "y": torch.ones(4)}  # bytes 0 to 24 and 24 to 40
+
+
+def spoilt(name, **change):
+    """The bytes of X with another description of one of its tensors."""
+    described = {
+        "x": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+        "y": {"dtype": "F32", "shape": [4], "data_offsets": [24, 40]},
+    }
+    described[name] |= change
+    return safetensors(
+        X,
+        json.dumps({k: {n: v for n, v in d.items() if v is not None} for k, d in described.items()}).encode(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"truncated or not safetensors"),
+        (b"\x09", r"truncated or not safetensors"),
+        (safetensors(X)[:60], r"truncated or not safetensors \(its header ends at byte \d+ of 60"),
+        (struct.pack("<Q", 2**63) + b"{}", r"truncated .* header ends at byte [\d,]+ of 10"),
+        (safetensors(X, b"nonsense"), r"truncated or not safetensors \(Expecting value"),
+        (safetensors(X, b"\xff\xfe{"), r"truncated or not safetensors"),
+        (safetensors(X, b"[" * 100_000), r"truncated or not safetensors"),
+        (safetensors(X, b"[1, 2]"), r"truncated or not safetensors"),
+        (safetensors(X, b'{"x": 1}'), r"truncated or not safetensors"),
+        (safetensors(X)[:-1], r"tensor 'y' is at bytes 24 to 40 of 39"),
+        (safetensors(X) + b"more", r"its last 4 bytes belong to no tensor"),
+        (spoilt("y", data_offsets=[24, 48], shape=[6]), r"tensor 'y' is at bytes 24 to 48 of 40"),
+        (spoilt("y", data_offsets=[24, 36]), r"tensor 'y' has 12 bytes, which are not shape \[4\] in F32"),
+        (spoilt("y", shape=[-2, -2]), r"tensor 'y' has 16 bytes, which are not shape \[-2, -2\]"),
+        (spoilt("y", dtype="F64"), r"tensor 'y' has 16 bytes, which are not shape \[4\] in F64"),
+        (spoilt("y", dtype="F8_E4M3"), r"tensor 'y' has dtype F8_E4M3: expected one of F64, "),
+        (spoilt("y", data_offsets=[20, 36]), r"tensor 'y' is at bytes 20 to 36 of 40: expected it from 24"),
+        (spoilt("x", data_offsets=[-24, 0]), r"tensor 'x' is at bytes -24 to 0"),
+        (spoilt("x", data_offsets=[16, 40]), r"tensor 'x' is at bytes 16 to 40 of 40: expected it from 0"),
+        (spoilt("y", data_offsets=[24, 40, 56]), r"truncated or not safetensors"),
+        (spoilt("y", data_offsets=None), r"truncated or not safetensors \('data_offsets'"),
+        (spoilt("y", shape=[1e999]), r"truncated or not safetensors"),
+        (spoilt("y").replace(b'"y"', b'"x"'), r"tensor 'x' is there twice"),
+    ],
+)  # fmt: skip
+def test_damaged_safetensors(tmp_path, content, message):
+    """Would catch: a traceback for a damaged file, or tensors read from where they are not."""
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"model\.safetensors: {message}") as error:
+        read_state(tmp_path / "model.safetensors")
+    assert "\n" not in str(error.value)
+
+
+def test_an_index_that_is_not_true(checkpoint):
+    """Would catch: a tensor left out or taken from the wrong file, a path out of the directory."""
+    directory = checkpoint(STATE)
+    path, names = in_parts(directory, "model.safetensors", write_safetensors)
+    one, two = (directory / file for file in sorted(set(names.values())))
+
+    def refused(content, message):
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            RobertaMaskedLM.from_pretrained(directory)
+
+    def index(change):
+        return {"weight_map": names | change}
+
+    refused({}, r"index\.json: 'weight_map' holds None")
+    refused({"weight_map": [1]}, r"'weight_map' holds \[1\]")
+    refused(index({QUERY: "../x.safetensors"}), r"'weight_map' holds '\.\./x\.safetensors'")
+    refused(index({QUERY: path.name}), r"'weight_map' holds 'model\.safetensors\.index\.json'")
+    refused(index({"z": "other.safetensors"}), r"other\.safetensors: no such file")
+    refused(index({"z": one.name}), rf"index\.json: tensor 'z' is missing from {one.name}")
+    refused(
+        {"weight_map": {k: v for k, v in names.items() if k != QUERY}}, r"query\.weight' is in model-0000"
+    )
+    two.write_bytes(two.read_bytes()[:-1])
+    refused(index({}), rf"{two.name}: tensor .* is at bytes")
+
+
+@pytest.mark.parametrize(("kind", "theirs"), [("xlm-roberta", "XLMRoberta"), ("camembert", "Camembert")])
+def test_robertas_by_other_names(checkpoint, tmp_path, kind, theirs):
+    """Would catch: one that is refused, or that becomes a plain RoBERTa when it is written."""
+    directory = checkpoint(STATE)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+    model = RobertaClassifier.from_pretrained(directory, num_labels=3)
+    model.save_pretrained(tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert config["model_type"] == kind and config["architectures"] == [f"{theirs}ForSequenceClassification"]
+    again = RobertaClassifier.from_pretrained(tmp_path / "again", num_labels=3)
+    assert torch.equal(again(IDS, MASK), model(IDS, MASK))
+
+
+def test_nothing_is_written_where_other_weights_would_be_read(checkpoint):
+    """Would catch: an export beside an older model.safetensors, which every reader takes for the new one."""
+    directory = checkpoint(STATE)
+    model = RobertaClassifier.from_pretrained(directory)
+    write_safetensors(STATE, directory / "model.safetensors")
+    before = (directory / "pytorch_model.bin").read_bytes()
+    with pytest.raises(ValueError, match=r"model\.safetensors: would be read"):
+        model.save_pretrained(directory)
+    assert (directory / "pytorch_model.bin").read_bytes() == before
 
 
 def test_input_longer_than_the_position_table():
