@@ -9,7 +9,7 @@ from pathlib import Path
 from adapter import read_adapter
 from data import UserError, as_user_error
 from methods import METHODS, OPTIONS, check_merges, methods_of, settings
-from run import check_out, listed
+from run import check_export, check_out, check_writable, listed
 
 
 class Parser(argparse.ArgumentParser):
@@ -183,10 +183,10 @@ def fill_in(args, layout, shared, mini, mini_data):
         if not has[name] and (given := getattr(args, name)) is not None:
             print(f"--{name} {given}: --method {method} has no such thing; it is left out")
             setattr(args, name, None)
-    for name in ("submit", "export"):
-        if (folder := getattr(args, name)) and Path(folder).is_file():
-            raise UserError(f"--{name} {folder}: a file: expected a folder, or a name that is free")
+    if args.submit:
+        check_writable("--submit", Path(args.submit))
     if args.export:
+        check_export(Path(args.export))
         with as_user_error():
             check_merges(method, layout)
     if bundled:
@@ -234,13 +234,15 @@ def check_adapter(args, methods):
 def run_folders(args):
     """(folder of all, the arguments of each run: those of `args` with its seed and its folder as `out`).
 
-    Raises UserError if one of the folders holds a run that would be lost.
+    Raises UserError if one of the folders can't be written, or holds a run that would be lost.
     """
     name = f"{args.task}-{args.method}" + (f"-r{args.r}" if args.r else "")
     out = Path(args.out or f"runs/{name}" + ("" if args.seeds else f"-seed{args.seed}"))
     folders = {seed: out / f"seed{seed}" for seed in range(args.seeds)} if args.seeds else {args.seed: out}
-    if not args.adapter:
-        for folder in folders.values():
+    for folder in folders.values():
+        if args.out or not args.adapter:
+            check_writable("--out", folder)
+        if not args.adapter:
             check_out(folder, args.resume, args.overwrite)
     return out, [
         argparse.Namespace(**vars(args) | {"seed": s, "out": folder}) for s, folder in folders.items()

@@ -3,8 +3,10 @@
 The loop itself is not here: each script shows its own.
 """
 
+import contextlib
 import json
 import math
+import os
 import platform
 import shlex
 import signal
@@ -14,6 +16,7 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy
 import tokenizers
@@ -243,6 +246,33 @@ def clock(seconds):
 
 
 # ---- the run folder
+
+
+def check_writable(option, folder):
+    """Raises UserError if no file can be made in `folder`, or where it would have to be made; leaves none."""
+    try:
+        there, missing = folder.absolute(), []
+        while not os.path.lexists(there):
+            there, missing = there.parent, [there.name, *missing]
+        for name in missing:
+            with contextlib.suppress(FileNotFoundError):
+                (there / name).lstat()  # finds a name that is too long
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{option} {folder}: {error.strerror}: expected a folder that can be written"
+        ) from None
+
+
+def check_export(folder):
+    """Raises UserError unless `folder` is free or empty: no file, and no other model, is written over."""
+    check_writable("--export", folder)
+    if found := sorted(folder.iterdir()) if folder.exists() else ():
+        raise UserError(
+            f"--export {folder}: holds {found[0].name}, which might be lost or read with the new model: "
+            "name a new or empty folder"
+        )
 
 
 def check_out(folder, resume, overwrite):

@@ -306,7 +306,7 @@ def test_an_adapter_of_another_task_or_base_is_refused(run_squad, command, tmp_p
             ["--adapter", "none.pt", "--predict", "who?", "text", "--submit", "x"],
             "--predict: leave --eval-only, --submit",
         ),
-        (["--export", __file__], "test_train_squad.py: a file: expected a folder"),
+        (["--export", __file__], "test_train_squad.py: Not a directory: expected a folder"),
         (["--predict", "who?"], "expected 2 arguments"),
         (["--adapter", "none.pt", "--predict", "who?", " "], "--predict: expected a question and a text"),
         (["--method", "frozen"], "invalid choice: 'frozen'"),
