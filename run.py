@@ -4,6 +4,7 @@ The loop itself is not here: each script shows its own.
 """
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -62,6 +63,7 @@ class Run:
 
     STATE = ("epoch", "position", "step", "seen", "loss_sum", "seconds", "energy", "log", "best", "last")
     SAVE_EVERY = 600  # seconds between checkpoints within an epoch
+    locks = []  # on the folders of this process's last run
 
     def __init__(self, args, model, base, optimizer, steps, unit):
         self.args, self.model, self.base, self.optimizer, self.unit = args, model, base, optimizer, unit
@@ -79,9 +81,14 @@ class Run:
         """Opens the run folder, goes on from its checkpoint with --resume, and prints what will be done."""
         args, (adapter, head) = self.args, trainable(self.model)
         settings = {key: value for key, value in vars(args).items() if key not in FREE} | {"seed": args.seed}
+        for lock in Run.locks:
+            lock.close()
+        Run.locks = [alone_in(folder) for folder in ([args.out.parent] if args.seeds else []) + [args.out]]
         saved = open_folder(args.out, settings, args.resume, args.overwrite)
         if saved:
             self._restore(saved)
+        else:
+            self.save()  # so that a run that is killed at any moment has a checkpoint
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
         self.saved_at = time.time()
@@ -98,7 +105,7 @@ class Run:
             f"AdamW, lr {args.lr:g}{head_lr}, {self.warmup} warm-up steps; "
             f"{self.device}, {str(dtype)[6:]}, seed {args.seed}"
         )
-        if self.step:
+        if saved:
             print(f"goes on after epoch {self.epoch}, step {self.step} of {self.total}")
 
     def remaining(self, groups):
@@ -284,12 +291,28 @@ def check_out(folder, resume, overwrite):
     return present
 
 
-def open_folder(folder, settings, resume, overwrite):
-    """Makes the run folder and args.json; with --resume it returns what checkpoint.pt holds, else None.
+def alone_in(folder):
+    """Makes `folder`, and a lock on it until it is closed. Raises UserError if another process has that."""
+    check_writable("--out", folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{folder}: another process is at work there: give another --out") from None
+    except OSError as error:  # a file system without locks
+        print(f"{folder}: no lock ({error.strerror}): see to it that no other process writes there")
+    return lock
 
-    Raises UserError as `check_out` does, and if the run was started with other settings.
+
+def open_folder(folder, settings, resume, overwrite):
+    """Begins a run folder with args.json; with --resume it returns what checkpoint.pt holds, else None.
+
+    Raises UserError as `check_out` does, if the run was started with other settings, and without checkpoint.pt.
     """
     present = check_out(folder, resume, overwrite)
+    if resume and present in ([], ["args.json"]):
+        print(f"--resume: {folder} holds no training yet: starts from the beginning")
     if resume and present:
         recorded = recorded_settings(folder / "args.json")
         for key, value in settings.items():
@@ -299,11 +322,16 @@ def open_folder(folder, settings, resume, overwrite):
                     f"--resume: {folder} was started with {key} {before}, not {value}: "
                     "give the same arguments, or another --out"
                 )
-        keys = ("tensors", "optimizer", "rng", *Run.STATE)
-        return load(folder / "checkpoint.pt", *keys) if "checkpoint.pt" in present else None
+        if present == ["args.json"]:
+            return None
+        if "checkpoint.pt" not in present:
+            raise UserError(
+                f"--resume: {folder} holds {present[-1]} and no checkpoint.pt to go on from: "
+                "--overwrite starts the run anew"
+            )
+        return load(folder / "checkpoint.pt", "tensors", "optimizer", "rng", *Run.STATE)
     for name in present:
         (folder / name).unlink()
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "args.json", {"args": settings, **environment()})
     return None
 

@@ -5,7 +5,6 @@ what is finished, goes on with what was interrupted, and tries again what has fa
 """
 
 import argparse
-import fcntl
 import json
 import shlex
 import signal
@@ -23,7 +22,7 @@ from data.batching import subset
 from experiments import flops
 from experiments.tables import TABLES, Sheet, anchor, label, number
 from methods import METHODS
-from run import clock, environment
+from run import alone_in, clock, environment
 
 ROOT = Path(__file__).parent.parent
 CHOICES = {"methods": (str, "METHOD[:R]"), "targets": (str, "LETTERS"), "ranks": (whole, "R")}
@@ -500,20 +499,6 @@ def save(args, title, sheets, content):
 
 def as_text(content):
     return "\n\n".join([*(str(Sheet(**one)) for one in content["tables"]), f"`{content['command']}`"])
-
-
-def alone_in(folder):
-    """A lock on `folder`, until it is closed. Raises UserError if another sweep has it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise UserError(f"--out {folder}: {error.strerror}: expected a folder that can be written") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"{folder}: another sweep is at work there: give another --out") from None
-    return lock
 
 
 def main():

@@ -3,12 +3,14 @@ and one line in the place of a traceback.
 """
 
 import errno
+import fcntl
 import os
 import sys
 import tempfile
 
 import pytest
-from conftest import fails
+import torch
+from conftest import fails, without_timing
 
 import run as run_module
 import train_glue
@@ -99,3 +101,63 @@ def test_a_place_that_takes_no_file_is_refused_before_training(
     line = fails(capsys, glue, *command, option, tmp_path / "shut" / "new")
     assert f"new: {os.strerror(number)}: expected a folder that can be written" in line
     assert not any((tmp_path / "shut").iterdir()) and not (tmp_path / "out").exists()
+
+
+# ---- a folder and its run
+
+
+def test_resuming_without_the_checkpoint_stops(glue, command, tmp_path, capsys):
+    """Would catch: a new run over the adapter and the metrics of one whose largest file was deleted."""
+    glue(*command)
+    out = tmp_path / "out"
+    (out / "checkpoint.pt").unlink()
+    kept = bytes_of(out)
+    line = fails(capsys, glue, *command, "--resume")
+    assert "no checkpoint.pt to go on from: --overwrite starts the run anew" in line
+    assert bytes_of(out) == kept
+
+
+def test_resuming_what_had_not_begun_starts_from_the_beginning_and_says_so(glue, command, tmp_path, capsys):
+    """Would catch: a run that is refused because it was killed too early, or begun again without a word."""
+    out = tmp_path / "out"
+    glue(*command, "--resume")
+    assert f"{out} holds no training yet: starts from the beginning" in capsys.readouterr().out
+    expected = without_timing(out)
+    for path in out.iterdir():
+        if path.name != "args.json":
+            path.unlink()
+    glue(*command, "--resume")
+    assert "holds no training yet" in capsys.readouterr().out and without_timing(out) == expected
+    glue(*command, "--resume")
+    assert "goes on after epoch 1, step 5 of 5" in capsys.readouterr().out
+    assert without_timing(out) == expected
+
+
+def test_a_checkpoint_is_there_before_the_first_step(glue, command, tmp_path, monkeypatch):
+    """Would catch: an adapter without a checkpoint in a run that is killed at the end of its first epoch."""
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_glue, "loss_sum", killed)
+    with pytest.raises(KeyboardInterrupt):
+        glue(*command)
+    assert torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["step"] == 0
+
+
+@pytest.mark.parametrize("flag", ["--overwrite", "--resume"])
+@pytest.mark.parametrize("seeds", [[], ["--seeds", 1]])
+def test_two_processes_in_one_folder(glue, command, tmp_path, capsys, flag, seeds):
+    """Would catch: the adapter of one run beside the result of another. A lock is of an open file, so that
+    one in this process stands for another process's.
+    """
+    glue(*command, *seeds)
+    kept = bytes_of(tmp_path / "out")
+    for lock in run_module.Run.locks:
+        lock.close()
+    with (tmp_path / "out" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        line = fails(capsys, glue, *command, *seeds, flag)
+    assert line == f"error: {tmp_path / 'out'}: another process is at work there: give another --out\n"
+    assert bytes_of(tmp_path / "out") == kept
+    glue(*command, *seeds, flag)  # the lock goes with its process

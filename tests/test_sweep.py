@@ -375,11 +375,11 @@ def test_two_sweeps_do_not_share_a_folder(call, command, pretend, tmp_path, caps
     """Would catch: two at work on the same run folder, each writing over the other's files."""
     ran = pretend(lambda a: (0.5, 0.5))
     lock = sweep.alone_in(tmp_path / "out")
-    assert "another sweep is at work there" in fails(capsys, call, "table1", *command) and not ran
+    assert "another process is at work there" in fails(capsys, call, "table1", *command) and not ran
     lock.close()
     (tmp_path / "file").write_text("")
     taken = fails(capsys, call, "table1", *command, "--out", tmp_path / "file")
-    assert f"--out {tmp_path / 'file'}: File exists: expected a folder" in taken
+    assert f"--out {tmp_path / 'file'}: Not a directory: expected a folder" in taken
     assert call("table1", *command, "--methods", "hut", "--lrs", "1e-3", "--seeds", 1) == 0
 
 
