@@ -10,7 +10,7 @@ from data import UserError, as_user_error
 from data.hub import copy_tokenizer
 from hut import copy_tensors
 from methods import OPTIONS, adapt, merge
-from model import load_file, write_file
+from model import load_file, write_file, writing
 
 KEYS = ("method", "config", "task", "base", "adapter", "head")
 RECORDED = ("r", *OPTIONS, "model", "max_len", "doc_stride")  # what "config" holds of a script's arguments
@@ -139,5 +139,6 @@ def export(args, model, directory, logits, examples, **config):
     if not largest <= LARGEST_DIFFERENCE:
         raise UserError(f"--export: above {LARGEST_DIFFERENCE:g}; nothing was written")
     plain.save_pretrained(folder, **config)
-    copy_tokenizer(directory, folder)
+    with writing(folder):
+        copy_tokenizer(directory, folder)
     print(f"{folder}: the merged model, in HuggingFace's layout")

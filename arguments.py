@@ -3,12 +3,14 @@
 import argparse
 import contextlib
 import math
+import re
 import sys
 from pathlib import Path
 
 from adapter import read_adapter
 from data import UserError, as_user_error
 from methods import METHODS, OPTIONS, check_merges, methods_of, settings
+from model import first_line
 from run import check_export, check_out, check_writable, listed
 
 
@@ -27,12 +29,27 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
 
-def run_as_script(main):
-    """Calls main(). An error that the user can mend becomes one line on standard error, and exit status 2."""
+def run_as_script(main, stopped="stopped"):
+    """Calls main(). An error that the user can mend becomes one line on standard error, and exit status 2.
+
+    These are UserErrors, a file's OSErrors, and too little memory. Ctrl-C prints `stopped`, with status 130.
+    """
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"\n{stopped}", file=sys.stderr)
+        sys.exit(130)
+    except (UserError, OSError, RuntimeError, TypeError, MemoryError) as error:
+        problem = first_line(error)
+        if isinstance(error, UserError):
+            problem = str(error)
+        elif isinstance(error, OSError) and error.filename is not None:
+            problem = f"{error.filename}: {error.strerror}"
+        elif isinstance(error, MemoryError) or re.search("allocate memory|out of memory|verflow", problem):
+            problem = f"not enough memory ({problem}): a smaller --r, --batch-size or model takes less"
+        else:
+            raise
+        print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
 
 

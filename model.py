@@ -6,6 +6,7 @@ adapters: `q k v o` (attention) and `u d` (feed-forward up, down). Shapes: B bat
 vocabulary. Every attention_mask may be None.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -421,14 +422,30 @@ def write_file(path, write):
     """Calls write(file) on a temporary file, then renames it: `path` never holds a part of a file."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Makes any failure to write an OSError that names `path`: torch.save raises RuntimeErrors instead."""
     try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error
+        while cause and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if not cause:
+            raise
+        reason = f"could not be written ({cause.strerror or cause})"
+        raise OSError(cause.errno, reason, str(path)) from None
 
 
 # ---- heads

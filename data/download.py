@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data import UserError
+from model import writing
 
 WAYS_OUT = "connect to the network, name local files with --model DIR --data DIR, or use --model mini"
 
@@ -46,6 +47,10 @@ def fetch(url, path, sha256):
         part.unlink(missing_ok=True)
         reason = error.reason if type(error) is urllib.error.URLError else error
         raise UserError(f"{url} could not be reached ({reason}): {WAYS_OUT}") from None
+    except OSError:
+        with writing(path):
+            part.unlink(missing_ok=True)
+            raise
     if size and received != size:
         problem = f"was cut off after {received} of {size} bytes: try again"
     elif sha256 and digest.hexdigest() != sha256:
@@ -62,7 +67,7 @@ def fetch(url, path, sha256):
 def unpack(archive, folder):
     """Unpacks the only top folder of a zip as `folder`, all of it or nothing, or raises UserError."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+    with writing(folder), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         try:
             with zipfile.ZipFile(archive) as content:
                 for name in content.namelist():

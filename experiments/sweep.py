@@ -515,8 +515,4 @@ def stop(signal_number, frame):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, stop)
-    try:
-        run_as_script(main)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    run_as_script(main, "stopped; the same command goes on from here")

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from model import first_line, write_file
+from model import first_line, write_file, writing
 from read.network import ReadClassifier
 
 HEADER = 4096  # bytes; a page, so that the numbers are aligned
 
 
 def write_states(path, about, parts):
-    """Writes states to `path`, all or nothing. Raises ValueError if the disk does not take them.
+    """Writes states to `path`, all or nothing.
 
     about  what the states are of; about["shape"] is theirs, with one example a row
     parts  (indices, states of these examples), in any order
@@ -29,11 +29,9 @@ def write_states(path, about, parts):
                 file.seek(HEADER + i * size)
                 file.write(row.tobytes())
 
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, write)
-    except OSError as error:
-        raise ValueError(f"{path}: could not be written ({first_line(error)})") from None
+    write_file(path, write)
 
 
 def read_states(path, about):

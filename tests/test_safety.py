@@ -5,6 +5,7 @@ and one line in the place of a traceback.
 import errno
 import fcntl
 import os
+import resource
 import sys
 import tempfile
 
@@ -12,8 +13,11 @@ import pytest
 import torch
 from conftest import fails, without_timing
 
+import adapter
+import model as model_module
 import run as run_module
 import train_glue
+from data import download
 
 
 @pytest.fixture
@@ -161,3 +165,83 @@ def test_two_processes_in_one_folder(glue, command, tmp_path, capsys, flag, seed
     assert line == f"error: {tmp_path / 'out'}: another process is at work there: give another --out\n"
     assert bytes_of(tmp_path / "out") == kept
     glue(*command, *seeds, flag)  # the lock goes with its process
+
+
+# ---- writes that fail
+
+
+def test_a_disk_that_is_full_at_any_write_then_resume_is_bit_identical(
+    glue, command, tmp_path, capsys, monkeypatch
+):
+    """Would catch: a traceback, a part of a file in the place of a whole one, a run that can't go on."""
+    command, sync, done = [*command, "--epochs", "2"], os.fsync, []
+    monkeypatch.setattr(model_module.os, "fsync", done.append)
+    glue(*command, "--out", tmp_path / "whole")
+    writes, expected = len(done), without_timing(tmp_path / "whole")
+    for i in range(writes):
+        left = iter(range(i, -1, -1))
+
+        def full(file, left=left):
+            if next(left, 0) == 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            sync(file)
+
+        out = tmp_path / f"full{i}"
+        monkeypatch.setattr(model_module.os, "fsync", full)
+        line = fails(capsys, glue, *command, "--out", out)
+        assert line.startswith(f"error: {out}/") and line.endswith(
+            "could not be written (No space left on device)\n"
+        )
+        assert {path.name for path in out.iterdir()} <= {*run_module.FILES, "lock"}
+        monkeypatch.setattr(model_module.os, "fsync", sync)
+        glue(*command, "--out", out, "--resume")
+        assert without_timing(out) == expected, i
+
+
+def test_torch_save_on_a_full_disk_names_the_file(tmp_path):
+    """Would catch: PyTorch's "unexpected pos". The limit on a file's size stands for that of the disk."""
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(b"whole")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"could not be written .*File too large") as error:
+            adapter.save(path, {"a": torch.ones(9999), "b": torch.ones(9999)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.filename == str(path) and bytes_of(tmp_path) == {path.name: b"whole"}
+
+
+def test_a_folder_that_vanishes_ends_the_run_in_one_line(glue, command, tmp_path, capsys, monkeypatch):
+    """Would catch: a traceback. The folder is renamed at the first step."""
+    loss_sum, out = train_glue.loss_sum, tmp_path / "out"
+
+    def renaming(*arguments):
+        if out.exists():
+            out.rename(tmp_path / "elsewhere")
+        return loss_sum(*arguments)
+
+    monkeypatch.setattr(train_glue, "loss_sum", renaming)
+    line = fails(capsys, glue, *command)
+    assert line == f"error: {out / 'adapter-last.pt'}: could not be written (No such file or directory)\n"
+    (tmp_path / "elsewhere").rename(out)
+    monkeypatch.setattr(train_glue, "loss_sum", loss_sum)
+    glue(*command, "--resume")
+
+
+def test_a_full_disk_in_export_and_in_a_download(glue, command, tmp_path, capsys, monkeypatch, server):
+    """Would catch: a traceback, or a line that names the source of a copy that failed at its target."""
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "source")
+
+    monkeypatch.setattr(adapter, "copy_tokenizer", full)
+    line = fails(capsys, glue, *command, "--export", tmp_path / "merged")
+    assert line == f"error: {tmp_path / 'merged'}: could not be written (No space left on device)\n"
+    address, files = server
+    files["x.zip"] = b"content", 7
+    monkeypatch.setattr(download.os, "fsync", full)
+    with pytest.raises(OSError, match="could not be written") as error:
+        download.fetch(address + "x.zip", tmp_path / "x.zip", None)
+    assert error.value.filename == str(tmp_path / "x.zip")
+    assert not [*tmp_path.glob("x.zip*")]
