@@ -200,6 +200,13 @@ def fill_in(args, layout, shared, mini, mini_data):
         if not has[name] and (given := getattr(args, name)) is not None:
             print(f"--{name} {given}: --method {method} has no such thing; it is left out")
             setattr(args, name, None)
+    for name in ("seed", "frozen_seed"):
+        if not 0 <= (getattr(args, name) or 0) < 2**32:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} {getattr(args, name)}: expected 0 to {2**32 - 1}")
+    if wrong := set(args.targets or "") - set("qkvoud"):
+        letters = "expected letters of qkvoud with nothing between them, such as qv"
+        raise UserError(f"--targets {args.targets}: '{min(wrong)}' matches no layer: {letters}")
     if args.submit:
         check_writable("--submit", Path(args.submit))
     if args.export:
@@ -264,6 +271,14 @@ def run_folders(args):
     return out, [
         argparse.Namespace(**vars(args) | {"seed": s, "out": folder}) for s, folder in folders.items()
     ]
+
+
+def say_cut(cut, total, max_len):
+    """Prints how many of `total` texts were cut, if any was."""
+    if cut:
+        print(
+            f"{cut:,} of {total:,} texts are longer than --max-len {max_len} tokens: their ends are cut off"
+        )
 
 
 def check_max_len(args, longest, shortest=1):

@@ -22,7 +22,7 @@ def pick_device(name, dtype):
     if name:
         try:
             device = torch.device(name)
-            torch.empty(0, device=device)
+            torch.zeros(1, device=device).item()  # a meta device has no values
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise UserError(f"--device {name}: not available ({first_line(error)})") from None
     if dtype is None:

@@ -85,6 +85,8 @@ class Attention(nn.Module):
 
     def __init__(self, d, n_head, dropout, causal=False):
         super().__init__()
+        if d % n_head:
+            raise ValueError(f"width {d} is not a multiple of {n_head} attention heads")
         self.n_head, self.causal = n_head, causal  # causal: what no mask means
         self.dropout = nn.Dropout(dropout)  # only holds p
         self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
@@ -275,7 +277,7 @@ def read_json(path):
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path}: not a JSON object")
+        raise ValueError(f"{path}: expected a JSON object, {{…}}")
     return found
 
 
@@ -289,8 +291,14 @@ def read_config(directory, config_class, *model_types):
     for key, only in SUPPORTED.items():
         if found.get(key, only) != only:
             raise ValueError(f"{path}: {key} is {found[key]!r}: expected {only!r}")
-    names = {field.name for field in fields(config_class)}
-    return config_class(**{key: value for key, value in found.items() if key in names})
+    known = {field.name: field for field in fields(config_class) if field.name in found}
+    for key, field in known.items():
+        value, is_size = found[key], field.type in (int, int | None) and not key.endswith("_id")
+        right = isinstance(value, field.type | int) and not isinstance(value, bool)
+        if not right or (isinstance(value, int | float) and not value >= is_size):
+            kind = getattr(field.type, "__name__", field.type)
+            raise ValueError(f"{path}: {key} is {value!r}: expected {kind}, {int(is_size)} or more")
+    return config_class(**{key: found[key] for key in known})
 
 
 SUPPORTED = {  # keys of config.json that these models ignore: any other value is refused

@@ -25,9 +25,10 @@ import torch
 from tqdm import tqdm
 
 from adapter import count, load, save, trainable, write_adapter
-from data import UserError, as_user_error, no_nan, write_json, write_json_lines
+from data import UserError, no_nan, write_json, write_json_lines
 from device import Meter, gpu_of, peak_memory
 from hut import copy_tensors
+from model import first_line
 
 FILES = ("args.json", "metrics.jsonl", "result.json", "adapter.pt", "adapter-last.pt", "checkpoint.pt")
 # These arguments do not change what a run computes, and may differ when it is resumed.
@@ -69,6 +70,11 @@ class Run:
         self.args, self.model, self.base, self.optimizer, self.unit = args, model, base, optimizer, unit
         self.steps, self.total = steps, args.epochs * steps
         self.warmup = int(args.warmup if args.warmup >= 1 else args.warmup * self.total)
+        if self.warmup > self.total:
+            raise UserError(
+                f"--warmup {args.warmup:g}: longer than the run, whose {self.total} steps would never reach "
+                "--lr: give fewer steps, or a share below 1"
+            )
         self.epoch = self.position = self.step = self.seen = 0
         self.loss_sum, self.seconds, self.log, self.best, self.last = 0.0, 0.0, [], None, None
         self.energy = {"utilisation": 0.0, "power": 0.0}  # kWh, before a resumption
@@ -212,12 +218,17 @@ class Run:
 
     def _restore(self, saved):
         adapter, head = trainable(self.model)
-        with as_user_error(f"{self.args.out / 'checkpoint.pt'}: "):
+        try:
             copy_tensors(saved["tensors"], adapter | head)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["rng"]["cpu"])
-        if self.device.type == "cuda" and saved["rng"]["cuda"] is not None:
-            torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
+            self.optimizer.load_state_dict(saved["optimizer"])
+            if saved["step"] and not self.optimizer.state:
+                raise ValueError("the optimiser's state is empty")
+            torch.set_rng_state(saved["rng"]["cpu"])
+            if self.device.type == "cuda" and saved["rng"]["cuda"] is not None:
+                torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            problem = f"{self.args.out / 'checkpoint.pt'}: no state to go on from ({first_line(error)})"
+            raise UserError(f"{problem}: --overwrite starts the run anew") from None
         for key in self.STATE:
             setattr(self, key, saved[key])
 

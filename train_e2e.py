@@ -22,6 +22,7 @@ from arguments import (
     probability,
     run_as_script,
     run_folders,
+    say_cut,
     whole,
     whole_or_zero,
 )
@@ -174,6 +175,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
         load_adapter(args.init_adapter, args, model, base)
     end = model.config.eos_token_id
     pairs, dev = (e2e.encode(tokenizer, splits[name], end, args.max_len) for name in ("train", "dev"))
+    say_cut(sum(completion[-1:] != [end] for _, completion in pairs + dev), len(pairs + dev), args.max_len)
     batches = Batches(lengths_of(pairs), args.batch_size, args.accumulate, args.seed)
     optimizer = adamw(model, args)
     run = Run(args, model, base, optimizer, batches.steps, "tokens")

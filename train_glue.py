@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from adapter import export, load_adapter, prepare, trained
-from arguments import Parser, add_arguments, check_max_len, fill_in, run_as_script, run_folders
+from arguments import Parser, add_arguments, check_max_len, fill_in, run_as_script, run_folders, say_cut
 from data import UserError, as_user_error, glue, no_nan, write_text
 from data.batching import Batches, Tokens, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
@@ -215,7 +215,11 @@ def main():
     out, runs = run_folders(args)
 
     def tokens(examples):
-        return Tokens(glue.encode(tokenizer, examples, args.max_len), config.pad_token_id, device)
+        found = glue.encode(tokenizer, examples, args.max_len)
+        full = [example for example, ids in zip(examples, found, strict=True) if len(ids) == args.max_len]
+        longer = [ids for ids in glue.encode(tokenizer, full, args.max_len + 1) if len(ids) > args.max_len]
+        say_cut(len(longer), len(examples), args.max_len)
+        return Tokens(found, config.pad_token_id, device)
 
     sets = {}
     if not args.predict:

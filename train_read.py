@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from adapter import export, load_adapter, prepare, trained
-from arguments import Parser, add_arguments, fill_in, run_as_script, run_folders, whole
+from arguments import Parser, add_arguments, fill_in, run_as_script, run_folders, say_cut, whole
 from data import UserError, as_user_error, glue, no_nan
 from data.batching import Batches, pad, subset
 from data.hub import MINI, open_checkpoint
@@ -85,6 +85,7 @@ def encode(args, tokenizer, examples):
     tokenizer.enable_truncation(args.max_len)
     sources = tokenizer.encode_batch([glue.source_text(args.task, example) for example in examples])
     tokenizer.no_truncation()  # a label's word is never cut
+    say_cut(sum(bool(encoding.overflowing) for encoding in sources), len(sources), args.max_len)
     words = [
         None if example.label is None else glue.target_text(args.task, example.label) for example in examples
     ]

@@ -4,8 +4,10 @@ and one line in the place of a traceback.
 
 import errno
 import fcntl
+import json
 import os
 import resource
+import shutil
 import sys
 import tempfile
 
@@ -17,6 +19,7 @@ import adapter
 import model as model_module
 import run as run_module
 import train_glue
+from arguments import run_as_script
 from data import download
 
 
@@ -245,3 +248,91 @@ def test_a_full_disk_in_export_and_in_a_download(glue, command, tmp_path, capsys
         download.fetch(address + "x.zip", tmp_path / "x.zip", None)
     assert error.value.filename == str(tmp_path / "x.zip")
     assert not [*tmp_path.glob("x.zip*")]
+
+
+# ---- one line in the place of a traceback
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed=-1"], "--seed -1: expected 0 to 4294967295"),
+        (["--seed", 2**70], f"--seed {2**70}: expected 0 to 4294967295"),
+        (["--method", "vera", "--frozen-seed", 2**70], "--frozen-seed 1180591620717411303424: expected 0 to"),
+        (["--r", 10**11], "not enough memory ("),
+        (["--r", 10**18], "not enough memory ("),
+        (["--r", 10**30], "not enough memory ("),
+        (["--device", "meta"], "--device meta: not available"),
+        (["--warmup", "1e9"], "--warmup 1e+09: longer than the run, whose 5 steps would never reach --lr"),
+        (["--targets", "q,v"], "--targets q,v: ',' matches no layer: expected letters of qkvoud"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(glue, command, tmp_path, capsys, arguments, message):
+    """Would catch: a traceback, or a run that trains nothing without a word."""
+    assert message in fails(capsys, glue, *command, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ([1], "config.json: expected a JSON object"),
+        ({"hidden_size": "big"}, "config.json: hidden_size is 'big': expected int, 1 or more"),
+        ({"hidden_size": -24}, "hidden_size is -24: expected int, 1 or more"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0: expected int, 1 or more"),
+        ({"num_attention_heads": True}, "num_attention_heads is True: expected"),
+        ({"num_attention_heads": 7}, "width 24 is not a multiple of 7 attention heads"),
+        ({"hidden_dropout_prob": None}, "hidden_dropout_prob is None: expected float, 0 or more"),
+        ({"pad_token_id": -1}, "pad_token_id is -1: expected int, 0 or more"),
+        ({"vocab_size": 10**13}, "not enough memory ("),
+    ],
+)
+def test_a_bad_config_ends_in_one_line(glue, command, tiny_model, tmp_path, capsys, change, message):
+    """Would catch: a traceback from the depths of PyTorch."""
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | change if isinstance(change, dict) else change))
+    assert message in fails(capsys, glue, *command, "--model", broken)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "content"),
+    [("optimizer", {}), ("optimizer", None), ("optimizer", {"state": {}, "param_groups": []}), ("rng", {}),
+     ("rng", {"cpu": torch.zeros(3)}), ("tensors", []), ("tensors", {})],
+)  # fmt: skip
+def test_a_checkpoint_with_parts_missing_is_refused(glue, command, tmp_path, capsys, key, content):
+    """Would catch: a traceback, or training that goes on without the optimiser's state."""
+    glue(*command)
+    path = tmp_path / "out" / "checkpoint.pt"
+    saved = torch.load(path, weights_only=True)
+    changes = [{key: content}]
+    if key == "optimizer":
+        changes.append({key: saved[key] | {"state": {}}})
+    for change in changes:
+        torch.save(saved | change, path)
+        line = fails(capsys, glue, *command, "--resume")
+        assert f"{path}: no state to go on from (" in line and "--overwrite starts the run anew" in line
+
+
+def test_ctrl_c_before_the_run_is_quiet(capsys):
+    """Would catch: a traceback for Ctrl-C while data are read."""
+
+    def script():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as exit_:
+        run_as_script(script)
+    assert exit_.value.code == 130 and capsys.readouterr().err == "\nstopped\n"
+
+
+def test_texts_that_are_cut_are_counted(glue, command, tiny_glue, capsys):
+    """Would catch: a text that is cut without a word, or one that just fits and is called cut."""
+    dev = tiny_glue / "CoLA" / "dev.tsv"
+    rows = [f"made\t1\t\t{'the ' * words}\n" for words in (29, 30, 31, 50_000)]  # and <s> and </s>
+    dev.write_text("".join(rows))
+    glue(*command, "--max-len", 32)
+    printed = capsys.readouterr().out
+    assert printed.count("longer than") == 1
+    assert "2 of 4 texts are longer than --max-len 32 tokens: their ends are cut off" in printed
