@@ -178,7 +178,7 @@ def add_arguments(parser, layout, defaults):
     )
     group.add_argument("--resume", action="store_true", help="go on with the run in --out where it stopped")
     group.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    group.add_argument("--adapter", metavar="FILE", help="a saved adapter, for --eval-only and --predict")
+    group.add_argument("--adapter", metavar="FILE", help="a saved adapter to score, predict or export")
     evaluate = "score --adapter (E2E: into --out, or eval/ beside it); no training"
     group.add_argument("--eval-only", action="store_true", help=evaluate)
     group.add_argument("--export", metavar="DIR", help="write the merged model in HuggingFace's layout")
@@ -236,10 +236,9 @@ def check_adapter(args, methods):
         raise UserError("--predict: leave --eval-only, --submit and --export to a call of their own")
     if not args.adapter:
         return
-    if not (args.eval_only or args.predict):
-        raise UserError(
-            "--adapter is for --eval-only and --predict; to start training from one, use --init-adapter"
-        )
+    if not (args.eval_only or args.predict or args.submit or args.export):
+        uses = "--eval-only, --predict, --export or --submit"
+        raise UserError(f"--adapter is for {uses}; to start training from one, use --init-adapter")
     found = read_adapter(args.adapter)
     if found["task"] != args.task:
         raise UserError(f"{args.adapter}: trained on {found['task']}, not {args.task}")

@@ -26,8 +26,10 @@ from tqdm import tqdm
 
 from adapter import count, load, save, trainable, write_adapter
 from data import UserError, no_nan, write_json, write_json_lines
+from data.hub import MINI
 from device import Meter, gpu_of, peak_memory
 from hut import copy_tensors
+from methods import ENCODER, METHODS
 from model import first_line
 
 FILES = ("args.json", "metrics.jsonl", "result.json", "adapter.pt", "adapter-last.pt", "checkpoint.pt")
@@ -376,6 +378,25 @@ def environment():
         "git": revision,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def say_next(args, layout, *given):
+    """Prints where a finished run is, and the commands that score, use and hand on its adapter.
+
+    given  names of arguments that these commands need as well
+    """
+    command = ["python", Path(sys.argv[0]).name]
+    for name in given:
+        value = getattr(args, name)
+        if value and not Path(value).is_relative_to(MINI):
+            command += [f"--{name.replace('_', '-')}", value]
+    command = shlex.join([*command, "--adapter", str(args.out / "adapter.pt")])
+    uses = ["--eval-only", "--predict …"]
+    if layout in METHODS[args.method].merges:
+        uses.append("--export DIR")
+    elif layout == ENCODER:
+        uses.append("--submit DIR")
+    print("\n  ".join([f"{args.out}: the run; what to do with it:", *(f"{command} {use}" for use in uses)]))
 
 
 # ---- over seeds

@@ -32,7 +32,7 @@ from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
 from methods import DECODER, METHODS
 from metrics import e2e_report, e2e_scores
-from run import Run, about, adamw, report, schedule
+from run import Run, about, adamw, report, say_next, schedule
 
 DEFAULTS = {  # the paper's Table 7; it leaves open where dropout is: in all of GPT-2's own places here
     **{"method": "hut", "model": "gpt2-medium", "seed": 0},
@@ -232,7 +232,7 @@ def main():
     checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "generator", MINI / "gpt2")
     check_max_len(args, config.max_length, shortest=args.max_new_tokens)
     out, runs = run_folders(args)
-    untrained = args.eval_only or args.method == "frozen"
+    untrained = args.adapter or args.method == "frozen"
     splits = {}
     if not args.predict:
         wanted = ("dev", "test") if untrained else ("train", "dev", "test")
@@ -241,6 +241,7 @@ def main():
         splits["train"] = subset(splits["train"], args.limit_train)
         results = [train(one, model_class, checkpoint_dir, tokenizer, splits, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last", "test"))
+        say_next(runs[0], DECODER, "data", "dev_file")
     if not (args.predict or untrained or args.export):
         return
 
@@ -253,7 +254,7 @@ def main():
         with as_user_error("--predict: "):
             context = e2e.linearise(args.predict)
         print(generate(args, model, tokenizer, [context], device, dtype)[0])
-    elif untrained:
+    elif args.eval_only or args.method == "frozen":
         folder = Path(args.adapter).parent / "eval" if args.adapter and not args.out else out
         result = evaluate(args, model, tokenizer, splits, folder, device, dtype)
         report([result], folder, None, ("best", "test"))

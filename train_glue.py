@@ -21,7 +21,7 @@ from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
 from metrics import glue_scores, worth
 from read.cache import FromStates, cached_states
-from run import Run, adamw, report, schedule
+from run import Run, adamw, report, say_next, schedule
 
 DEFAULTS = {"method": "hut", "model": "roberta-large", "warmup": 0.06, "weight_decay": 0, "seed": 0}
 MINI_SETTINGS = {"batch_size": 32, "epochs": 30}  # for the bundled model and data
@@ -231,6 +231,7 @@ def main():
     if not args.adapter:
         results = [train(one, model_class, checkpoint_dir, sets, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last"))
+        say_next(runs[0], "encoder", "task", "data", "dev_file")
     if not (args.predict or args.eval_only or args.submit or args.export):
         return
 

@@ -20,7 +20,7 @@ from data.hub import MINI, open_checkpoint
 from device import autocast, peak_memory, pick_device
 from methods import T5
 from metrics import glue_scores, worth
-from run import Run, adamw, report, schedule
+from run import Run, adamw, report, say_next, schedule
 
 DEFAULTS = {  # the READ paper's; it names no warm-up, weight decay, patience or length
     **{"method": "read", "model": "t5-base", "epochs": 30, "batch_size": 96, "patience": 3},
@@ -197,6 +197,7 @@ def main():
     if not args.adapter:
         results = [train(one, model_class, checkpoint_dir, tokenizer, splits, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last", "test"))
+        say_next(runs[0], T5, "task", "data", "dev_file")
     if not (args.predict or args.eval_only or args.export):
         return
 

@@ -30,7 +30,7 @@ from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
 from methods import ENCODER
 from metrics import squad_scores
-from run import Run, adamw, listed, report, schedule
+from run import Run, adamw, listed, report, say_next, schedule
 
 DEFAULTS = {  # the paper names none for SQuAD: these are Table 6's for QNLI, whose pairs are made from SQuAD
     **{"method": "hut", "model": "roberta-large", "seed": 0},
@@ -197,6 +197,7 @@ def main():
     if not args.adapter:
         results = [train(one, model_class, checkpoint_dir, sets, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last"))
+        say_next(runs[0], ENCODER, "data", "dev_file")
     if not (args.predict or args.eval_only or args.submit or args.export):
         return
 

@@ -278,14 +278,14 @@ def test_a_cut_run_goes_on_bit_identically(run_e2e, command, tmp_path, monkeypat
     def cut(run):
         save(run)
         saves.append(run.step)
-        if len(saves) == 2:
+        if len(saves) == 3:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Run, "SAVE_EVERY", 0)
     monkeypatch.setattr(Run, "save", cut)
     with pytest.raises(KeyboardInterrupt):
         run_e2e(*command, "--out", tmp_path / "cut")
-    assert saves == [1, 2]
+    assert saves == [0, 1, 2]
     run_e2e(*command, "--out", tmp_path / "cut", "--resume")
     assert without_timing(tmp_path / "cut") == without_timing(tmp_path / "whole")
     assert (tmp_path / "cut" / "outputs.txt").read_text() == (tmp_path / "whole" / "outputs.txt").read_text()
@@ -309,6 +309,9 @@ def test_seeds_eval_only_predict_export(run_e2e, command, tmp_path, capsys):
     run_e2e(*basics, "--predict", "name[A], area[riverside]")
     said = capsys.readouterr().out
     assert said == (out / "seed0" / "outputs.txt").read_text().splitlines(keepends=True)[0]
+    run_e2e(*basics, "--export", tmp_path / "again merged")
+    assert "training" not in capsys.readouterr().out
+    assert (tmp_path / "again merged" / "config.json").exists()
     run_e2e(
         "--model",
         tmp_path / "merged",

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import resource
+import shlex
 import shutil
 import sys
 import tempfile
@@ -336,3 +337,27 @@ def test_texts_that_are_cut_are_counted(glue, command, tiny_glue, capsys):
     printed = capsys.readouterr().out
     assert printed.count("longer than") == 1
     assert "2 of 4 texts are longer than --max-len 32 tokens: their ends are cut off" in printed
+
+
+# ---- after a run
+
+
+def test_a_finished_run_says_what_to_do_and_its_commands_work(glue, command, tmp_path, capsys):
+    """Would catch: a command that lacks an argument; --export and --submit that need --eval-only."""
+    glue(*command)
+    lines = capsys.readouterr().out.splitlines()[-4:]
+    out, made = tmp_path / "out", tmp_path / "made"
+    assert lines[0].startswith(f"{out}: the run")
+    uses = [shlex.split(line)[2:] for line in lines[1:]]
+    assert [use[-2:] for use in uses] == [
+        [str(out / "adapter.pt"), "--eval-only"],
+        ["--predict", "…"],
+        ["--export", "DIR"],
+    ]
+    glue(*uses[0])
+    best = json.loads((out / "result.json").read_text())["best"]
+    assert json.loads(capsys.readouterr().out)["matthews"] == best["matthews"]
+    glue(*uses[1][:-1], "the dog sleeps .")
+    assert "acceptable" in capsys.readouterr().out
+    glue(*uses[2][:-1], made / "merged", "--submit", made / "answers")
+    assert (made / "merged" / "config.json").exists() and (made / "answers" / "CoLA.tsv").exists()
