@@ -26,7 +26,7 @@ from arguments import (
     whole,
     whole_or_zero,
 )
-from data import as_user_error, e2e, write_json, write_text
+from data import UserError, as_user_error, e2e, write_json, write_text
 from data.batching import Batches, pad, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
@@ -212,6 +212,10 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
 
 def evaluate(args, model, tokenizer, splits, folder, device, dtype):
     """The scores of a model as it is, frozen or with --adapter, without training."""
+    if (folder / "args.json").exists():
+        raise UserError(
+            f"--out {folder}: holds a training run's result: name another folder for these scores"
+        )
     pairs = e2e.encode(tokenizer, splits["dev"], model.config.eos_token_id, args.max_len)
     dev = score(model, pairs, device, dtype)
     test, seconds = generate_and_score(args, model, tokenizer, splits["test"], folder, device, dtype)

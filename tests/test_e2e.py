@@ -305,7 +305,9 @@ def test_seeds_eval_only_predict_export(run_e2e, command, tmp_path, capsys):
     assert again["test"]["BLEU"] == values[0]
     best = json.loads((out / "seed0" / "result.json").read_text())["best"]
     assert again["best"]["loss"] == pytest.approx(best["loss"], rel=1e-6)
-    capsys.readouterr()
+    kept = (out / "seed0" / "result.json").read_bytes()
+    line = fails(capsys, run_e2e, *basics, "--eval-only", "--out", out / "seed0")
+    assert "holds a training run's result" in line and kept == (out / "seed0" / "result.json").read_bytes()
     run_e2e(*basics, "--predict", "name[A], area[riverside]")
     said = capsys.readouterr().out
     assert said == (out / "seed0" / "outputs.txt").read_text().splitlines(keepends=True)[0]
