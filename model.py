@@ -277,7 +277,7 @@ def read_json(path):
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, {{…}}")
+        raise ValueError(f"{path}: not a JSON object: expected {{…}}")
     return found
 
 

@@ -321,7 +321,7 @@ def alone_in(folder):
 def open_folder(folder, settings, resume, overwrite):
     """Begins a run folder with args.json; with --resume it returns what checkpoint.pt holds, else None.
 
-    Raises UserError as `check_out` does, if the run was started with other settings, and without checkpoint.pt.
+    Raises UserError as `check_out` does, if the run had other settings, and without checkpoint.pt.
     """
     present = check_out(folder, resume, overwrite)
     if resume and present in ([], ["args.json"]):

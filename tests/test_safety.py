@@ -277,7 +277,7 @@ def test_bad_arguments_end_in_one_line(glue, command, tmp_path, capsys, argument
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ([1], "config.json: expected a JSON object"),
+        ([1], "config.json: not a JSON object"),
         ({"hidden_size": "big"}, "config.json: hidden_size is 'big': expected int, 1 or more"),
         ({"hidden_size": -24}, "hidden_size is -24: expected int, 1 or more"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0: expected int, 1 or more"),
