@@ -26,7 +26,7 @@ METEOR_NOT_RUN = "METEOR: not run (needs java and pip install pycocoevalcap)"
 
 def glue_scores(names, predictions, labels):
     """{name: score} of a task's scores, which data/glue.py names in the task's row."""
-    functions = {f.__name__: f for f in (accuracy, f1, matthews, pearson, spearman)}
+    functions = {f.__name__: f for f in (accuracy, f1, macro_f1, matthews, pearson, spearman)}
     return {name: functions[name](predictions, labels) for name in names}
 
 
@@ -47,18 +47,28 @@ def f1(predictions, labels):
     predictions, labels: (N,) of 0 and 1; ValueError for another class. As in scikit-learn, F1 is 0.0 if class
     1 is neither predicted nor true.
     """
-    tp, fp, fn, _ = _binary_counts(predictions, labels)
-    return 2 * tp / (2 * tp + fp + fn) if tp else 0.0
+    predictions, labels = _pair(predictions, labels)
+    if others := {*predictions.tolist(), *labels.tolist()} - {0, 1}:
+        raise ValueError(f"class {min(others)}: expected 0 or 1")
+    tp = int(np.sum((predictions == 1) & (labels == 1)))
+    return 2 * tp / int(np.sum(predictions == 1) + np.sum(labels == 1)) if tp else 0.0
+
+
+def macro_f1(predictions, labels):
+    """The mean of the F1 of every class that is predicted or true, as in scikit-learn."""
+    true, predicted, right, _ = _class_counts(predictions, labels)
+    return float(np.mean([2 * r / (t + p) for t, p, r in zip(true, predicted, right, strict=True)]))
 
 
 def matthews(predictions, labels):
-    """Matthews correlation: Pearson's, of two binary variables (Matthews, 1975), from -1 to 1.
+    """Matthews correlation, from -1 to 1: Pearson's, of two binary variables (Matthews, 1975).
 
-    predictions, labels: as for `f1`. As in scikit-learn, the correlation is 0.0 if one of them is constant.
+    Of more classes it is Gorodkin's R_K (2004). As in scikit-learn, it is 0.0 if one of the two is constant.
     """
-    tp, fp, fn, tn = _binary_counts(predictions, labels)
-    variance = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
-    return (tp * tn - fp * fn) / variance**0.5 if variance else 0.0
+    true, predicted, right, n = _class_counts(predictions, labels)
+    covariance = sum(right) * n - sum(t * p for t, p in zip(true, predicted, strict=True))
+    variance = (n * n - sum(p * p for p in predicted)) * (n * n - sum(t * t for t in true))
+    return covariance / 2 / (variance / 4) ** 0.5 if variance else 0.0  # / 2: the bits of the binary formula
 
 
 def pearson(x, y):
@@ -97,12 +107,12 @@ def _pair(predictions, labels):
     return predictions, labels
 
 
-def _binary_counts(predictions, labels):
-    """TP, FP, FN and TN as Python's integers, because their product is large."""
+def _class_counts(predictions, labels):
+    """How often each class is true, predicted, and both, and N: Python's integers, as their products grow."""
     predictions, labels = _pair(predictions, labels)
-    if others := {*predictions.tolist(), *labels.tolist()} - {0, 1}:
-        raise ValueError(f"class {min(others)}: expected 0 or 1")
-    return tuple(int(np.sum((predictions == p) & (labels == t))) for p, t in ((1, 1), (1, 0), (0, 1), (0, 0)))
+    classes = np.union1d(predictions, labels)[:, None]
+    true, predicted = labels == classes, predictions == classes
+    return *(c.sum(1).tolist() for c in (true, predicted, true & predicted)), len(labels)
 
 
 # SQuAD v1.1, as in the official evaluate-v1.1.py. An answer's score is the best over its references. An

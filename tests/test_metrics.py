@@ -20,7 +20,9 @@ SQUAD = json.loads((REFERENCE / "squad_scores.json").read_text(encoding="utf-8")
 E2E = json.loads((REFERENCE / "e2e_scores.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("case", GLUE["classes"] + GLUE["reals"], ids=lambda case: case["name"])
+@pytest.mark.parametrize(
+    "case", GLUE["classes"] + GLUE["many"] + GLUE["reals"], ids=lambda case: case["name"]
+)
 def test_glue_scores_equal_scikit_learn_and_scipy(case):
     """Would catch: a wrong formula, swapped arguments, ties ranked by order, degenerate cases that raise."""
     with warnings.catch_warnings():
@@ -55,7 +57,8 @@ def test_every_tasks_scores_can_be_computed(task):
 
 def test_bad_glue_input_is_refused():
     """(N, 1) predictions would broadcast against (N,) labels and give a plausible number."""
-    for score in (metrics.accuracy, metrics.f1, metrics.matthews, metrics.pearson, metrics.spearman):
+    for name in ("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"):
+        score = getattr(metrics, name)
         with pytest.raises(ValueError, match="shape"):
             score([1, 0, 1], [1, 0])
         with pytest.raises(ValueError, match="shape"):
@@ -63,7 +66,7 @@ def test_bad_glue_input_is_refused():
         with pytest.raises(ValueError, match="no predictions"):
             score([], [])
     with pytest.raises(ValueError, match="class 2"):
-        metrics.matthews([0, 2], [0, 1])
+        metrics.f1([0, 2], [0, 1])
 
 
 @pytest.mark.parametrize("case", SQUAD["cases"], ids=lambda case: case["name"])

@@ -42,15 +42,30 @@ reals = {
     "constant label": (x, np.full(30, 5.0)),
 }
 
+of_four = rng.integers(0, 4, 40)
+some_right = np.where(rng.random(40) < 0.6, of_four, rng.integers(0, 4, 40))
+many = {
+    "four classes": (some_right, of_four),
+    "a class that is never predicted": (np.where(some_right == 2, 3, some_right), of_four),
+    "a class that is never true": (some_right, np.where(of_four == 2, 3, of_four)),
+    "one class predicted": (np.full(40, 3), of_four),
+    "three of three wrong": (np.array([1, 2, 0]), np.array([0, 1, 2])),
+}
+
 out = {
     "versions": {"scikit-learn": sklearn.__version__, "scipy": scipy.__version__},
     "classes": [],
+    "many": [],
     "reals": [],
 }
 for name, (p, t) in classes.items():
     scores = {"accuracy": accuracy_score(t, p), "f1": f1_score(t, p, zero_division=0)}
     scores["matthews"] = matthews_corrcoef(t, p)
     out["classes"].append({"name": name, "predictions": p.tolist(), "labels": t.tolist(), "scores": scores})
+for name, (p, t) in many.items():
+    scores = {"accuracy": accuracy_score(t, p), "matthews": matthews_corrcoef(t, p)}
+    scores["macro_f1"] = f1_score(t, p, average="macro", zero_division=0)
+    out["many"].append({"name": name, "predictions": p.tolist(), "labels": t.tolist(), "scores": scores})
 for name, (p, t) in reals.items():
     scores = {"pearson": pearsonr(p, t).statistic, "spearman": spearmanr(p, t).statistic}
     out["reals"].append({"name": name, "predictions": p.tolist(), "labels": t.tolist(), "scores": scores})
