@@ -1,6 +1,8 @@
 """A trained adapter: the model it goes into, its file on disk, and the merged model that is exported."""
 
+import argparse
 import hashlib
+import os
 from pathlib import Path
 
 import torch
@@ -13,7 +15,8 @@ from methods import OPTIONS, adapt, merge
 from model import load_file, write_file, writing
 
 KEYS = ("method", "config", "task", "base", "adapter", "head")
-RECORDED = ("r", *OPTIONS, "model", "max_len", "doc_stride")  # what "config" holds of a script's arguments
+# what "config" holds of a script's arguments; the last three are of a task made from a table
+RECORDED = ("r", *OPTIONS, "model", "max_len", "doc_stride", "text", "label", "labels")
 LARGEST_DIFFERENCE = 1e-3  # of a logit, merged − unmerged, in float32
 
 # ---- the model
@@ -70,6 +73,8 @@ def count(tensors):
 def write_adapter(path, args, model, base):
     """Writes what `load_adapter` reads: the trained tensors, and which model they go into."""
     config = {key: value for key, value in vars(args).items() if key in RECORDED}
+    if args.model != "mini" and Path(args.model).is_dir():
+        config["model"] = os.path.abspath(args.model)  # for a process that is somewhere else
     content = {"method": args.method, "config": config, "task": args.task, "base": base}
     for key, part in zip(("adapter", "head"), trainable(model), strict=True):
         content[key] = {name: p.detach().cpu() for name, p in part.items()}
@@ -77,7 +82,22 @@ def write_adapter(path, args, model, base):
 
 
 def read_adapter(path):
-    return load(path, *KEYS)
+    return read_dict(path, *KEYS)
+
+
+def load(path, *keys, model=None, device=None):
+    """A trained adapter as a predict.Predictor, to be called with a list of texts or of pairs.
+
+    model  where its base checkpoint is, if that has moved; another one is refused with UserError
+    """
+    if keys:  # run.py reads its checkpoints so
+        return read_dict(path, *keys)
+    from predict import SEARCH, Predictor  # not at the top: it needs this module
+
+    found = read_adapter(path)
+    given = {"adapter": path, "method": found["method"], "task": found["task"], "device": device}
+    given |= {"dtype": None, "seed": 0, "dropout": None} | ({"model": str(model)} if model else {})
+    return Predictor(argparse.Namespace(**SEARCH | found["config"] | given))
 
 
 def load_adapter(path, args, model, base, with_head=True):
@@ -101,7 +121,7 @@ def save(path, content):
     write_file(path, lambda file: torch.save(content, file))
 
 
-def load(path, *keys):
+def read_dict(path, *keys):
     """The dict saved at `path`. UserError, naming the file, if it is damaged or lacks one of `keys`."""
     try:
         with as_user_error():

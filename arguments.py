@@ -182,15 +182,15 @@ def add_arguments(parser, layout, defaults):
     evaluate = "score --adapter (E2E: into --out, or eval/ beside it); no training"
     group.add_argument("--eval-only", action="store_true", help=evaluate)
     group.add_argument("--export", metavar="DIR", help="write the merged model in HuggingFace's layout")
-    parser.set_defaults(submit=None)  # not every script has a --submit
+    parser.set_defaults(submit=None, predict_file=None)  # not every script has these
 
 
 def fill_in(args, layout, shared, mini, mini_data):
     """Checks the arguments against each other, and gives each that was left out its default; see `settings`.
 
     shared     {setting: value} of the task and the script
-    mini       those of the bundled model and data: --model mini without --data
-    mini_data  the folder of the bundled data
+    mini       those of the bundled model and data, which are meant by --model mini without --data
+    mini_data  the folder of the bundled data, None for a run on other data
     """
     check_adapter(args, methods_of(layout))
     method = args.method = args.method or shared["method"]
@@ -213,7 +213,7 @@ def fill_in(args, layout, shared, mini, mini_data):
         check_export(Path(args.export))
         with as_user_error():
             check_merges(method, layout)
-    if bundled:
+    if bundled and mini_data:
         args.data = str(mini_data)
     for name, value in settings(method, args.task, layout, shared, mini if bundled else None).items():
         if getattr(args, name) is None:
@@ -221,7 +221,14 @@ def fill_in(args, layout, shared, mini, mini_data):
     args.head_lr = args.head_lr or args.lr
     if bundled and not args.adapter:
         chosen = {name: getattr(args, name) for name in (*mini, "lr")}
-        print(f"mini: the bundled model and data, with settings of their own: {listed(chosen)}")
+        what = "model and data, with settings of their own" if mini_data else "model, with its settings"
+        print(f"mini: the bundled {what}: {listed(chosen)}")
+
+
+def task_of_adapter(args):
+    """Sets --task from --adapter if it was left out."""
+    if args.adapter and not args.task:
+        args.task = read_adapter(args.adapter)["task"]
 
 
 def check_adapter(args, methods):
@@ -230,13 +237,14 @@ def check_adapter(args, methods):
     That is its method and RECORDED. Another model, length or stride is the user's to choose: the fingerprint
     of the base guards the first. Contradicting the others is an error.
     """
-    if (args.eval_only or args.predict) and not args.adapter:
+    predict = args.predict or args.predict_file
+    if (args.eval_only or predict) and not args.adapter:
         raise UserError("--eval-only and --predict need --adapter FILE")
-    if args.predict and (args.eval_only or args.submit or args.export):
+    if predict and (args.eval_only or args.submit or args.export):
         raise UserError("--predict: leave --eval-only, --submit and --export to a call of their own")
     if not args.adapter:
         return
-    if not (args.eval_only or args.predict or args.submit or args.export):
+    if not (args.eval_only or predict or args.submit or args.export):
         uses = "--eval-only, --predict, --export or --submit"
         raise UserError(f"--adapter is for {uses}; to start training from one, use --init-adapter")
     found = read_adapter(args.adapter)

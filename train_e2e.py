@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from adapter import count, export, load_adapter, merged, prepare, trained
+from adapter import count, export, load_adapter, prepare, trained
 from arguments import (
     Parser,
     add_arguments,
@@ -30,18 +30,16 @@ from data import UserError, as_user_error, e2e, write_json, write_text
 from data.batching import Batches, pad, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
-from methods import DECODER, METHODS
+from methods import DECODER
 from metrics import e2e_report, e2e_scores
+from predict import SEARCH, Predictor, generate
 from run import Run, about, adamw, report, say_next, schedule
 
 DEFAULTS = {  # the paper's Table 7; it leaves open where dropout is: in all of GPT-2's own places here
     **{"method": "hut", "model": "gpt2-medium", "seed": 0},
     **{"epochs": 5, "batch_size": 4, "warmup": 500, "weight_decay": 0.01, "dropout": 0.1},
-    **{"label_smoothing": 0.1, "beam_size": 10, "length_penalty": 0.9, "no_repeat_ngram": 4},
-    **{
-        "ngram_scope": "completion",
-        "max_new_tokens": 64,
-    },  # LoRA's decoder's: the paper's settings are LoRA's
+    **SEARCH,
+    "label_smoothing": 0.1,
 }
 # for the bundled model and data
 MINI_SETTINGS = {"epochs": 8, "batch_size": 16, "warmup": 0.06, "dropout": 0.0}
@@ -119,24 +117,6 @@ def lengths_of(pairs):
 
 
 # ---- generation
-
-
-def generate(args, model, tokenizer, contexts, device, dtype):
-    end = model.config.eos_token_id
-    prompts = [[*encoding.ids, end] for encoding in tokenizer.encode_batch(contexts)]
-    search = (
-        args.max_new_tokens,
-        args.beam_size,
-        args.length_penalty,
-        args.no_repeat_ngram,
-        end,
-        args.ngram_scope,
-    )
-    if DECODER in METHODS[args.method].merges:
-        model = merged(model, args.method)  # a step of which computes less
-    with as_user_error(), autocast(device, dtype):
-        found = model.generate(prompts, *search)
-    return [" ".join(text.split()) for text in tokenizer.decode_batch(found)]
 
 
 def generate_and_score(args, model, tokenizer, examples, folder, device, dtype):
@@ -232,21 +212,21 @@ def evaluate(args, model, tokenizer, splits, folder, device, dtype):
 
 def main():
     args = arguments()
+    if args.predict:
+        return print(*Predictor(args)([args.predict]))
     device, dtype = pick_device(args.device, args.dtype)
     checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "generator", MINI / "gpt2")
     check_max_len(args, config.max_length, shortest=args.max_new_tokens)
     out, runs = run_folders(args)
     untrained = args.adapter or args.method == "frozen"
-    splits = {}
-    if not args.predict:
-        wanted = ("dev", "test") if untrained else ("train", "dev", "test")
-        splits = e2e.load(args.data, args.train_file, args.dev_file, wanted)
+    wanted = ("dev", "test") if untrained else ("train", "dev", "test")
+    splits = e2e.load(args.data, args.train_file, args.dev_file, wanted)
     if "train" in splits:
         splits["train"] = subset(splits["train"], args.limit_train)
         results = [train(one, model_class, checkpoint_dir, tokenizer, splits, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last", "test"))
         say_next(runs[0], DECODER, "data", "dev_file")
-    if not (args.predict or untrained or args.export):
+    if not (untrained or args.export):
         return
 
     if args.method == "frozen":
@@ -254,11 +234,7 @@ def main():
     else:
         path = args.adapter or runs[0].out / "adapter.pt"
         model = trained(path, runs[0], model_class, checkpoint_dir, device)
-    if args.predict:
-        with as_user_error("--predict: "):
-            context = e2e.linearise(args.predict)
-        print(generate(args, model, tokenizer, [context], device, dtype)[0])
-    elif args.eval_only or args.method == "frozen":
+    if args.eval_only or args.method == "frozen":
         folder = Path(args.adapter).parent / "eval" if args.adapter and not args.out else out
         result = evaluate(args, model, tokenizer, splits, folder, device, dtype)
         report([result], folder, None, ("best", "test"))

@@ -1,4 +1,4 @@
-"""Fine-tunes RoBERTa on a GLUE task, with HUT or another method: python train_glue.py --task cola --r 8
+"""Fine-tunes RoBERTa on a GLUE task, or on a table of yours: python train_glue.py --task cola --r 8
 
 From top to bottom: settings, arguments, scoring, one run, uses of a trained adapter, main. A line of a TSV
 file becomes a score by this way: glue.read_split, glue.encode, Batches, Tokens, the model, loss_sum,
@@ -14,12 +14,22 @@ from torch import nn
 from torch.nn import functional as F
 
 from adapter import export, load_adapter, prepare, trained
-from arguments import Parser, add_arguments, check_max_len, fill_in, run_as_script, run_folders, say_cut
-from data import UserError, as_user_error, glue, no_nan, write_text
+from arguments import (
+    Parser,
+    add_arguments,
+    check_max_len,
+    fill_in,
+    run_as_script,
+    run_folders,
+    say_cut,
+    task_of_adapter,
+)
+from data import UserError, as_user_error, glue, no_nan, table, write_text
 from data.batching import Batches, Tokens, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
 from metrics import glue_scores, worth
+from predict import Predictor, all_logits, predictions
 from read.cache import FromStates, cached_states
 from run import Run, adamw, report, say_next, schedule
 
@@ -29,9 +39,13 @@ EVAL_BATCH = 64
 
 
 def arguments():
-    table = "; ".join(f"{name} {task.batch_size} × {task.epochs} epochs" for name, task in glue.TASKS.items())
-    parser = Parser(description=__doc__.splitlines()[0], epilog=f"Batch size and epochs of a task: {table}.")
-    parser.add_argument("--task", required=True, help=" ".join(glue.TASKS))
+    rows = (glue.TASKS | {"your own data": table.OWN}).items()
+    sizes = "; ".join(f"{name} {task.batch_size} × {task.epochs} epochs" for name, task in rows)
+    mini = f"all of them with --model mini {MINI_SETTINGS['batch_size']} × {MINI_SETTINGS['epochs']}"
+    parser = Parser(
+        description=__doc__.splitlines()[0], epilog=f"Batch size and epochs of a task: {sizes}; {mini}."
+    )
+    parser.add_argument("--task", help=f"{' '.join(glue.TASKS)} (default: that of --adapter)")
     defaults = {
         "model": "roberta-large, the paper's",
         "settings": "the paper's Table 6, by method and task; ours where it has no entry; see below",
@@ -40,9 +54,21 @@ def arguments():
         "dropout": "the checkpoint's own; the paper names none",
     }
     add_arguments(parser, "encoder", defaults)
-    parser.add_argument(
-        "--predict", nargs="+", metavar="TEXT", help="one sentence or a pair: the label by --adapter"
+    group = parser.add_argument_group("data of your own, in place of --task")
+    group.add_argument(
+        "--text",
+        nargs="+",
+        metavar="COLUMN",
+        help="the one or two texts in --train-file and --dev-file, each a .csv, .tsv or .jsonl; without "
+        "--dev-file a tenth of the rows is held out",
     )
+    group.add_argument("--label", metavar="COLUMN", help="their classes")
+    group.add_argument("--regression", action="store_true", default=None, help="the label is a number")
+    group = parser.add_argument_group("predictions of --adapter")
+    some = group.add_mutually_exclusive_group()
+    some.add_argument("--predict", nargs="+", metavar="TEXT", help="the label of one sentence or a pair")
+    some.add_argument("--predict-file", metavar="F", help="a label for each row of this .csv, .tsv or .jsonl")
+    group.add_argument("--out-file", metavar="F", help="the same rows, with columns: predicted, probability")
     parser.add_argument(
         "--cache-features",
         metavar="DIR",
@@ -55,15 +81,16 @@ def arguments():
         "--submit", metavar="DIR", help="write test.tsv's predictions in the leaderboard's format"
     )
     args = parser.parse_args()
-    if args.task not in glue.TASKS:
-        raise UserError(f"--task {args.task}: unknown: expected one of {' '.join(glue.TASKS)}")
-    task = glue.TASKS[args.task]
-    if args.predict and len(args.predict) != len(task.texts):
-        raise UserError(f"--predict: {args.task} takes {len(task.texts)} text(s), each in quotes")
-    if args.model == "mini" and not args.data and args.task != "cola":
+    task_of_adapter(args)
+    check_table(args)
+    if args.task not in (*glue.TASKS, "own"):
+        expected = f"expected one of {' '.join(glue.TASKS)}, or --text and --label for a table of your own"
+        raise UserError(f"--task {args.task}: unknown: {expected}")
+    task = glue.TASKS.get(args.task, table.OWN)
+    if args.model == "mini" and not args.data and args.task not in ("cola", "own"):
         raise UserError("--model mini: its data holds cola only; give --data for another task")
     shared = DEFAULTS | {"batch_size": task.batch_size, "epochs": task.epochs}
-    fill_in(args, "encoder", shared, MINI_SETTINGS, MINI)
+    fill_in(args, "encoder", shared, MINI_SETTINGS, MINI if task != table.OWN else None)
     if args.cache_features is not None and (args.method != "read" or args.adapter):
         raise UserError(
             "--cache-features is for training with --method read, which alone leaves the backbone as it is"
@@ -71,22 +98,31 @@ def arguments():
     return args
 
 
+def check_table(args):
+    """Checks what describes a table; --text makes the task `own`, whose classes become args.labels."""
+    files = args.predict_file, args.out_file
+    if any(files) and not (all(files) and Path(files[0]).suffix.lower() == Path(files[1]).suffix.lower()):
+        raise UserError("--predict-file and --out-file: expected both, with the same ending")
+    args.labels = [] if args.regression else None
+    if (args.text or args.label or args.regression) and not args.task:
+        args.task = "own"
+    if args.task != "own":
+        if args.text or args.label or args.regression:
+            raise UserError("--text, --label and --regression are for a table of your own: leave --task out")
+        return
+    if args.data or args.submit:
+        raise UserError(
+            "--data and --submit are for GLUE's tasks: a table is named by --train-file, --dev-file"
+        )
+    if args.adapter:
+        return
+    if not (args.train_file and args.text and len(args.text) < 3 and args.label):
+        raise UserError("a table needs --train-file, --text COLUMN [COLUMN] and --label COLUMN")
+    if not args.regression:
+        args.labels = table.labels_of(args.train_file, args.text, args.label)
+
+
 # ---- scoring
-
-
-def all_logits(model, inputs, device, dtype):
-    """(N, num_labels) float32, in the order of `inputs`, in eval mode."""
-    model.eval()
-    logits = torch.empty(len(inputs.lengths), model.num_labels)
-    with torch.no_grad(), autocast(device, dtype):
-        for batch in sorted_batches(inputs.lengths, EVAL_BATCH):
-            logits[batch] = model(*inputs(batch)).float().cpu()
-    return logits
-
-
-def predictions(logits):
-    """Classes (N,), or scores (N,) of a model with one output."""
-    return logits[:, 0].numpy() if logits.shape[1] == 1 else logits.argmax(1).numpy()
 
 
 def score(task, model, sets, device, dtype):
@@ -98,7 +134,7 @@ def score(task, model, sets, device, dtype):
     for name, (inputs, labels) in sets.items():
         predicted = predictions(all_logits(model, inputs, device, dtype))
         suffix = "_mismatched" if name.endswith("_mismatched") else ""
-        found = glue_scores(glue.TASKS[task].scores, predicted, labels)
+        found = glue_scores(task.scores, predicted, labels)
         scores |= {key + suffix: float(value) for key, value in found.items()}
         if len(np.unique(predicted)) == 1:
             scores["single_class"] = True
@@ -110,8 +146,8 @@ def score(task, model, sets, device, dtype):
 
 def train(args, model_class, checkpoint_dir, sets, device, dtype):
     """One run into args.out; -> what result.json says."""
-    task, main_score = args.task, glue.TASKS[args.task].scores[0]
-    model, base = prepare(args, model_class, checkpoint_dir, device, num_labels=glue.TASKS[task].num_labels)
+    task = table.task_of(args)
+    model, base = prepare(args, model_class, checkpoint_dir, device, num_labels=task.num_labels)
     if args.init_adapter:
         load_adapter(args.init_adapter, args, model, base, with_head=False)
     lengths, labels = sets["train"][0].lengths, torch.tensor(sets["train"][1])
@@ -121,7 +157,7 @@ def train(args, model_class, checkpoint_dir, sets, device, dtype):
         sets, model = cached(args, model, base, sets, device, dtype), FromStates(model)
     inputs, dev = sets["train"][0], {name: content for name, content in sets.items() if name != "train"}
     dev_sizes = " + ".join(f"{len(answers):,}" for _, answers in dev.values())
-    print(f"{task}: {len(lengths):,} training examples of {batches}; dev {dev_sizes}")
+    print(f"{args.task}: {len(lengths):,} training examples of {batches}; dev {dev_sizes}")
     run.begin(dtype)
 
     while run.epoch < args.epochs:
@@ -142,6 +178,7 @@ def train(args, model_class, checkpoint_dir, sets, device, dtype):
             optimizer.zero_grad()
             run.advance(mean_loss, examples)
         scores = score(task, model, dev, device, dtype)
+        main_score = task.scores[0]
         better = run.best is None or worth(scores[main_score]) > worth(run.best[main_score])
         run.end_epoch(scores, better)
     return run.finish()
@@ -171,14 +208,21 @@ def loss_sum(logits, target):
 # ---- a trained adapter
 
 
-def predict(args, model, tokens, device, dtype):
-    first, second = (*args.predict, None)[:2]
-    logits = all_logits(model, tokens([glue.Example(first, second, None)]), device, dtype)[0]
-    if len(logits) == 1:
-        print(f"score {logits[0]:.3f} (0 to 5)")
-    else:
-        best = int(logits.argmax())
-        print(f"{glue.TASKS[args.task].label_names[best]} ({logits.softmax(0)[best]:.3f})")
+def predict(args):
+    """Answers --predict, or each row of --predict-file."""
+    predictor = Predictor(args)
+    if args.predict:
+        label, probability = predictor([args.predict])[0]
+        number = "" if probability is not None else f"score {label:.3f}" + " (0 to 5)" * (args.task == "stsb")
+        return print(number or f"{label} ({probability:.3f})")
+    rows = table.read(args.predict_file, predictor.task.texts)
+    found = table.examples(predictor.task, args.predict_file, rows, labelled=False)
+    found = predictor([example[: predictor.texts] for example in found], args.predict_file)
+    names = ("predicted", "probability")[: 1 + bool(predictor.task.labels)]
+    table.write(
+        args.out_file, [row for _, row in rows], [dict(zip(names, one, strict=False)) for one in found]
+    )
+    print(f"{args.out_file}: {len(rows):,} rows")
 
 
 def submit(args, model, tokens, device, dtype):
@@ -198,7 +242,7 @@ def submit(args, model, tokens, device, dtype):
 
 def label_names(task):
     """The entries of an exported config.json that say what the classes are called."""
-    names = dict(enumerate(glue.TASKS[task].label_names or ("score",)))
+    names = dict(enumerate(task.label_names or ("score",)))
     return {"id2label": names, "label2id": {name: i for i, name in names.items()}}
 
 
@@ -207,6 +251,8 @@ def label_names(task):
 
 def main():
     args = arguments()
+    if args.predict or args.predict_file:
+        return predict(args)
     device, dtype = pick_device(args.device, args.dtype)
     checkpoint_dir, model_class, config, tokenizer = open_checkpoint(
         args.model, "classifier", MINI / "roberta"
@@ -221,27 +267,26 @@ def main():
         say_cut(len(longer), len(examples), args.max_len)
         return Tokens(found, config.pad_token_id, device)
 
-    sets = {}
-    if not args.predict:
-        wanted = ("dev",) if args.adapter else ("train", "dev")
-        splits = glue.load(args.task, args.data, args.train_file, args.dev_file, wanted)
-        for name, examples in splits.items():
-            examples = subset(examples, args.limit_train) if name == "train" else examples
-            sets[name] = tokens(examples), [example.label for example in examples]
+    sets, wanted = {}, ("dev",) if args.adapter else ("train", "dev")
+    task, files = table.task_of(args), (args.train_file, args.dev_file)
+    own = args.task == "own"
+    splits = table.load(task, *files, wanted) if own else glue.load(args.task, args.data, *files, wanted)
+    for name, examples in splits.items():
+        examples = subset(examples, args.limit_train) if name == "train" else examples
+        sets[name] = tokens(examples), [example.label for example in examples]
     if not args.adapter:
         results = [train(one, model_class, checkpoint_dir, sets, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last"))
-        say_next(runs[0], "encoder", "task", "data", "dev_file")
-    if not (args.predict or args.eval_only or args.submit or args.export):
+        if args.task != "own":
+            say_next(runs[0], "encoder", "task", "data", "dev_file")
+    if not (args.eval_only or args.submit or args.export):
         return
 
-    path, labels = args.adapter or runs[0].out / "adapter.pt", glue.TASKS[args.task].num_labels
-    model = trained(path, runs[0], model_class, checkpoint_dir, device, num_labels=labels)
+    path = args.adapter or runs[0].out / "adapter.pt"
+    model = trained(path, runs[0], model_class, checkpoint_dir, device, num_labels=task.num_labels)
     dev = {name: content for name, content in sets.items() if name != "train"}
-    if args.predict:
-        predict(args, model, tokens, device, dtype)
     if args.eval_only:
-        print(json.dumps(no_nan(score(args.task, model, dev, device, dtype))))
+        print(json.dumps(no_nan(score(task, model, dev, device, dtype))))
     if args.submit:
         submit(args, model, tokens, device, dtype)
     if args.export:
@@ -250,7 +295,7 @@ def main():
             return (all_logits(model, inputs, device, torch.float32) for inputs, _ in dev.values())
 
         examples = f"{sum(len(labels) for _, labels in dev.values()):,} dev examples"
-        export(args, model, checkpoint_dir, dev_logits, examples, **label_names(args.task))
+        export(args, model, checkpoint_dir, dev_logits, examples, **label_names(task))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from adapter import export, load_adapter, prepare, trained
-from arguments import Parser, add_arguments, fill_in, run_as_script, run_folders, say_cut, whole
-from data import UserError, as_user_error, glue, no_nan
+from arguments import Parser, add_arguments, fill_in, run_as_script, run_folders, task_of_adapter, whole
+from data import UserError, glue, no_nan
 from data.batching import Batches, pad, subset
 from data.hub import MINI, open_checkpoint
 from device import autocast, peak_memory, pick_device
 from methods import T5
 from metrics import glue_scores, worth
+from predict import EVAL_BATCH, Predictor, sources_of, written
 from run import Run, adamw, report, say_next, schedule
 
 DEFAULTS = {  # the READ paper's; it names no warm-up, weight decay, patience or length
@@ -29,14 +30,13 @@ DEFAULTS = {  # the READ paper's; it names no warm-up, weight decay, patience or
 # for the bundled model and data
 MINI_SETTINGS = {"batch_size": 32, "patience": 10}
 SHORTEST = 5  # tokens of a source: the task's name and prefix are three, the end token is one
-EVAL_BATCH = 64
 IN_USE = 100  # examples that are timed one by one
 
 
 def arguments():
     parser = Parser(description=__doc__.splitlines()[0])
     tasks = " ".join(glue.TEXT_TO_TEXT)
-    parser.add_argument("--task", required=True, help=f"{tasks} (the paper leaves out RTE and WNLI)")
+    parser.add_argument("--task", help=f"{tasks} (the paper leaves out RTE and WNLI; default: --adapter's)")
     defaults = {
         "method": "read",
         "model": "t5-base, the paper's",
@@ -55,15 +55,13 @@ def arguments():
         "--predict", nargs="+", metavar="TEXT", help="one sentence or a pair: the label by --adapter"
     )
     args = parser.parse_args()
+    task_of_adapter(args)
     if args.task not in glue.TEXT_TO_TEXT:
         raise UserError(f"--task {args.task}: expected one of {tasks}")
     if args.dev_file and args.task == "mnli":
         raise UserError(
             "--dev-file: mnli validates on its mismatched and tests on its matched set: give --data"
         )
-    texts = len(glue.TASKS[args.task].texts)
-    if args.predict and len(args.predict) != texts:
-        raise UserError(f"--predict: {args.task} takes {texts} text(s), each in quotes")
     if args.max_len is not None and args.max_len < SHORTEST:
         raise UserError(
             f"--max-len {args.max_len}: expected {SHORTEST} or more: less holds nothing of a sentence"
@@ -82,25 +80,12 @@ def arguments():
 
 def encode(args, tokenizer, examples):
     """(sources, targets) as token ids, each closed by the end token; sources of --max-len tokens at most."""
-    tokenizer.enable_truncation(args.max_len)
-    sources = tokenizer.encode_batch([glue.source_text(args.task, example) for example in examples])
-    tokenizer.no_truncation()  # a label's word is never cut
-    say_cut(sum(bool(encoding.overflowing) for encoding in sources), len(sources), args.max_len)
+    sources = sources_of(args, tokenizer, examples)
     words = [
         None if example.label is None else glue.target_text(args.task, example.label) for example in examples
     ]
     ids = {word: tokenizer.encode(word).ids for word in set(words) - {None}}
-    return [encoding.ids for encoding in sources], [ids.get(word) for word in words]
-
-
-def written(args, model, tokenizer, sources, device, dtype, batch_size=EVAL_BATCH):
-    """What the model writes for each source, greedily: as many tokens as the longest label has."""
-    longest = max(len(tokenizer.encode(word).ids) for word in glue.TEXT_TO_TEXT[args.task][1])
-    model.eval()
-    with as_user_error(), autocast(device, dtype):
-        found = model.generate(sources, longest, batch_size=batch_size)
-    # a sentinel or an unknown token is a part of what was written, and makes it no label
-    return [text.strip() for text in tokenizer.decode_batch(found, skip_special_tokens=False)]
+    return sources, [ids.get(word) for word in words]
 
 
 def score(args, model, tokenizer, sources, labels, device, dtype):
@@ -187,26 +172,23 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
 
 def main():
     args = arguments()
+    if args.predict:
+        return print(*Predictor(args)([args.predict]))
     device, dtype = pick_device(args.device, args.dtype)
     checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "text to text", MINI / "t5")
     out, runs = run_folders(args)
-    if not args.predict:
-        splits = glue.load(args.task, args.data, args.train_file, args.dev_file)
-        splits = glue.read_protocol(args.task, splits)
-        splits["train"] = subset(splits["train"], args.limit_train)
+    splits = glue.load(args.task, args.data, args.train_file, args.dev_file)
+    splits = glue.read_protocol(args.task, splits)
+    splits["train"] = subset(splits["train"], args.limit_train)
     if not args.adapter:
         results = [train(one, model_class, checkpoint_dir, tokenizer, splits, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last", "test"))
         say_next(runs[0], T5, "task", "data", "dev_file")
-    if not (args.predict or args.eval_only or args.export):
+    if not (args.eval_only or args.export):
         return
 
     path = args.adapter or runs[0].out / "adapter.pt"
     model = trained(path, runs[0], model_class, checkpoint_dir, device)
-    if args.predict:
-        first, second = (*args.predict, None)[:2]
-        sources, _ = encode(args, tokenizer, [glue.Example(first, second, None)])
-        print(*written(args, model, tokenizer, sources, device, dtype))
     if args.eval_only:
         sources, _ = encode(args, tokenizer, splits["test"])
         print(json.dumps(in_use(args, model, tokenizer, sources, device, dtype)))

@@ -6,7 +6,6 @@ metrics.squad_scores.
 """
 
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -27,9 +26,10 @@ from arguments import (
 from data import UserError, squad, write_json
 from data.batching import Batches, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
-from device import autocast, pick_device
+from device import pick_device
 from methods import ENCODER
 from metrics import squad_scores
+from predict import Predictor, answers_of, log_probabilities
 from run import Run, adamw, listed, report, say_next, schedule
 
 DEFAULTS = {  # the paper names none for SQuAD: these are Table 6's for QNLI, whose pairs are made from SQuAD
@@ -77,30 +77,6 @@ def arguments():
 
 
 # ---- scoring
-
-
-@torch.no_grad()
-def answers_of(model, questions, windows, device, dtype):
-    """[(answer, its probability)], one for each question: the likeliest span of all its windows."""
-    model.eval()
-    best = [("", -math.inf)] * len(questions)
-    for batch in sorted_batches([len(window.ids) for window in windows], EVAL_BATCH):
-        some = [windows[i] for i in batch]
-        start, end, of_text = log_probabilities(model, some, device, dtype)
-        spans = (t.tolist() for t in squad.best_spans(start, end, of_text))
-        for window, first, last, score in zip(some, *spans, strict=True):
-            if score > best[window.question][1]:
-                answer = squad.cut(questions[window.question].context, window, first, last)
-                best[window.question] = answer, score
-    return [(answer, math.exp(score)) for answer, score in best]
-
-
-def log_probabilities(model, windows, device, dtype):
-    """Log-probabilities of start and end, each (B, L), and where (B, L) an answer can be."""
-    ids, mask, of_text = squad.batch_of(windows, model.config.pad_token_id, device)
-    with autocast(device, dtype):
-        start, end = model(ids, mask)
-    return squad.log_probabilities(start, of_text), squad.log_probabilities(end, of_text), of_text
 
 
 def score(model, questions, windows, device, dtype):
@@ -160,13 +136,6 @@ def loss_sum(start, end, target):
 # ---- a trained adapter
 
 
-def predict(args, model, tokenizer, device, dtype):
-    questions = [squad.Question("--predict", *args.predict)]
-    windows = squad.encode(tokenizer, questions, args.max_len, args.doc_stride)
-    answer, probability = answers_of(model, questions, windows, device, dtype)[0]
-    print(f"{answer} ({probability:.3f})")
-
-
 def submit(args, model, questions, windows, device, dtype):
     """Writes {id: answer} of the dev set to predictions.json in --submit, as the official script reads it."""
     answers = answers_of(model, questions, windows, device, dtype)
@@ -182,29 +151,28 @@ def submit(args, model, questions, windows, device, dtype):
 
 def main():
     args = arguments()
+    if args.predict:
+        answer, probability = Predictor(args)([args.predict])[0]
+        return print(f"{answer} ({probability:.3f})")
     device, dtype = pick_device(args.device, args.dtype)
     checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "span", MINI / "roberta")
     check_max_len(args, config.max_length, shortest=5)  # <s> question </s></s> text </s>
     if args.doc_stride is None:
         args.doc_stride = min(128, args.max_len // 3)
     out, runs = run_folders(args)
-    sets = {}
-    if not args.predict:
-        wanted = ("dev",) if args.adapter else ("train", "dev")
-        for split, questions in squad.load(args.data, args.train_file, args.dev_file, wanted).items():
-            some = subset(questions, args.limit_train) if split == "train" else questions[: args.limit_dev]
-            sets[split] = some, squad.encode(tokenizer, some, args.max_len, args.doc_stride)
+    sets, wanted = {}, ("dev",) if args.adapter else ("train", "dev")
+    for split, questions in squad.load(args.data, args.train_file, args.dev_file, wanted).items():
+        some = subset(questions, args.limit_train) if split == "train" else questions[: args.limit_dev]
+        sets[split] = some, squad.encode(tokenizer, some, args.max_len, args.doc_stride)
     if not args.adapter:
         results = [train(one, model_class, checkpoint_dir, sets, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last"))
         say_next(runs[0], ENCODER, "data", "dev_file")
-    if not (args.predict or args.eval_only or args.submit or args.export):
+    if not (args.eval_only or args.submit or args.export):
         return
 
     path = args.adapter or runs[0].out / "adapter.pt"
     model = trained(path, runs[0], model_class, checkpoint_dir, device)
-    if args.predict:
-        predict(args, model, tokenizer, device, dtype)
     if args.eval_only:
         print(json.dumps(score(model, *sets["dev"], device, dtype)))
     if args.submit:

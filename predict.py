@@ -1,0 +1,173 @@
+"""A trained adapter at work: texts in; classes, numbers, answers or texts out.
+
+`adapter.load` makes a Predictor of an adapter file, and the scripts' --predict one of their arguments. The
+functions below it are also what scoring a development set calls.
+"""
+
+import math
+
+import torch
+from tqdm import tqdm
+
+from adapter import merged, read_adapter, trained
+from arguments import check_max_len, say_cut
+from data import UserError, as_user_error, e2e, glue, squad
+from data.batching import Tokens, sorted_batches
+from data.hub import MINI, open_checkpoint
+from data.table import task_of
+from device import autocast, pick_device
+from methods import DECODER, METHODS
+
+SEARCH = {  # the paper's Table 7, and LoRA's decoder's: the paper's settings are LoRA's
+    **{"beam_size": 10, "length_penalty": 0.9, "no_repeat_ngram": 4},
+    **{"ngram_scope": "completion", "max_new_tokens": 64},
+}
+EVAL_BATCH, SPAN_BATCH = 64, 32
+BUNDLED = {"classifier": "roberta", "span": "roberta", "generator": "gpt2", "text to text": "t5"}
+SHORTEST = {"classifier": 3, "span": 5, "generator": 1}  # tokens that hold something of every text
+
+
+class Predictor:
+    """A trained adapter in its model, to be called with a list of texts, or of pairs of texts.
+
+    It answers each with (label, probability); with (number, None) for a regression; with (answer,
+    probability) for a pair of a question and a text; with a sentence for "name[…], food[…]"; a T5 with a
+    label.
+    """
+
+    def __init__(self, args):
+        """args: a script's, or as `adapter.load` makes them. UserError if the base is not the adapter's."""
+        use = {"e2e": "generator", "squad": "span"}.get(args.task)
+        self.task = None if use else task_of(args)
+        self.use = use or ("classifier" if read_adapter(args.adapter)["head"] else "text to text")
+        self.args, self.texts = args, len(self.task.texts) if self.task else 1 + (use == "span")
+        self.device, self.dtype = pick_device(args.device, args.dtype)
+        try:
+            opened = open_checkpoint(args.model, self.use, MINI / BUNDLED[self.use])
+        except UserError as error:
+            raise UserError(f"{args.adapter}: its base: {error}") from None
+        directory, model_class, config, self.tokenizer = opened
+        if self.use in SHORTEST:
+            check_max_len(args, config.max_length, SHORTEST[self.use])
+        options = {"num_labels": self.task.num_labels} if self.use == "classifier" else {}
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            self.model = trained(args.adapter, args, model_class, directory, self.device, **options)
+
+    def __call__(self, texts, title=None):
+        """The answers in the order of `texts`. UserError for an item that is not what the task takes."""
+        items = [(item,) if isinstance(item, str) else tuple(item) for item in texts]
+        for item in items:
+            if isinstance(texts, str) or [type(text) for text in item] != [str] * self.texts:
+                raise UserError(f"{self.args.task}: expected {self.texts} text(s) an item, found {item}")
+        if not items:
+            return []
+        with as_user_error():
+            return {"classifier": self._classes, "span": self._spans}.get(self.use, self._texts)(items, title)
+
+    def _classes(self, items, title):
+        examples = [glue.Example(*(*item, None)[:2], None) for item in items]
+        ids = glue.encode(self.tokenizer, examples, self.args.max_len)
+        tokens = Tokens(ids, self.model.config.pad_token_id, self.device)
+        logits = all_logits(self.model, tokens, self.device, self.dtype, title)
+        if not self.task.labels:
+            return [(number, None) for number in logits[:, 0].tolist()]
+        rows = zip(predictions(logits), logits.softmax(1).tolist(), strict=True)
+        return [(self.task.label_names[best], row[best]) for best, row in rows]
+
+    def _spans(self, items, _):
+        questions = [squad.Question(str(i), *item) for i, item in enumerate(items)]
+        windows = squad.encode(self.tokenizer, questions, self.args.max_len, self.args.doc_stride)
+        return answers_of(self.model, questions, windows, self.device, self.dtype)
+
+    def _texts(self, items, _):
+        if self.use == "generator":
+            contexts = [e2e.linearise(text) for (text,) in items]
+            return generate(self.args, self.model, self.tokenizer, contexts, self.device, self.dtype)
+        sources = sources_of(self.args, self.tokenizer, items)
+        return written(self.args, self.model, self.tokenizer, sources, self.device, self.dtype)
+
+
+# ---- classes and numbers
+
+
+def all_logits(model, inputs, device, dtype, title=None):
+    """(N, num_labels) float32, in the order of `inputs`, in eval mode; `title` is a progress bar's."""
+    model.eval()
+    logits = torch.empty(len(inputs.lengths), model.num_labels)
+    with torch.no_grad(), autocast(device, dtype):
+        batches = sorted_batches(inputs.lengths, EVAL_BATCH)
+        for batch in tqdm(batches, title, disable=None if title else True, leave=False):
+            logits[batch] = model(*inputs(batch)).float().cpu()
+    return logits
+
+
+def predictions(logits):
+    """Classes (N,), or scores (N,) of a model with one output."""
+    return logits[:, 0].numpy() if logits.shape[1] == 1 else logits.argmax(1).numpy()
+
+
+# ---- answers
+
+
+@torch.no_grad()
+def answers_of(model, questions, windows, device, dtype):
+    """[(answer, its probability)], one for each question: the likeliest span of all its windows."""
+    model.eval()
+    best = [("", -math.inf)] * len(questions)
+    for batch in sorted_batches([len(window.ids) for window in windows], SPAN_BATCH):
+        some = [windows[i] for i in batch]
+        start, end, of_text = log_probabilities(model, some, device, dtype)
+        spans = (t.tolist() for t in squad.best_spans(start, end, of_text))
+        for window, first, last, score in zip(some, *spans, strict=True):
+            if score > best[window.question][1]:
+                answer = squad.cut(questions[window.question].context, window, first, last)
+                best[window.question] = answer, score
+    return [(answer, math.exp(score)) for answer, score in best]
+
+
+def log_probabilities(model, windows, device, dtype):
+    """Log-probabilities of start and end, each (B, L), and where (B, L) an answer can be."""
+    ids, mask, of_text = squad.batch_of(windows, model.config.pad_token_id, device)
+    with autocast(device, dtype):
+        start, end = model(ids, mask)
+    return squad.log_probabilities(start, of_text), squad.log_probabilities(end, of_text), of_text
+
+
+# ---- texts
+
+
+def generate(args, model, tokenizer, contexts, device, dtype):
+    end = model.config.eos_token_id
+    prompts = [[*encoding.ids, end] for encoding in tokenizer.encode_batch(contexts)]
+    search = (
+        args.max_new_tokens,
+        args.beam_size,
+        args.length_penalty,
+        args.no_repeat_ngram,
+        end,
+        args.ngram_scope,
+    )
+    if DECODER in METHODS[args.method].merges:
+        model = merged(model, args.method)  # a step of which computes less
+    with as_user_error(), autocast(device, dtype):
+        found = model.generate(prompts, *search)
+    return [" ".join(text.split()) for text in tokenizer.decode_batch(found)]
+
+
+def sources_of(args, tokenizer, examples):
+    """What T5 reads, as token ids closed by the end token: --max-len tokens at most."""
+    tokenizer.enable_truncation(args.max_len)
+    sources = tokenizer.encode_batch([glue.source_text(args.task, example) for example in examples])
+    tokenizer.no_truncation()  # a label's word is never cut
+    say_cut(sum(bool(encoding.overflowing) for encoding in sources), len(sources), args.max_len)
+    return [encoding.ids for encoding in sources]
+
+
+def written(args, model, tokenizer, sources, device, dtype, batch_size=EVAL_BATCH):
+    """What the model writes for each source, greedily: as many tokens as the longest label has."""
+    longest = max(len(tokenizer.encode(word).ids) for word in glue.TEXT_TO_TEXT[args.task][1])
+    model.eval()
+    with as_user_error(), autocast(device, dtype):
+        found = model.generate(sources, longest, batch_size=batch_size)
+    # a sentinel or an unknown token is a part of what was written, and makes it no label
+    return [text.strip() for text in tokenizer.decode_batch(found, skip_special_tokens=False)]
