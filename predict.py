@@ -1,7 +1,6 @@
 """A trained adapter at work: texts in; classes, numbers, answers or texts out.
 
-`adapter.load` makes a Predictor of an adapter file, and the scripts' --predict one of their arguments. The
-functions below it are also what scoring a development set calls.
+`adapter.load` and the scripts' --predict make a Predictor; scoring a development set calls what it calls.
 """
 
 import math
@@ -23,16 +22,17 @@ SEARCH = {  # the paper's Table 7, and LoRA's decoder's: the paper's settings ar
     **{"ngram_scope": "completion", "max_new_tokens": 64},
 }
 EVAL_BATCH, SPAN_BATCH = 64, 32
-BUNDLED = {"classifier": "roberta", "span": "roberta", "generator": "gpt2", "text to text": "t5"}
-SHORTEST = {"classifier": 3, "span": 5, "generator": 1}  # tokens that hold something of every text
+USES = {  # a model's use: where the bundled one is, and how many tokens hold something of every text
+    **{"classifier": ("roberta", 3), "span": ("roberta", 5)},
+    **{"generator": ("gpt2", 1), "text to text": ("t5", None)},
+}
 
 
 class Predictor:
     """A trained adapter in its model, to be called with a list of texts, or of pairs of texts.
 
-    It answers each with (label, probability); with (number, None) for a regression; with (answer,
-    probability) for a pair of a question and a text; with a sentence for "name[…], food[…]"; a T5 with a
-    label.
+    It answers each with (label, probability), a regression with (number, None), a question and its text with
+    (answer, probability), "name[…], food[…]" with a sentence, and a T5 with a label alone.
     """
 
     def __init__(self, args):
@@ -42,49 +42,45 @@ class Predictor:
         self.use = use or ("classifier" if read_adapter(args.adapter)["head"] else "text to text")
         self.args, self.texts = args, len(self.task.texts) if self.task else 1 + (use == "span")
         self.device, self.dtype = pick_device(args.device, args.dtype)
+        folder, shortest = USES[self.use]
         try:
-            opened = open_checkpoint(args.model, self.use, MINI / BUNDLED[self.use])
+            opened = open_checkpoint(args.model, self.use, MINI / folder)
         except UserError as error:
             raise UserError(f"{args.adapter}: its base: {error}") from None
         directory, model_class, config, self.tokenizer = opened
-        if self.use in SHORTEST:
-            check_max_len(args, config.max_length, SHORTEST[self.use])
+        if shortest:
+            check_max_len(args, config.max_length, shortest)
         options = {"num_labels": self.task.num_labels} if self.use == "classifier" else {}
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             self.model = trained(args.adapter, args, model_class, directory, self.device, **options)
 
     def __call__(self, texts, title=None):
-        """The answers in the order of `texts`. UserError for an item that is not what the task takes."""
+        """The answers, in order. UserError for an item that the task does not take."""
         items = [(item,) if isinstance(item, str) else tuple(item) for item in texts]
         for item in items:
             if isinstance(texts, str) or [type(text) for text in item] != [str] * self.texts:
                 raise UserError(f"{self.args.task}: expected {self.texts} text(s) an item, found {item}")
         if not items:
             return []
+        args, model, tokenizer, on = self.args, self.model, self.tokenizer, (self.device, self.dtype)
         with as_user_error():
-            return {"classifier": self._classes, "span": self._spans}.get(self.use, self._texts)(items, title)
-
-    def _classes(self, items, title):
-        examples = [glue.Example(*(*item, None)[:2], None) for item in items]
-        ids = glue.encode(self.tokenizer, examples, self.args.max_len)
-        tokens = Tokens(ids, self.model.config.pad_token_id, self.device)
-        logits = all_logits(self.model, tokens, self.device, self.dtype, title)
+            if self.use == "generator":
+                contexts = [e2e.linearise(text) for (text,) in items]
+                return generate(args, model, tokenizer, contexts, *on)
+            if self.use == "text to text":
+                return written(args, model, tokenizer, sources_of(args, tokenizer, items), *on)
+            if self.use == "span":
+                questions = [squad.Question(str(i), *item) for i, item in enumerate(items)]
+                windows = squad.encode(tokenizer, questions, args.max_len, args.doc_stride)
+                return answers_of(model, questions, windows, *on)
+            examples = [glue.Example(*(*item, None)[:2], None) for item in items]
+            ids = glue.encode(tokenizer, examples, args.max_len)
+            tokens = Tokens(ids, model.config.pad_token_id, self.device)
+            logits = all_logits(model, tokens, *on, title)
         if not self.task.labels:
             return [(number, None) for number in logits[:, 0].tolist()]
         rows = zip(predictions(logits), logits.softmax(1).tolist(), strict=True)
         return [(self.task.label_names[best], row[best]) for best, row in rows]
-
-    def _spans(self, items, _):
-        questions = [squad.Question(str(i), *item) for i, item in enumerate(items)]
-        windows = squad.encode(self.tokenizer, questions, self.args.max_len, self.args.doc_stride)
-        return answers_of(self.model, questions, windows, self.device, self.dtype)
-
-    def _texts(self, items, _):
-        if self.use == "generator":
-            contexts = [e2e.linearise(text) for (text,) in items]
-            return generate(self.args, self.model, self.tokenizer, contexts, self.device, self.dtype)
-        sources = sources_of(self.args, self.tokenizer, items)
-        return written(self.args, self.model, self.tokenizer, sources, self.device, self.dtype)
 
 
 # ---- classes and numbers

@@ -215,13 +215,12 @@ def predict(args):
         label, probability = predictor([args.predict])[0]
         number = "" if probability is not None else f"score {label:.3f}" + " (0 to 5)" * (args.task == "stsb")
         return print(number or f"{label} ({probability:.3f})")
-    rows = table.read(args.predict_file, predictor.task.texts)
-    found = table.examples(predictor.task, args.predict_file, rows, labelled=False)
-    found = predictor([example[: predictor.texts] for example in found], args.predict_file)
-    names = ("predicted", "probability")[: 1 + bool(predictor.task.labels)]
-    table.write(
-        args.out_file, [row for _, row in rows], [dict(zip(names, one, strict=False)) for one in found]
-    )
+    task, path = predictor.task, args.predict_file
+    names = ("predicted", "probability")[: 2 if task.labels else 1]
+    rows = table.read(path, task.texts, names)
+    items = [example[: len(task.texts)] for example in table.examples(task, path, rows, labelled=False)]
+    found = zip(rows, predictor(items, path), strict=True)
+    table.write(args.out_file, [row | dict(zip(names, one, strict=False)) for (_, row), one in found])
     print(f"{args.out_file}: {len(rows):,} rows")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from data import UserError, glue, read_text, write_text
 
-OWN = glue.Task("", (), "", (), 16, 10)  # batch size and epochs are ours
+OWN = glue.Task("", (), "", (), 16, 10, labels=())  # batch size and epochs are ours
 
 
 def task_of(args):
@@ -22,10 +22,11 @@ def task_of(args):
     return OWN._replace(texts=tuple(args.text), label=args.label, scores=scores, labels=tuple(args.labels))
 
 
-def read(path, needed):
+def read(path, needed, new=()):
     """[(line, {column: value})] of a .csv, .tsv (without quoting rules, as GLUE's) or .jsonl file.
 
-    Raises UserError, with file and line, for a broken row, or one that lacks one of the columns `needed`.
+    Raises UserError, with file and line, for a broken row, one without a column of `needed`, or with one of
+    `new`.
     """
     kind = Path(path).suffix.lower()
     if kind not in (".csv", ".tsv", ".jsonl"):
@@ -35,10 +36,12 @@ def read(path, needed):
     if not found:
         raise UserError(f"{path}: no rows in it")
     for line, row in found:
-        for name in needed:
-            if name not in row:
-                where = f"{path}:{line if kind == '.jsonl' else 1}"
-                raise UserError(f"{where}: no column '{name}': found {', '.join(row)}")
+        for name in (*needed, *new):
+            if (name in row) != (name in needed):
+                problem = (
+                    f"no column '{name}': found {', '.join(row)}" if name in needed else f"rename '{name}'"
+                )
+                raise UserError(f"{path}:{line if kind == '.jsonl' else 1}: {problem}")
     return found
 
 
@@ -120,32 +123,30 @@ def _label(task, text, where):
 
 def load(task, train_file, dev_file, splits):
     """{split: examples}. Without `dev_file`, dev is a tenth of the training file, the same for every seed."""
-    found, needed = {}, (*task.texts, task.label)
-    for split, path in (("train", train_file), ("dev", dev_file)):
-        if path and (split in splits or not dev_file):
-            found[split] = examples(task, path, read(path, needed))
-    if not dev_file:
-        rows = found.get("train", [])
-        if len(rows) < 2:
-            raise UserError("--dev-file: left out, and --train-file has no two rows to hold one out of")
-        order, held = np.random.default_rng(0).permutation(len(rows)).tolist(), max(1, len(rows) // 10)
-        print(f"no --dev-file: {held:,} of the {len(rows):,} rows of {train_file} are held out as dev")
-        for split, chosen in (("dev", order[:held]), ("train", order[held:])):
-            found[split] = [rows[i] for i in sorted(chosen)]
-    return {split: found[split] for split in splits}
+
+    def found(path):
+        return examples(task, path, read(path, (*task.texts, task.label)))
+
+    if dev_file:
+        return {split: found(dev_file if split == "dev" else train_file) for split in splits}
+    rows = found(train_file) if train_file else []
+    if len(rows) < 2:
+        raise UserError("--dev-file: left out, and --train-file has no two rows to hold one out of")
+    order, held = np.random.default_rng(0).permutation(len(rows)), max(1, len(rows) // 10)
+    print(f"no --dev-file: {held:,} of the {len(rows):,} rows of {train_file} are held out as dev")
+    chosen = {"dev": order[:held], "train": order[held:]}
+    return {split: [rows[i] for i in sorted(chosen[split])] for split in splits}
 
 
-def write(path, rows, more):
-    """Writes rows of {column: value}, each with its columns of `more`, to a file that `read` can read."""
-    for name in more[0]:
-        if any(name in row for row in rows):
-            raise UserError(f"{path}: the rows have a column '{name}' already: rename it")
-    rows, kind = [row | new for row, new in zip(rows, more, strict=True)], Path(path).suffix.lower()
-    lines, file = [rows[0], *(row.values() for row in rows)], io.StringIO(newline="")
+def write(path, rows):
+    """Writes rows of {column: value} to a file, as `read` reads it."""
+    kind, file = Path(path).suffix.lower(), io.StringIO(newline="")
+    lines = [rows[0], *(row.values() for row in rows)]
     if kind == ".csv":
         csv.writer(file, lineterminator="\n").writerows(lines)
     elif kind == ".tsv":
         file.writelines("\t".join(map(str, line)) + "\n" for line in lines)
     else:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text(path, file.getvalue())
