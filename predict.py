@@ -35,11 +35,13 @@ class Predictor:
     (answer, probability), "name[…], food[…]" with a sentence, and a T5 with a label alone.
     """
 
-    def __init__(self, args):
-        """args: a script's, or as `adapter.load` makes them. UserError if the base is not the adapter's."""
+    def __init__(self, args, expected=None):
+        """args: a script's, with the use that it has for a model, or as `adapter.load` makes them."""
         use = {"e2e": "generator", "squad": "span"}.get(args.task)
         self.task = None if use else task_of(args)
         self.use = use or ("classifier" if read_adapter(args.adapter)["head"] else "text to text")
+        if expected not in (None, self.use):
+            raise UserError(f"{args.adapter}: an adapter of a {self.use} model: expected a {expected}'s")
         self.args, self.texts = args, len(self.task.texts) if self.task else 1 + (use == "span")
         self.device, self.dtype = pick_device(args.device, args.dtype)
         folder, shortest = USES[self.use]

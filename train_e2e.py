@@ -213,7 +213,7 @@ def evaluate(args, model, tokenizer, splits, folder, device, dtype):
 def main():
     args = arguments()
     if args.predict:
-        return print(*Predictor(args)([args.predict]))
+        return print(*Predictor(args, "generator")([args.predict]))
     device, dtype = pick_device(args.device, args.dtype)
     checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "generator", MINI / "gpt2")
     check_max_len(args, config.max_length, shortest=args.max_new_tokens)

@@ -85,7 +85,7 @@ def arguments():
     check_table(args)
     if args.task not in (*glue.TASKS, "own"):
         expected = f"expected one of {' '.join(glue.TASKS)}, or --text and --label for a table of your own"
-        raise UserError(f"--task {args.task}: unknown: {expected}")
+        raise UserError(f"--task {args.task or '(none given)'}: unknown: {expected}")
     task = glue.TASKS.get(args.task, table.OWN)
     if args.model == "mini" and not args.data and args.task not in ("cola", "own"):
         raise UserError("--model mini: its data holds cola only; give --data for another task")
@@ -210,7 +210,7 @@ def loss_sum(logits, target):
 
 def predict(args):
     """Answers --predict, or each row of --predict-file."""
-    predictor = Predictor(args)
+    predictor = Predictor(args, "classifier")
     if args.predict:
         label, probability = predictor([args.predict])[0]
         number = "" if probability is not None else f"score {label:.3f}" + " (0 to 5)" * (args.task == "stsb")

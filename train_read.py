@@ -57,7 +57,7 @@ def arguments():
     args = parser.parse_args()
     task_of_adapter(args)
     if args.task not in glue.TEXT_TO_TEXT:
-        raise UserError(f"--task {args.task}: expected one of {tasks}")
+        raise UserError(f"--task {args.task or '(none given)'}: expected one of {tasks}")
     if args.dev_file and args.task == "mnli":
         raise UserError(
             "--dev-file: mnli validates on its mismatched and tests on its matched set: give --data"
@@ -173,7 +173,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
 def main():
     args = arguments()
     if args.predict:
-        return print(*Predictor(args)([args.predict]))
+        return print(*Predictor(args, "text to text")([args.predict]))
     device, dtype = pick_device(args.device, args.dtype)
     checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "text to text", MINI / "t5")
     out, runs = run_folders(args)

@@ -152,7 +152,7 @@ def submit(args, model, questions, windows, device, dtype):
 def main():
     args = arguments()
     if args.predict:
-        answer, probability = Predictor(args)([args.predict])[0]
+        answer, probability = Predictor(args, "span")([args.predict])[0]
         return print(f"{answer} ({probability:.3f})")
     device, dtype = pick_device(args.device, args.dtype)
     checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "span", MINI / "roberta")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import fails
 
 import train_e2e
 import train_glue
@@ -86,6 +87,14 @@ def test_every_kind_answers_as_its_script_does(task, tmp_path, monkeypatch, caps
             assert 0 < answer[1] <= 1
             said = f"{answer[0]} ({answer[1]:.3f})"
         assert capsys.readouterr().out == said + "\n"
+
+
+@pytest.mark.parametrize(("script", "task"), [(train_glue, "sst2"), (train_read, "cola")])
+def test_a_script_refuses_the_adapter_of_another(script, task, tmp_path, monkeypatch, capsys):
+    """Would catch: a traceback. RoBERTa and T5 have tasks of the same names."""
+    path = saved(tmp_path / "adapter.pt", task)
+    monkeypatch.setattr(sys, "argv", [script.__name__, "--adapter", str(path), "--predict", SENTENCES[0]])
+    assert "adapter.pt: an adapter of a " in fails(capsys, script.main)
 
 
 def test_in_a_fresh_process_somewhere_else(tiny_model, tiny_glue, tmp_path, monkeypatch):

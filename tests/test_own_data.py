@@ -209,7 +209,7 @@ def test_a_number_that_is_none(tmp_path, text):
         (["--text", "question"], "a table needs --train-file, --text COLUMN [COLUMN] and --label COLUMN"),
         (["--label", "verdict"], "a table needs"),
         (["--text", "a", "b", "c", "--label", "d"], "a table needs"),
-        ([], "--task None: unknown"),
+        ([], "--task (none given): unknown"),
         ([*PAIR, "--data", "glue"], "--data and --submit are for GLUE's tasks"),
         (["--text", "question", "--label", "no"], "train.csv:1: no column 'no': found question, id, answer"),
         (["--text", "answer", "--label", "verdict", "--regression"], ":2: column 'verdict': 'yes': expected"),
