@@ -73,8 +73,8 @@ def count(tensors):
 def write_adapter(path, args, model, base):
     """Writes what `load_adapter` reads: the trained tensors, and which model they go into."""
     config = {key: value for key, value in vars(args).items() if key in RECORDED}
-    if args.model != "mini" and Path(args.model).is_dir():
-        config["model"] = os.path.abspath(args.model)  # for a process that is somewhere else
+    if (place := config.get("model", "mini")) != "mini" and Path(place).is_dir():
+        config["model"] = os.path.abspath(place)  # for a process that is somewhere else
     content = {"method": args.method, "config": config, "task": args.task, "base": base}
     for key, part in zip(("adapter", "head"), trainable(model), strict=True):
         content[key] = {name: p.detach().cpu() for name, p in part.items()}
