@@ -85,13 +85,11 @@ def read_adapter(path):
     return read_dict(path, *KEYS)
 
 
-def load(path, *keys, model=None, device=None):
+def load(path, model=None, device=None):
     """A trained adapter as a predict.Predictor, to be called with a list of texts or of pairs.
 
     model  where its base checkpoint is, if that has moved; another one is refused with UserError
     """
-    if keys:  # run.py reads its checkpoints so
-        return read_dict(path, *keys)
     from predict import SEARCH, Predictor  # not at the top: it needs this module
 
     found = read_adapter(path)

@@ -24,7 +24,7 @@ import tokenizers
 import torch
 from tqdm import tqdm
 
-from adapter import count, load, save, trainable, write_adapter
+from adapter import count, read_dict, save, trainable, write_adapter
 from data import UserError, no_nan, write_json, write_json_lines
 from data.hub import MINI
 from device import Meter, gpu_of, peak_memory
@@ -342,7 +342,7 @@ def open_folder(folder, settings, resume, overwrite):
                 f"--resume: {folder} holds {present[-1]} and no checkpoint.pt to go on from: "
                 "--overwrite starts the run anew"
             )
-        return load(folder / "checkpoint.pt", "tensors", "optimizer", "rng", *Run.STATE)
+        return read_dict(folder / "checkpoint.pt", "tensors", "optimizer", "rng", *Run.STATE)
     for name in present:
         (folder / name).unlink()
     write_json(folder / "args.json", {"args": settings, **environment()})
