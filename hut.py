@@ -90,7 +90,7 @@ def find_linears(model, targets):
     """{name: layer} of the nn.Linear layers whose names end in one of `targets`.
 
     Raises ValueError if no target is named, and for a target that is named twice, matches no layer, or
-    matches one that is no nn.Linear, such as a layer that is adapted already.
+    matches one that is no plain nn.Linear: a Conv1D, a subclass, a layer that is adapted already.
     """
     targets, found = list(targets), {}
     for target in targets:
@@ -100,9 +100,9 @@ def find_linears(model, targets):
         if not layers:
             raise ValueError(f"target '{target}' matches no layer: expected the ending of a layer's name")
         for name, layer in layers.items():
-            if not isinstance(layer, nn.Linear):
+            if type(layer) is not nn.Linear:  # a subclass may never be called, as attention's own out_proj
                 kind = type(layer).__name__
-                raise ValueError(f"{name} is a {kind}: expected nn.Linear; a model is adapted once")
+                raise ValueError(f"{name} is a {kind}: expected a plain nn.Linear; a model is adapted once")
         found |= layers
     if not found:
         raise ValueError("no target is named: expected at least one, such as 'qv'")
@@ -110,7 +110,11 @@ def find_linears(model, targets):
 
 
 def merge_hut(model):
-    """A copy of `model` with each HUT layer merged into a plain nn.Linear. `model` itself stays as it is."""
+    """A copy of `model` with each HUT layer merged into a plain nn.Linear. `model` itself stays as it is.
+
+    The new layers have a bias, beta, also where the old ones had none. A model that is saved with a
+    configuration must say so there (Llama: attention_bias=True), or loading it drops beta.
+    """
     merged = copy.deepcopy(model)
     for name, layer in _hut_layers(merged).items():
         merged.set_submodule(name, layer.to_linear())

@@ -213,3 +213,10 @@ def test_half_precision_weights_without_autocast():
     layer = HUTLinear.from_linear(nn.Linear(8, 8).bfloat16(), r=2)
     assert layer(torch.randn(2, 8).bfloat16()).dtype == torch.bfloat16
     assert layer.M_A.dtype == torch.float32
+
+
+def test_a_subclass_of_linear_is_refused():
+    """Would catch: MultiheadAttention's out_proj, whose forward is never called: an adapter that trains nothing."""
+    model = nn.Sequential(nn.MultiheadAttention(8, 2))
+    with pytest.raises(ValueError, match="out_proj is a NonDynamicallyQuantizableLinear: expected a plain"):
+        apply_hut(model, 2, ["out_proj"])
