@@ -165,7 +165,7 @@ def test_load_is_strict_both_ways_and_writes_nothing_on_an_error():
         ({"targets": "qx"}, "'x' matches no layer"),
         ({"targets": "qvq"}, "'q' is named twice"),
         ({"targets": ""}, "no target"),
-        ({"targets": ["attention"]}, "expected nn.Linear"),
+        ({"targets": ["attention"]}, "expected a plain nn.Linear"),
         ({"r": 0}, "r = 0"),
         ({"r": -1}, "r = -1"),
         ({"r": 2.0}, "r = 2.0"),
@@ -216,7 +216,9 @@ def test_half_precision_weights_without_autocast():
 
 
 def test_a_subclass_of_linear_is_refused():
-    """Would catch: MultiheadAttention's out_proj, whose forward is never called: an adapter that trains nothing."""
+    """Would catch: MultiheadAttention's out_proj, whose forward is never called: an adapter that trains
+    nothing.
+    """
     model = nn.Sequential(nn.MultiheadAttention(8, 2))
     with pytest.raises(ValueError, match="out_proj is a NonDynamicallyQuantizableLinear: expected a plain"):
         apply_hut(model, 2, ["out_proj"])
