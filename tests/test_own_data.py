@@ -163,12 +163,12 @@ def test_lines_are_those_of_the_file(tmp_path):
 
 
 BROKEN = {
-    "a label of dev alone": ("x.csv", "t,l\na,yes\nb,maybe\n", ":3: column 'l': label 'maybe': the training"),
+    "a label of dev alone": ("x.csv", "t,l\na,yes\nb,maybe\n", ":3: column 'l': 'maybe': expected no or yes"),
     "a column": ("x.csv", "t,k\na,yes\n", ":1: no column 'l': found t, k"),
     "a column of an object": ("x.jsonl", '{"t": "a", "l": "no"}\n{"t": "b"}\n', ":2: no column 'l'"),
-    "an open quote": ("x.csv", 't,l\n"a, b",no\n"c\nd",yes\n"e,no\nf,no\n', ":5: column 't': broken quote"),
-    "a quote within": ("x.csv", 't,l\n"a, b","no"t\n', ":2: column 'l': broken quote"),
-    "a quote of the header": ("x.csv", 't,"l\na,no\n', ":1: column '2': broken quote"),
+    "an open quote": ("x.csv", 't,l\n"a, b",no\n"c\nd",yes\n"e,no\nf,no\n', ":5: broken quote"),
+    "a quote within": ("x.csv", 't,l\n"a, b","no"t\n', ":2: broken quote"),
+    "a quote of the header": ("x.csv", 't,"l\na,no\n', ":1: broken quote"),
     "an empty text": ("x.csv", "t,l\na,no\n  ,yes\n", ":3: column 't': empty"),
     "null": ("x.jsonl", '{"t": null, "l": "no"}\n', ":1: column 't': empty"),
     "a list": ("x.jsonl", '{"t": ["a"], "l": "no"}\n', ":1: column 't': empty: expected a text or a number"),
