@@ -1,7 +1,4 @@
-"""A trained adapter at work: texts in; classes, numbers, answers or texts out.
-
-`adapter.load` and the scripts' --predict make a Predictor; scoring a development set calls what it calls.
-"""
+"""A trained adapter at work: texts in; classes, numbers, answers or texts out."""
 
 import math
 
@@ -18,67 +15,64 @@ from device import autocast, pick_device
 from methods import DECODER, METHODS
 
 SEARCH = {  # the paper's Table 7, and LoRA's decoder's: the paper's settings are LoRA's
-    **{"beam_size": 10, "length_penalty": 0.9, "no_repeat_ngram": 4},
-    **{"ngram_scope": "completion", "max_new_tokens": 64},
-}
+    "beam_size": 10, "length_penalty": 0.9, "no_repeat_ngram": 4,
+    "ngram_scope": "completion", "max_new_tokens": 64,
+}  # fmt: skip
 EVAL_BATCH, SPAN_BATCH = 64, 32
-USES = {  # a model's use: where the bundled one is, and how many tokens hold something of every text
-    **{"classifier": ("roberta", 3), "span": ("roberta", 5)},
-    **{"generator": ("gpt2", 1), "text to text": ("t5", None)},
-}
+USES = {  # where the bundled model for it is, and how many tokens hold something of every text
+    "classifier": ("roberta", 3), "span": ("roberta", 5), "generator": ("gpt2", 1), "text to text": ("t5", 0),
+}  # fmt: skip
 
 
 class Predictor:
-    """A trained adapter in its model, to be called with a list of texts, or of pairs of texts.
+    """A trained adapter in its model: called with a list of texts, or of pairs, it answers each in order.
 
-    It answers each with (label, probability), a regression with (number, None), a question and its text with
-    (answer, probability), "name[…], food[…]" with a sentence, and a T5 with a label alone.
+    With (label, probability), (number, None) of a regression, (answer, probability) to a question and its
+    text, a sentence for "name[…], food[…]", and a T5 with a label alone.
     """
 
     def __init__(self, args, expected=None):
-        """args: a script's, with the use that it has for a model, or as `adapter.load` makes them."""
+        """args: a script's, which has one use for a model, or those of `adapter.load`."""
         use = {"e2e": "generator", "squad": "span"}.get(args.task)
         self.task = None if use else task_of(args)
         self.use = use or ("classifier" if read_adapter(args.adapter)["head"] else "text to text")
         if expected not in (None, self.use):
             raise UserError(f"{args.adapter}: an adapter of a {self.use} model: expected a {expected}'s")
         self.args, self.texts = args, len(self.task.texts) if self.task else 1 + (use == "span")
-        self.device, self.dtype = pick_device(args.device, args.dtype)
+        self.on = pick_device(args.device, args.dtype)
         folder, shortest = USES[self.use]
         try:
-            opened = open_checkpoint(args.model, self.use, MINI / folder)
+            base, model_class, config, self.tokenizer = open_checkpoint(args.model, self.use, MINI / folder)
         except UserError as error:
             raise UserError(f"{args.adapter}: its base: {error}") from None
-        directory, model_class, config, self.tokenizer = opened
         if shortest:
             check_max_len(args, config.max_length, shortest)
         options = {"num_labels": self.task.num_labels} if self.use == "classifier" else {}
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            self.model = trained(args.adapter, args, model_class, directory, self.device, **options)
+        device = self.on[0]
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self.model = trained(args.adapter, args, model_class, base, device, **options)
 
     def __call__(self, texts, title=None):
-        """The answers, in order. UserError for an item that the task does not take."""
         items = [(item,) if isinstance(item, str) else tuple(item) for item in texts]
         for item in items:
             if isinstance(texts, str) or [type(text) for text in item] != [str] * self.texts:
                 raise UserError(f"{self.args.task}: expected {self.texts} text(s) an item, found {item}")
         if not items:
             return []
-        args, model, tokenizer, on = self.args, self.model, self.tokenizer, (self.device, self.dtype)
-        with as_user_error():
-            if self.use == "generator":
+        args, model, tokenizer = run = self.args, self.model, self.tokenizer
+        if self.use == "generator":
+            with as_user_error():
                 contexts = [e2e.linearise(text) for (text,) in items]
-                return generate(args, model, tokenizer, contexts, *on)
-            if self.use == "text to text":
-                return written(args, model, tokenizer, sources_of(args, tokenizer, items), *on)
-            if self.use == "span":
-                questions = [squad.Question(str(i), *item) for i, item in enumerate(items)]
-                windows = squad.encode(tokenizer, questions, args.max_len, args.doc_stride)
-                return answers_of(model, questions, windows, *on)
-            examples = [glue.Example(*(*item, None)[:2], None) for item in items]
-            ids = glue.encode(tokenizer, examples, args.max_len)
-            tokens = Tokens(ids, model.config.pad_token_id, self.device)
-            logits = all_logits(model, tokens, *on, title)
+            return generate(*run, contexts, *self.on)
+        if self.use == "text to text":
+            return written(*run, sources_of(args, tokenizer, items), *self.on)
+        if self.use == "span":
+            questions = [squad.Question(str(i), *item) for i, item in enumerate(items)]
+            windows = squad.encode(tokenizer, questions, args.max_len, args.doc_stride)
+            return answers_of(model, questions, windows, *self.on)
+        ids = glue.encode(tokenizer, [glue.Example(*(*item, None)[:2], None) for item in items], args.max_len)
+        tokens = Tokens(ids, model.config.pad_token_id, self.on[0])
+        logits = all_logits(model, tokens, *self.on, title)
         if not self.task.labels:
             return [(number, None) for number in logits[:, 0].tolist()]
         rows = zip(predictions(logits), logits.softmax(1).tolist(), strict=True)
@@ -137,18 +131,11 @@ def log_probabilities(model, windows, device, dtype):
 def generate(args, model, tokenizer, contexts, device, dtype):
     end = model.config.eos_token_id
     prompts = [[*encoding.ids, end] for encoding in tokenizer.encode_batch(contexts)]
-    search = (
-        args.max_new_tokens,
-        args.beam_size,
-        args.length_penalty,
-        args.no_repeat_ngram,
-        end,
-        args.ngram_scope,
-    )
+    search = args.max_new_tokens, args.beam_size, args.length_penalty, args.no_repeat_ngram
     if DECODER in METHODS[args.method].merges:
         model = merged(model, args.method)  # a step of which computes less
     with as_user_error(), autocast(device, dtype):
-        found = model.generate(prompts, *search)
+        found = model.generate(prompts, *search, end, args.ngram_scope)
     return [" ".join(text.split()) for text in tokenizer.decode_batch(found)]
 
 
