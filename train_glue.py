@@ -28,6 +28,7 @@ from data import UserError, as_user_error, glue, no_nan, table, write_text
 from data.batching import Batches, Tokens, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
+from methods import METHODS
 from metrics import glue_scores, worth
 from predict import Predictor, all_logits, predictions
 from read.cache import FromStates, cached_states
@@ -41,10 +42,9 @@ EVAL_BATCH = 64
 def arguments():
     rows = (glue.TASKS | {"your own data": table.OWN}).items()
     sizes = "; ".join(f"{name} {task.batch_size} × {task.epochs} epochs" for name, task in rows)
-    mini = f"all of them with --model mini {MINI_SETTINGS['batch_size']} × {MINI_SETTINGS['epochs']}"
-    parser = Parser(
-        description=__doc__.splitlines()[0], epilog=f"Batch size and epochs of a task: {sizes}; {mini}."
-    )
+    mini = "{batch_size} × {epochs}".format(**MINI_SETTINGS)
+    epilog = f"Batch size and epochs of a task: {sizes}; all of them with --model mini {mini}."
+    parser = Parser(description=__doc__.splitlines()[0], epilog=epilog)
     parser.add_argument("--task", help=f"{' '.join(glue.TASKS)} (default: that of --adapter)")
     defaults = {
         "model": "roberta-large, the paper's",
@@ -54,20 +54,15 @@ def arguments():
         "dropout": "the checkpoint's own; the paper names none",
     }
     add_arguments(parser, "encoder", defaults)
-    group = parser.add_argument_group("data of your own, in place of --task")
-    group.add_argument(
-        "--text",
-        nargs="+",
-        metavar="COLUMN",
-        help="the one or two texts in --train-file and --dev-file, each a .csv, .tsv or .jsonl; without "
-        "--dev-file a tenth of the rows is held out",
-    )
+    group = parser.add_argument_group("a .csv, .tsv or .jsonl of your own, in place of --task")
+    columns = "the one or two texts in --train-file and --dev-file (default: a tenth of the former)"
+    group.add_argument("--text", nargs="+", metavar="COLUMN", help=columns)
     group.add_argument("--label", metavar="COLUMN", help="their classes")
     group.add_argument("--regression", action="store_true", default=None, help="the label is a number")
     group = parser.add_argument_group("predictions of --adapter")
     some = group.add_mutually_exclusive_group()
     some.add_argument("--predict", nargs="+", metavar="TEXT", help="the label of one sentence or a pair")
-    some.add_argument("--predict-file", metavar="F", help="a label for each row of this .csv, .tsv or .jsonl")
+    some.add_argument("--predict-file", metavar="F", help="a label for each row of this table")
     group.add_argument("--out-file", metavar="F", help="the same rows, with columns: predicted, probability")
     parser.add_argument(
         "--cache-features",
@@ -77,14 +72,13 @@ def arguments():
         help="for --method read: keep what the frozen model computes, for all epochs (without DIR, "
         "from features/ in the run folder); 4 bytes × width × layers an example, 0.8 GB for the paper's CoLA",
     )
-    parser.add_argument(
-        "--submit", metavar="DIR", help="write test.tsv's predictions in the leaderboard's format"
-    )
+    submission = "write test.tsv's predictions in the leaderboard's format"
+    parser.add_argument("--submit", metavar="DIR", help=submission)
     args = parser.parse_args()
     task_of_adapter(args)
     check_table(args)
     if args.task not in (*glue.TASKS, "own"):
-        expected = f"expected one of {' '.join(glue.TASKS)}, or --text and --label for a table of your own"
+        expected = f"expected one of {' '.join(glue.TASKS)}, or --text and --label"
         raise UserError(f"--task {args.task or '(none given)'}: unknown: {expected}")
     task = glue.TASKS.get(args.task, table.OWN)
     if args.model == "mini" and not args.data and args.task not in ("cola", "own"):
@@ -99,27 +93,22 @@ def arguments():
 
 
 def check_table(args):
-    """Checks what describes a table; --text makes the task `own`, whose classes become args.labels."""
-    files = args.predict_file, args.out_file
-    if any(files) and not (all(files) and Path(files[0]).suffix.lower() == Path(files[1]).suffix.lower()):
+    """Checks what describes a table, and sets its args.task, `own`, and args.labels."""
+    endings = [Path(file).suffix.lower() for file in (args.predict_file, args.out_file) if file]
+    if len(endings) == 1 or len(set(endings)) > 1:
         raise UserError("--predict-file and --out-file: expected both, with the same ending")
     args.labels = [] if args.regression else None
-    if (args.text or args.label or args.regression) and not args.task:
-        args.task = "own"
-    if args.task != "own":
-        if args.text or args.label or args.regression:
+    if args.text or args.label or args.regression:
+        if args.task not in (None, "own"):
             raise UserError("--text, --label and --regression are for a table of your own: leave --task out")
-        return
-    if args.data or args.submit:
-        raise UserError(
-            "--data and --submit are for GLUE's tasks: a table is named by --train-file, --dev-file"
-        )
-    if args.adapter:
-        return
-    if not (args.train_file and args.text and len(args.text) < 3 and args.label):
-        raise UserError("a table needs --train-file, --text COLUMN [COLUMN] and --label COLUMN")
-    if not args.regression:
-        args.labels = table.labels_of(args.train_file, args.text, args.label)
+        args.task = "own"
+    if args.task == "own" and (args.data or args.submit):
+        raise UserError("--data and --submit are for GLUE's tasks: name a table by --train-file, --dev-file")
+    if args.task == "own" and not args.adapter:
+        if not (args.train_file and args.text and len(args.text) < 3 and args.label):
+            raise UserError("a table needs --train-file, --text COLUMN [COLUMN] and --label COLUMN")
+        if not args.regression:
+            args.labels = table.labels_of(args.train_file, args.text, args.label)
 
 
 # ---- scoring
@@ -177,8 +166,7 @@ def train(args, model_class, checkpoint_dir, sets, device, dtype):
             optimizer.step()
             optimizer.zero_grad()
             run.advance(mean_loss, examples)
-        scores = score(task, model, dev, device, dtype)
-        main_score = task.scores[0]
+        scores, main_score = score(task, model, dev, device, dtype), task.scores[0]
         better = run.best is None or worth(scores[main_score]) > worth(run.best[main_score])
         run.end_epoch(scores, better)
     return run.finish()
@@ -212,13 +200,14 @@ def predict(args):
     """Answers --predict, or each row of --predict-file."""
     predictor = Predictor(args, "classifier")
     if args.predict:
-        label, probability = predictor([args.predict])[0]
-        number = "" if probability is not None else f"score {label:.3f}" + " (0 to 5)" * (args.task == "stsb")
-        return print(number or f"{label} ({probability:.3f})")
+        answer, probability = predictor([args.predict])[0]
+        if probability is not None:
+            return print(f"{answer} ({probability:.3f})")
+        return print(f"score {answer:.3f}" + " (0 to 5)" * (args.task == "stsb"))
     task, path = predictor.task, args.predict_file
     names = ("predicted", "probability")[: 2 if task.labels else 1]
     rows = table.read(path, task.texts, names)
-    items = [example[: len(task.texts)] for example in table.examples(task, path, rows, labelled=False)]
+    items = [[table.cell(path, line, row, name) for name in task.texts] for line, row in rows]
     found = zip(rows, predictor(items, path), strict=True)
     table.write(args.out_file, [row | dict(zip(names, one, strict=False)) for (_, row), one in found])
     print(f"{args.out_file}: {len(rows):,} rows")
@@ -267,8 +256,7 @@ def main():
         return Tokens(found, config.pad_token_id, device)
 
     sets, wanted = {}, ("dev",) if args.adapter else ("train", "dev")
-    task, files = table.task_of(args), (args.train_file, args.dev_file)
-    own = args.task == "own"
+    task, files, own = table.task_of(args), (args.train_file, args.dev_file), args.task == "own"
     splits = table.load(task, *files, wanted) if own else glue.load(args.task, args.data, *files, wanted)
     for name, examples in splits.items():
         examples = subset(examples, args.limit_train) if name == "train" else examples
@@ -276,8 +264,8 @@ def main():
     if not args.adapter:
         results = [train(one, model_class, checkpoint_dir, sets, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last"))
-        if args.task != "own":
-            say_next(runs[0], "encoder", "task", "data", "dev_file")
+        if not own or "encoder" in METHODS[args.method].merges:  # where say_next offers no --submit
+            say_next(runs[0], "encoder", *(["train_file"] if own else ["task", "data"]), "dev_file")
     if not (args.eval_only or args.submit or args.export):
         return
 

@@ -106,8 +106,8 @@ def labels_of(path, text, label):
     return found
 
 
-def examples(task, path, rows, labelled=True):
-    """The Examples of a file's rows, with the labels that `task` has."""
+def examples(task, path):
+    """A file's Examples, with the labels that `task` has."""
 
     def value(text):
         if text in task.labels:
@@ -118,22 +118,17 @@ def examples(task, path, rows, labelled=True):
         raise ValueError(f"'{text}': expected {' or '.join(task.labels) or 'a number'}")
 
     found = []
-    for line, row in rows:
+    for line, row in read(path, (*task.texts, task.label)):
         first, second = [*(cell(path, line, row, column) for column in task.texts), None][:2]
-        label = cell(path, line, row, task.label, value) if labelled else None
-        found.append(glue.Example(first, second, label))
+        found.append(glue.Example(first, second, cell(path, line, row, task.label, value)))
     return found
 
 
 def load(task, train_file, dev_file, splits):
     """{split: examples}. Without `dev_file`, dev is a tenth of the training file, the same for every seed."""
-
-    def found(path):
-        return examples(task, path, read(path, (*task.texts, task.label)))
-
     if dev_file:
-        return {split: found(dev_file if split == "dev" else train_file) for split in splits}
-    rows = found(train_file) if train_file else []
+        return {split: examples(task, dev_file if split == "dev" else train_file) for split in splits}
+    rows = examples(task, train_file) if train_file else []
     if len(rows) < 2:
         raise UserError("--dev-file: left out, and --train-file has no two rows to hold one out of")
     order, held = np.random.default_rng(0).permutation(len(rows)), max(1, len(rows) // 10)
