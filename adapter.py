@@ -15,7 +15,7 @@ from methods import OPTIONS, adapt, merge
 from model import load_file, write_file, writing
 
 KEYS = ("method", "config", "task", "base", "adapter", "head")
-# what "config" holds of a script's arguments; the last three are of a task made from a table
+# what "config" holds of a script's arguments; the last three describe a table
 RECORDED = ("r", *OPTIONS, "model", "max_len", "doc_stride", "text", "label", "labels")
 LARGEST_DIFFERENCE = 1e-3  # of a logit, merged − unmerged, in float32
 
@@ -73,8 +73,8 @@ def count(tensors):
 def write_adapter(path, args, model, base):
     """Writes what `load_adapter` reads: the trained tensors, and which model they go into."""
     config = {key: value for key, value in vars(args).items() if key in RECORDED}
-    if (place := config.get("model", "mini")) != "mini" and Path(place).is_dir():
-        config["model"] = os.path.abspath(place)  # for a process that is somewhere else
+    if config.get("model", "mini") != "mini" and Path(args.model).is_dir():
+        config["model"] = os.path.abspath(args.model)  # for a process that is somewhere else
     content = {"method": args.method, "config": config, "task": args.task, "base": base}
     for key, part in zip(("adapter", "head"), trainable(model), strict=True):
         content[key] = {name: p.detach().cpu() for name, p in part.items()}
@@ -86,15 +86,12 @@ def read_adapter(path):
 
 
 def load(path, model=None, device=None):
-    """A trained adapter as a predict.Predictor, to be called with a list of texts or of pairs.
-
-    model  where its base checkpoint is, if that has moved; another one is refused with UserError
-    """
+    """A trained adapter as a predict.Predictor; `model` says where its base is, if that has moved."""
     from predict import SEARCH, Predictor  # not at the top: it needs this module
 
     found = read_adapter(path)
-    given = {"adapter": path, "method": found["method"], "task": found["task"], "device": device}
-    given |= {"dtype": None, "seed": 0, "dropout": None} | ({"model": str(model)} if model else {})
+    given = {key: found[key] for key in ("method", "task")} | ({"model": str(model)} if model else {})
+    given |= {"adapter": path, "device": device, "dtype": None, "seed": 0, "dropout": None}
     return Predictor(argparse.Namespace(**SEARCH | found["config"] | given))
 
 
@@ -104,10 +101,8 @@ def load_adapter(path, args, model, base, with_head=True):
     if found["method"] != args.method:
         raise UserError(f"{path}: made with --method {found['method']}, not {args.method}")
     if found["base"] != base:
-        raise UserError(
-            f"{path}: made on another base checkpoint ({found['base'][:12]}…, this one is {base[:12]}…): "
-            "name the one it was trained on with --model"
-        )
+        known = f"{found['base'][:12]}…, this one is {base[:12]}…"
+        raise UserError(f"{path}: made on another base checkpoint ({known}): name that with --model")
     adapter, head = trainable(model)
     with as_user_error(f"{path}: "):
         copy_tensors(found["adapter"], adapter)

@@ -11,6 +11,7 @@ import numpy as np
 
 from data import UserError, as_user_error, glue, read_text, write_text
 
+TABLES = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}}  # as GLUE's
 OWN = glue.Task("", (), "", (), 16, 10, labels=())  # batch size and epochs are ours
 
 
@@ -28,10 +29,10 @@ def task_of(args):
 def read(path, needed, new=()):
     """[(line, {column: value})]; UserError for a broken row, for columns without `needed` or with `new`."""
     kind = Path(path).suffix.lower()
-    if kind not in (".csv", ".tsv", ".jsonl"):
+    if kind not in (*TABLES, ".jsonl"):
         raise UserError(f"{path}: expected a name that ends in .csv, .tsv or .jsonl")
     text = read_text(path, "expected a table with a header, or JSON lines")
-    found = list(_objects(path, text) if kind == ".jsonl" else _below_header(path, text, kind))
+    found = list(_objects(path, text) if kind == ".jsonl" else _below_header(path, text, TABLES[kind]))
     if not found:
         raise UserError(f"{path}: no rows in it")
     for line, row in found:
@@ -51,37 +52,30 @@ def _objects(path, text):
                 raise UserError(f"{path}:{line}: expected a JSON object: column, value, …") from None
 
 
-def _below_header(path, text, kind):
-    rows = _csv(path, text) if kind == ".csv" else enumerate(glue.read_tsv(path), 1)
-    rows = ((line, row) for line, row in rows if row not in ([], [""]))
-    _, header = next(rows, (1, []))
-    for line, row in rows:
-        if len(row) != (expected := len(set(header))):
-            raise UserError(f"{path}:{line}: {len(row)} columns: expected {expected} of different names")
-        yield line, dict(zip(header, row, strict=True))
-
-
-def _csv(path, text):
-    reader, line = csv.reader(io.StringIO(text, newline=""), strict=True), 1
+def _below_header(path, text, rules):
+    reader = csv.reader(io.StringIO(text, newline="\n" if rules else ""), strict=True, **rules)
+    header, line = [], 1
     try:
         for row in reader:
-            yield line, row
-            line = reader.line_num + 1
+            if header and row not in ([], [""]):
+                if len(row) != (expected := len(set(header))):
+                    found = f"{len(row)} columns: expected {expected} of different names"
+                    raise UserError(f"{path}:{line}: {found}")
+                yield line, dict(zip(header, row, strict=True))
+            header, line = header or row, reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}:{line}: broken quote ({error})") from None
 
 
 def write(path, rows):
     """Writes rows of {column: value} to a file, as `read` reads it."""
-    kind, file = Path(path).suffix.lower(), io.StringIO(newline="")
-    lines = [rows[0], *map(dict.values, rows)]
-    if kind == ".csv":
-        csv.writer(file, lineterminator="\n").writerows(lines)
-    elif kind == ".tsv":
-        file.writelines("\t".join(map(str, line)) + "\n" for line in lines)
+    path, file = Path(path), io.StringIO(newline="")
+    if (kind := path.suffix.lower()) in TABLES:
+        lines = [rows[0], *map(dict.values, rows)]
+        csv.writer(file, lineterminator="\n", **TABLES[kind]).writerows(lines)
     else:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, file.getvalue())
 
 
