@@ -39,7 +39,7 @@ class Predictor:
         if expected not in (None, self.use):
             raise UserError(f"{args.adapter}: an adapter of a {self.use} model: expected a {expected}'s")
         self.args, self.texts = args, len(self.task.texts) if self.task else 1 + (use == "span")
-        self.on = pick_device(args.device, args.dtype)
+        self.on = device, _ = pick_device(args.device, args.dtype)
         folder, shortest = USES[self.use]
         try:
             base, model_class, config, self.tokenizer = open_checkpoint(args.model, self.use, MINI / folder)
@@ -48,7 +48,6 @@ class Predictor:
         if shortest:
             check_max_len(args, config.max_length, shortest)
         options = {"num_labels": self.task.num_labels} if self.use == "classifier" else {}
-        device = self.on[0]
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             self.model = trained(args.adapter, args, model_class, base, device, **options)
 
@@ -59,13 +58,13 @@ class Predictor:
                 raise UserError(f"{self.args.task}: expected {self.texts} text(s) an item, found {item}")
         if not items:
             return []
-        args, model, tokenizer = run = self.args, self.model, self.tokenizer
+        args, model, tokenizer = given = self.args, self.model, self.tokenizer
         if self.use == "generator":
             with as_user_error():
                 contexts = [e2e.linearise(text) for (text,) in items]
-            return generate(*run, contexts, *self.on)
+            return generate(*given, contexts, *self.on)
         if self.use == "text to text":
-            return written(*run, sources_of(args, tokenizer, items), *self.on)
+            return written(*given, sources_of(args, tokenizer, items), *self.on)
         if self.use == "span":
             questions = [squad.Question(str(i), *item) for i, item in enumerate(items)]
             windows = squad.encode(tokenizer, questions, args.max_len, args.doc_stride)
@@ -83,7 +82,7 @@ class Predictor:
 
 
 def all_logits(model, inputs, device, dtype, title=None):
-    """(N, num_labels) float32, in the order of `inputs`, in eval mode; `title` is a progress bar's."""
+    """(N, num_labels) float32, in the order of `inputs`; `title` is a progress bar's."""
     model.eval()
     logits = torch.empty(len(inputs.lengths), model.num_labels)
     with torch.no_grad(), autocast(device, dtype):
@@ -140,7 +139,7 @@ def generate(args, model, tokenizer, contexts, device, dtype):
 
 
 def sources_of(args, tokenizer, examples):
-    """What T5 reads, as token ids closed by the end token: --max-len tokens at most."""
+    """What T5 reads, as token ids closed by the end token."""
     tokenizer.enable_truncation(args.max_len)
     sources = tokenizer.encode_batch([glue.source_text(args.task, example) for example in examples])
     tokenizer.no_truncation()  # a label's word is never cut

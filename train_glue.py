@@ -64,14 +64,11 @@ def arguments():
     some.add_argument("--predict", nargs="+", metavar="TEXT", help="the label of one sentence or a pair")
     some.add_argument("--predict-file", metavar="F", help="a label for each row of this table")
     group.add_argument("--out-file", metavar="F", help="the same rows, with columns: predicted, probability")
-    parser.add_argument(
-        "--cache-features",
-        metavar="DIR",
-        nargs="?",
-        const="",
-        help="for --method read: keep what the frozen model computes, for all epochs (without DIR, "
-        "from features/ in the run folder); 4 bytes × width × layers an example, 0.8 GB for the paper's CoLA",
+    features = (
+        "for --method read: keep what the frozen model computes, for all epochs (without DIR, from features/ "
+        "in the run folder); 4 bytes × width × layers an example, 0.8 GB for the paper's CoLA"
     )
+    parser.add_argument("--cache-features", metavar="DIR", nargs="?", const="", help=features)
     submission = "write test.tsv's predictions in the leaderboard's format"
     parser.add_argument("--submit", metavar="DIR", help=submission)
     args = parser.parse_args()
@@ -86,9 +83,7 @@ def arguments():
     shared = DEFAULTS | {"batch_size": task.batch_size, "epochs": task.epochs}
     fill_in(args, "encoder", shared, MINI_SETTINGS, MINI if task != table.OWN else None)
     if args.cache_features is not None and (args.method != "read" or args.adapter):
-        raise UserError(
-            "--cache-features is for training with --method read, which alone leaves the backbone as it is"
-        )
+        raise UserError("--cache-features is for training with --method read: the others change the states")
     return args
 
 
@@ -222,9 +217,8 @@ def submit(args, model, tokens, device, dtype):
         answers = [task.labels[p] if task.labels else f"{min(max(p, 0), 5):.3f}" for p in predicted]
         suffix = {"test_matched": "-m", "test_mismatched": "-mm"}.get(name, "")
         path = folder / f"{task.folder}{suffix}.tsv"
-        write_text(
-            path, "index\tprediction\n" + "".join(f"{i}\t{answer}\n" for i, answer in enumerate(answers))
-        )
+        rows = (f"{i}\t{answer}\n" for i, answer in enumerate(answers))
+        write_text(path, "index\tprediction\n" + "".join(rows))
         print(f"{path}: {len(answers):,} predictions")
 
 
@@ -242,9 +236,8 @@ def main():
     if args.predict or args.predict_file:
         return predict(args)
     device, dtype = pick_device(args.device, args.dtype)
-    checkpoint_dir, model_class, config, tokenizer = open_checkpoint(
-        args.model, "classifier", MINI / "roberta"
-    )
+    opened = open_checkpoint(args.model, "classifier", MINI / "roberta")
+    checkpoint_dir, model_class, config, tokenizer = opened
     check_max_len(args, config.max_length, shortest=3)  # <s>, a token, </s>
     out, runs = run_folders(args)
 

@@ -57,7 +57,7 @@ def _below_header(path, text, rules):
     header, line = [], 1
     try:
         for row in reader:
-            if header and row not in ([], [""]):
+            if header and row:
                 if len(row) != (expected := len(set(header))):
                     found = f"{len(row)} columns: expected {expected} of different names"
                     raise UserError(f"{path}:{line}: {found}")

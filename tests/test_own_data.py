@@ -77,7 +77,9 @@ def test_from_a_file_to_predictions_in_another(train, command, tmp_path, capsys,
     }
     train(*command, "--train-file", files["train"], "--dev-file", files["dev"], *PAIR,
           "--export", tmp_path / "merged")  # fmt: skip
-    assert "3 classes: it depends, no, yes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 classes: it depends, no, yes" in said
+    assert f"adapter {tmp_path / 'out' / 'adapter.pt'} --eval-only" in said and "--submit" not in said
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["task"] == "own"
     assert set(result["best"]) - {"single_class"} == {"epoch", "accuracy", "macro_f1", "matthews"}
