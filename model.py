@@ -291,14 +291,14 @@ def read_config(directory, config_class, *model_types):
     for key, only in SUPPORTED.items():
         if found.get(key, only) != only:
             raise ValueError(f"{path}: {key} is {found[key]!r}: expected {only!r}")
-    known = {field.name: field for field in fields(config_class) if field.name in found}
-    for key, field in known.items():
-        value, is_size = found[key], field.type in (int, int | None) and not key.endswith("_id")
+    known = {field: found[field.name] for field in fields(config_class) if field.name in found}
+    for field, value in known.items():
+        least = int(field.type in (int, int | None) and not field.name.endswith("_id"))  # 1 for sizes
         right = isinstance(value, field.type | int) and not isinstance(value, bool)
-        if not right or (isinstance(value, int | float) and not value >= is_size):
+        if not right or (isinstance(value, int | float) and not value >= least):
             kind = getattr(field.type, "__name__", field.type)
-            raise ValueError(f"{path}: {key} is {value!r}: expected {kind}, {int(is_size)} or more")
-    return config_class(**{key: found[key] for key in known})
+            raise ValueError(f"{path}: {field.name} is {value!r}: expected {kind}, {least} or more")
+    return config_class(**{field.name: value for field, value in known.items()})
 
 
 SUPPORTED = {  # keys of config.json that these models ignore: any other value is refused
@@ -314,7 +314,6 @@ SUPPORTED = {  # keys of config.json that these models ignore: any other value i
     "scale_decoder_outputs": True,
 }
 
-
 WEIGHTS = (  # the first that is there is read, as in transformers; an index names several files
     "model.safetensors",
     "model.safetensors.index.json",
@@ -324,7 +323,7 @@ WEIGHTS = (  # the first that is there is read, as in transformers; an index nam
 
 
 def read_state(path):
-    """{name: tensor} of one of WEIGHTS. Raises ValueError unless each tensor is where the file says."""
+    """{name: tensor} of one of WEIGHTS. Raises ValueError if that is damaged or incomplete."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file: expected {WEIGHTS[0]} or {WEIGHTS[2]}, whole")
     if path.suffix == ".safetensors":
@@ -364,39 +363,28 @@ def read_safetensors(path):
     data_offsets: [begin, end]}}, and the tensors' bytes, from whose start the offsets count.
     """
     refuse_pointer(path)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        try:
+    size, state, done = path.stat().st_size, {}, 0
+    try:
+        with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
             if start > size:
                 raise ValueError(f"its header ends at byte {start:,} of {size:,}")
             header = json.loads(file.read(start - 8), object_pairs_hook=list)  # a list keeps a second `name`
-            tensors = [
-                (int(begin), int(end), str(name), str(about["dtype"]), [int(n) for n in about["shape"]])
-                for name, about in ((name, dict(about)) for name, about in header if name != "__metadata__")
-                for begin, end in [about["data_offsets"]]
-            ]
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise ValueError(f"{path}: truncated or not safetensors ({first_line(error)})") from None
-    content, state, done = torch.from_file(str(path), size=size, dtype=torch.uint8)[start:], {}, 0
-    for begin, end, name, kind, shape in sorted(tensors):
-        dtype = DTYPES.get(kind, torch.uint8)
-        if name in state:
-            problem = "is there twice"
-        elif kind not in DTYPES:
-            problem = f"has dtype {kind}: expected one of {', '.join(DTYPES)}"
-        elif min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != end - begin:
-            problem = f"has {end - begin:,} bytes, which are not shape {shape} in {kind}"
-        elif begin != done or end > len(content):
-            problem = f"is at bytes {begin:,} to {end:,} of {len(content):,}: expected it from {done:,} on"
-        else:
+        content = torch.from_file(str(path), size=size, dtype=torch.uint8)[start:]
+        tensors = [(dict(about), name) for name, about in header if name != "__metadata__"]
+        for about, name in sorted(tensors, key=lambda tensor: tensor[0]["data_offsets"]):
+            (begin, end), shape, dtype = about["data_offsets"], about["shape"], DTYPES.get(about["dtype"])
+            fits = dtype and min(shape, default=0) >= 0 and math.prod(shape) * dtype.itemsize == end - begin
+            if not fits or begin != done or end > len(content) or name in state:
+                expected = f"expected it once, from byte {done} on, of its shape in {' or '.join(DTYPES)}"
+                raise ValueError(f"tensor '{name}' is {about} of {len(content)}: {expected}")
             part, done = content[begin:end], end
             aligned = part.clone() if part.storage_offset() % dtype.itemsize else part
             state[name] = aligned.view(dtype).view(shape)
-            continue
-        raise ValueError(f"{path}: tensor '{name}' {problem}")
-    if done != len(content):
-        raise ValueError(f"{path}: its last {len(content) - done:,} bytes belong to no tensor")
+        if done != len(content):
+            raise ValueError(f"its last {len(content) - done:,} bytes belong to no tensor")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path}: can't be read as safetensors ({first_line(error)})") from None
     return state
 
 
@@ -417,9 +405,7 @@ def refuse_pointer(path):
     """Raises ValueError for the text that a git clone has in a large file's place before `git lfs pull`."""
     with Path(path).open("rb") as file:
         if file.read(23) == b"version https://git-lfs":
-            raise ValueError(
-                f"{path}: a git-LFS pointer, not the file itself: run 'git lfs pull' in its clone"
-            )
+            raise ValueError(f"{path}: a git-LFS pointer, not the file: run 'git lfs pull' in its clone")
 
 
 def first_line(error):
@@ -443,7 +429,7 @@ def write_file(path, write):
 
 @contextlib.contextmanager
 def writing(path):
-    """Makes any failure to write an OSError that names `path`: torch.save raises RuntimeErrors instead."""
+    """Makes any failure to write an OSError that names `path`, also torch.save's RuntimeErrors."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -452,8 +438,7 @@ def writing(path):
             cause = cause.__context__
         if not cause:
             raise
-        reason = f"could not be written ({cause.strerror or cause})"
-        raise OSError(cause.errno, reason, str(path)) from None
+        raise OSError(cause.errno, f"could not be written ({cause.strerror or cause})", str(path)) from None
 
 
 # ---- heads

@@ -301,29 +301,29 @@ def spoilt(name, **change):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"truncated or not safetensors"),
-        (b"\x09", r"truncated or not safetensors"),
-        (safetensors(X)[:60], r"truncated or not safetensors \(its header ends at byte \d+ of 60"),
-        (struct.pack("<Q", 2**63) + b"{}", r"truncated .* header ends at byte [\d,]+ of 10"),
-        (safetensors(X, b"nonsense"), r"truncated or not safetensors \(Expecting value"),
-        (safetensors(X, b"\xff\xfe{"), r"truncated or not safetensors"),
-        (safetensors(X, b"[" * 100_000), r"truncated or not safetensors"),
-        (safetensors(X, b"[1, 2]"), r"truncated or not safetensors"),
-        (safetensors(X, b'{"x": 1}'), r"truncated or not safetensors"),
-        (safetensors(X)[:-1], r"tensor 'y' is at bytes 24 to 40 of 39"),
-        (safetensors(X) + b"more", r"its last 4 bytes belong to no tensor"),
-        (spoilt("y", data_offsets=[24, 48], shape=[6]), r"tensor 'y' is at bytes 24 to 48 of 40"),
-        (spoilt("y", data_offsets=[24, 36]), r"tensor 'y' has 12 bytes, which are not shape \[4\] in F32"),
-        (spoilt("y", shape=[-2, -2]), r"tensor 'y' has 16 bytes, which are not shape \[-2, -2\]"),
-        (spoilt("y", dtype="F64"), r"tensor 'y' has 16 bytes, which are not shape \[4\] in F64"),
-        (spoilt("y", dtype="F8_E4M3"), r"tensor 'y' has dtype F8_E4M3: expected one of F64, "),
-        (spoilt("y", data_offsets=[20, 36]), r"tensor 'y' is at bytes 20 to 36 of 40: expected it from 24"),
-        (spoilt("x", data_offsets=[-24, 0]), r"tensor 'x' is at bytes -24 to 0"),
-        (spoilt("x", data_offsets=[16, 40]), r"tensor 'x' is at bytes 16 to 40 of 40: expected it from 0"),
-        (spoilt("y", data_offsets=[24, 40, 56]), r"truncated or not safetensors"),
-        (spoilt("y", data_offsets=None), r"truncated or not safetensors \('data_offsets'"),
-        (spoilt("y", shape=[1e999]), r"truncated or not safetensors"),
-        (spoilt("y").replace(b'"y"', b'"x"'), r"tensor 'x' is there twice"),
+        (b"", r"can't be read as safetensors"),
+        (b"\x09", r"can't be read as safetensors"),
+        (safetensors(X)[:60], r"can't be read as safetensors \(its header ends at byte \d+ of 60"),
+        (struct.pack("<Q", 2**63) + b"{}", r"can't .* header ends at byte [\d,]+ of 10"),
+        (safetensors(X, b"nonsense"), r"can't be read as safetensors \(Expecting value"),
+        (safetensors(X, b"\xff\xfe{"), r"can't be read as safetensors"),
+        (safetensors(X, b"[" * 100_000), r"can't be read as safetensors"),
+        (safetensors(X, b"[1, 2]"), r"can't be read as safetensors"),
+        (safetensors(X, b'{"x": 1}'), r"can't be read as safetensors"),
+        (safetensors(X)[:-1], r".*tensor 'y' is {.* \[24, 40\]} of 39: .* from byte 24 on"),
+        (safetensors(X) + b"more", r".*its last 4 bytes belong to no tensor"),
+        (spoilt("y", data_offsets=[24, 48], shape=[6]), r".*tensor 'y' is {.* \[24, 48\]} of 40"),
+        (spoilt("y", data_offsets=[24, 36]), r".*tensor 'y' is {'dtype': 'F32', .* \[24, 36\]}"),
+        (spoilt("y", shape=[-2, -2]), r".*tensor 'y' is {.* \[-2, -2\]"),
+        (spoilt("y", dtype="F64"), r".*tensor 'y' is {'dtype': 'F64'"),
+        (spoilt("y", dtype="F8_E4M3"), r".*tensor 'y' is {'dtype': 'F8_E4M3', .*: expected .* in F64 or "),
+        (spoilt("y", data_offsets=[20, 36]), r".*tensor 'y' is {.* \[20, 36\]} of 40: .* from byte 24"),
+        (spoilt("x", data_offsets=[-24, 0]), r".*tensor 'x' is {.* \[-24, 0\]}"),
+        (spoilt("x", data_offsets=[16, 40]), r".*tensor 'x' is {.* \[16, 40\]} of 40: .* from byte 0"),
+        (spoilt("y", data_offsets=[24, 40, 56]), r"can't be read as safetensors"),
+        (spoilt("y", data_offsets=None), r"can't be read as safetensors \('data_offsets'"),
+        (spoilt("y", shape=[1e999]), r"can't be read as safetensors"),
+        (spoilt("y").replace(b'"y"', b'"x"'), r".*tensor 'x' is {.* \[24, 40\]} of 40: expected it once"),
     ],
 )  # fmt: skip
 def test_damaged_safetensors(tmp_path, content, message):
@@ -358,7 +358,7 @@ def test_an_index_that_is_not_true(checkpoint):
         {"weight_map": {k: v for k, v in names.items() if k != QUERY}}, r"query\.weight' is in model-0000"
     )
     two.write_bytes(two.read_bytes()[:-1])
-    refused(index({}), rf"{two.name}: tensor .* is at bytes")
+    refused(index({}), rf"{two.name}: can't be read .*tensor .* is {{")
 
 
 @pytest.mark.parametrize(("kind", "theirs"), [("xlm-roberta", "XLMRoberta"), ("camembert", "Camembert")])
