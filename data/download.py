@@ -43,25 +43,21 @@ def fetch(url, path, sha256):
                     bar.update(len(block))
             file.flush()
             os.fsync(file.fileno())
+        if size and received != size:
+            raise UserError(f"{url} was cut off after {received} of {size} bytes: try again")
+        if sha256 is None:
+            print(f"{url}: sha256 {digest.hexdigest()}, not checked")
+        elif digest.hexdigest() != sha256:
+            raise UserError(f"{url} has sha256 {digest.hexdigest()}: expected {sha256}; it was not kept")
+        os.replace(part, path)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        part.unlink(missing_ok=True)
         reason = error.reason if type(error) is urllib.error.URLError else error
         raise UserError(f"{url} could not be reached ({reason}): {WAYS_OUT}") from None
     except OSError:
         with writing(path):
-            part.unlink(missing_ok=True)
             raise
-    if size and received != size:
-        problem = f"was cut off after {received} of {size} bytes: try again"
-    elif sha256 and digest.hexdigest() != sha256:
-        problem = f"has sha256 {digest.hexdigest()}: expected {sha256}; it was not kept"
-    else:
-        if not sha256:
-            print(f"{url}: sha256 {digest.hexdigest()}, not checked")
-        os.replace(part, path)
-        return
-    part.unlink()
-    raise UserError(f"{url} {problem}")
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def unpack(archive, folder):

@@ -14,6 +14,7 @@ from model import (
     RobertaClassifier,
     RobertaModel,
     RobertaSpan,
+    first_line,
     read_config,
     read_index,
     read_json,
@@ -38,19 +39,16 @@ def open_checkpoint(name_or_directory, use, mini):
     directory = checkpoint(mini if name_or_directory == "mini" else name_or_directory)
     classes = {kind: row[use] for kind, row in MODELS.items() if use in row}
     with as_user_error():
-        kind = read_json(directory / "config.json").get("model_type")
-        if kind not in classes:
-            expected = " or ".join(f"'{name}'" for name in classes)
-            raise UserError(f"{directory / 'config.json'}: model_type is {kind!r}: expected {expected}")
-        config = read_config(directory, classes[kind].CONFIG, kind)
-    return directory, classes[kind], config, load_tokenizer(directory, config.vocab_size)
+        found = classes.get(str(read_json(directory / "config.json").get("model_type")))
+        config = read_config(directory, found and found.CONFIG, *classes)  # refuses all others
+    return directory, found, config, load_tokenizer(directory, config.vocab_size)
 
 
 def checkpoint(name_or_directory):
     """The directory of a checkpoint; huggingface_hub fetches a hub name (`roberta-large`, `gpt2-medium`).
 
     It respects the user's cache, mirror (HF_ENDPOINT), token and offline setting (HF_HUB_OFFLINE).
-    Raises UserError if there is no such directory or hub name, or no weights can be had.
+    Raises UserError if it can't be had.
     """
     if Path(name_or_directory).is_dir():
         return Path(name_or_directory)
@@ -60,20 +58,20 @@ def checkpoint(name_or_directory):
 
     logging.set_verbosity_error()  # hides the lines about retries
 
-    def fetch(names):
-        for name in names:
-            try:
-                return Path(huggingface_hub.hf_hub_download(name_or_directory, name))
-            except EntryNotFoundError as error:
-                last = error
-        raise last
+    def fetch(name, *others):
+        try:
+            return Path(huggingface_hub.hf_hub_download(name_or_directory, name))
+        except EntryNotFoundError:
+            if not others:
+                raise
+        return fetch(*others)
 
     try:
         for files in FILES:
-            path = fetch(files)
+            path = fetch(*files)
         if path.suffix == ".json":
             for files in {(file,) for file in read_index(path).values()}:
-                fetch(files)
+                fetch(*files)
         return path.parent
     except HFValidationError:
         problem = "no such directory, and not a hub name"
@@ -84,21 +82,18 @@ def checkpoint(name_or_directory):
     except EntryNotFoundError:
         problem = f"no {' or '.join(files)}: choose another checkpoint"
     except (OSError, ValueError) as error:
-        problem = str(error).splitlines()[0]
+        problem = first_line(error)
     raise UserError(f"--model {name_or_directory}: {problem}")
 
 
 def load_tokenizer(directory, vocab_size):
     """A checkpoint's tokenizer. Raises UserError if it is missing or has more than `vocab_size` tokens."""
     path = Path(directory) / "tokenizer.json"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file: expected the checkpoint's tokenizer")
-    with as_user_error():
-        refuse_pointer(path)
     try:
+        refuse_pointer(path)
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower class
-        raise UserError(f"{path}: not a tokenizer ({error})") from None
+        raise UserError(f"{path}: expected the checkpoint's tokenizer ({error})") from None
     if (size := tokenizer.get_vocab_size()) > vocab_size:
         raise UserError(f"{path}: {size} tokens: the model's embedding has {vocab_size}")
     tokenizer.no_padding()

@@ -282,7 +282,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tiny_model, tmp_path):
     """Would catch: an index error in the middle of training."""
     with pytest.raises(UserError, match="19 tokens: the model's embedding has 10"):
         load_tokenizer(tiny_model, 10)
-    with pytest.raises(UserError, match=r"tokenizer\.json: no such file"):
+    with pytest.raises(UserError, match=r"tokenizer\.json: expected .*No such file"):
         load_tokenizer(tmp_path, 10)
     (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     with pytest.raises(UserError, match=r"a git-LFS pointer, .*git lfs pull"):
