@@ -30,9 +30,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_as_script(main, stopped="stopped"):
-    """Calls main(). An error that the user can mend becomes one line on standard error, and exit status 2.
+    """Calls main(). What the user can mend becomes one line on standard error, and exit status 2.
 
-    These are UserErrors, a file's OSErrors, and too little memory. Ctrl-C prints `stopped`, with status 130.
+    That is a UserError, a file's OSError, or too little memory. Ctrl-C prints `stopped`: status 130.
     """
     try:
         main()
@@ -93,63 +93,54 @@ def add_arguments(parser, layout, defaults):
     rates = listed({name: METHODS[name].lr[layout] for name in methods if METHODS[name].lr[layout]})
     taken = {option for name in methods for option in METHODS[name].takes}
 
-    group = parser.add_argument_group("method")
-    group.add_argument("--method", choices=methods, help=f"(default: {defaults.get('method', 'hut')})")
-    group.add_argument(
+    add = parser.add_argument_group("method").add_argument
+    add("--method", choices=methods, help=f"(default: {defaults.get('method', 'hut')})")
+    add(
         "--r",
         type=int,
         help="the method's size: its rank, its width, its number of coefficients or of vectors "
         f"(default: {sizes})",
     )
     for name, option in OPTIONS.items():
-        flag = "--" + name.replace("_", "-")
         if name not in taken:
             parser.set_defaults(**{name: None})
             continue
         takers = {m: METHODS[m].takes[name] for m in methods if name in METHODS[m].takes}
         values = ", ".join(dict.fromkeys("off" if v is False else str(v) for v in takers.values()))
-        group.add_argument(
-            flag, **option | {"help": f"{option['help']}; for {' '.join(takers)} (default: {values})"}
-        )
-    group.add_argument("--init-adapter", metavar="FILE", help="start from this adapter, without its head")
+        described = f"{option['help']}; for {' '.join(takers)} (default: {values})"
+        add("--" + name.replace("_", "-"), **option | {"help": described})
+    add("--init-adapter", metavar="FILE", help="start from this adapter, without its head")
 
-    group = parser.add_argument_group("model and data")
-    group.add_argument("--model", help=f"hub name, directory, or mini (default: {defaults['model']})")
-    group.add_argument(
-        "--data", metavar="DIR", help="folder of the data set (default: fetched once into the cache)"
-    )
-    group.add_argument("--train-file", metavar="F", help="instead of the training file in --data")
-    group.add_argument("--dev-file", metavar="F", help="instead of the development file in --data")
-    group.add_argument(
-        "--limit-train", type=whole, metavar="N", help="use N training examples, the same for every seed"
-    )
+    add = parser.add_argument_group("model and data").add_argument
+    add("--model", help=f"hub name, directory, or mini (default: {defaults['model']})")
+    add("--data", metavar="DIR", help="folder of the data set (default: fetched once into the cache)")
+    add("--train-file", metavar="F", help="instead of the training file in --data")
+    add("--dev-file", metavar="F", help="instead of the development file in --data")
+    add("--limit-train", type=whole, metavar="N", help="use N training examples, the same for every seed")
 
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=whole, help=f"(default: {defaults['settings']})")
-    group.add_argument("--batch-size", type=whole, help=f"examples a batch (default: {defaults['settings']})")
-    group.add_argument("--accumulate", type=whole, default=1, help="batches an optimiser step (default: 1)")
-    group.add_argument(
+    add = group.add_argument
+    add("--epochs", type=whole, help=f"(default: {defaults['settings']})")
+    add("--batch-size", type=whole, help=f"examples a batch (default: {defaults['settings']})")
+    add("--accumulate", type=whole, default=1, help="batches an optimiser step (default: 1)")
+    add(
         "--lr",
         type=positive,
         help="peak learning rate (default: the paper's, where it prints one for method and task; "
         f"else ours: {rates})",
     )
-    group.add_argument(
-        "--head-lr", type=positive, help="that of the head (default: --lr; the paper names one rate)"
-    )
+    add("--head-lr", type=positive, help="that of the head (default: --lr; the paper names one rate)")
     warmup = f"below 1 a share of all steps, else steps (default: {defaults['warmup']})"
-    group.add_argument("--warmup", type=not_negative, help=warmup)
-    group.add_argument(
+    add("--warmup", type=not_negative, help=warmup)
+    add(
         "--weight-decay",
         type=not_negative,
         metavar="W",
         help="AdamW's; it pulls M_A, M_B and gamma to 0, not to the frozen model's 1 "
         f"(default: {defaults['weight_decay']})",
     )
-    group.add_argument(
-        "--clip", type=positive, metavar="NORM", help="clip the gradient's norm (default: no clipping)"
-    )
-    group.add_argument(
+    add("--clip", type=positive, metavar="NORM", help="clip the gradient's norm (default: no clipping)")
+    add(
         "--dropout",
         type=probability,
         metavar="P",
@@ -158,30 +149,26 @@ def add_arguments(parser, layout, defaults):
     longest = defaults.get(
         "max_len", "the paper's: 512, or 128 for lora, houlsby and pfeiffer; at most the position table"
     )
-    group.add_argument(
-        "--max-len", type=whole, metavar="TOKENS", help=f"truncate to this (default: {longest})"
-    )
+    add("--max-len", type=whole, metavar="TOKENS", help=f"truncate to this (default: {longest})")
     seeds = group.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=int, help="(default: 0)")
     seeds.add_argument("--seeds", type=whole, metavar="N", help="run seeds 0 … N−1 and report mean ± std")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda if there is one)")
-    group.add_argument(
+    add("--device", help="cpu, cuda, cuda:1, … (default: cuda if there is one)")
+    add(
         "--dtype",
         choices=("float32", "bfloat16"),
         help="of the frozen model's arithmetic; adapter, head and optimiser are float32 "
         "(default: bfloat16 on a GPU that has it, else float32)",
     )
 
-    group = parser.add_argument_group("files")
-    group.add_argument(
-        "--out", metavar="DIR", help="run folder (default: runs/<task>-<method>-r<r>-seed<seed>)"
-    )
-    group.add_argument("--resume", action="store_true", help="go on with the run in --out where it stopped")
-    group.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    group.add_argument("--adapter", metavar="FILE", help="a saved adapter to score, predict or export")
+    add = parser.add_argument_group("files").add_argument
+    add("--out", metavar="DIR", help="run folder (default: runs/<task>-<method>-r<r>-seed<seed>)")
+    add("--resume", action="store_true", help="go on with the run in --out where it stopped")
+    add("--overwrite", action="store_true", help="replace the run in --out")
+    add("--adapter", metavar="FILE", help="a saved adapter to score, predict or export")
     evaluate = "score --adapter (E2E: into --out, or eval/ beside it); no training"
-    group.add_argument("--eval-only", action="store_true", help=evaluate)
-    group.add_argument("--export", metavar="DIR", help="write the merged model in HuggingFace's layout")
+    add("--eval-only", action="store_true", help=evaluate)
+    add("--export", metavar="DIR", help="write the merged model in HuggingFace's layout")
     parser.set_defaults(submit=None, predict_file=None)  # not every script has these
 
 
@@ -202,11 +189,10 @@ def fill_in(args, layout, shared, mini, mini_data):
             setattr(args, name, None)
     for name in ("seed", "frozen_seed"):
         if not 0 <= (getattr(args, name) or 0) < 2**32:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} {getattr(args, name)}: expected 0 to {2**32 - 1}")
-    if wrong := set(args.targets or "") - set("qkvoud"):
-        letters = "expected letters of qkvoud with nothing between them, such as qv"
-        raise UserError(f"--targets {args.targets}: '{min(wrong)}' matches no layer: {letters}")
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} {getattr(args, name)}: expected 0 to {2**32 - 1}")
+    if set(args.targets or "") - set("qkvoud"):
+        raise UserError(f"--targets {args.targets}: expected letters of qkvoud with nothing between them")
     if args.submit:
         check_writable("--submit", Path(args.submit))
     if args.export:
@@ -221,8 +207,8 @@ def fill_in(args, layout, shared, mini, mini_data):
     args.head_lr = args.head_lr or args.lr
     if bundled and not args.adapter:
         chosen = {name: getattr(args, name) for name in (*mini, "lr")}
-        what = "model and data, with settings of their own" if mini_data else "model, with its settings"
-        print(f"mini: the bundled {what}: {listed(chosen)}")
+        what = "model and data" if mini_data else "model"
+        print(f"mini: the bundled {what}, with settings of their own: {listed(chosen)}")
 
 
 def task_of_adapter(args):
@@ -251,9 +237,8 @@ def check_adapter(args, methods):
     if found["task"] != args.task:
         raise UserError(f"{args.adapter}: trained on {found['task']}, not {args.task}")
     if found["method"] not in methods:
-        raise UserError(
-            f"{args.adapter}: made with --method {found['method']}: this script has {' '.join(methods)}"
-        )
+        expected = f"this script has {' '.join(methods)}"
+        raise UserError(f"{args.adapter}: made with --method {found['method']}: {expected}")
     for key, value in {"method": found["method"], **found["config"]}.items():
         given = vars(args).get(key)
         if given is None:
@@ -275,23 +260,18 @@ def run_folders(args):
             check_writable("--out", folder)
         if not args.adapter:
             check_out(folder, args.resume, args.overwrite)
-    return out, [
-        argparse.Namespace(**vars(args) | {"seed": s, "out": folder}) for s, folder in folders.items()
-    ]
+    each = ({"seed": seed, "out": folder} for seed, folder in folders.items())
+    return out, [argparse.Namespace(**vars(args) | own) for own in each]
 
 
 def say_cut(cut, total, max_len):
-    """Prints how many of `total` texts were cut, if any was."""
     if cut:
-        print(
-            f"{cut:,} of {total:,} texts are longer than --max-len {max_len} tokens: their ends are cut off"
-        )
+        print(f"{cut:,} of {total:,} texts are longer than --max-len {max_len}: their ends are cut off")
 
 
 def check_max_len(args, longest, shortest=1):
     """Sets --max-len if it was left out. Raises UserError if the model's position table is shorter."""
     if args.max_len and not shortest <= args.max_len <= longest:
-        raise UserError(
-            f"--max-len {args.max_len}: expected {shortest} to {longest}, what the position table holds"
-        )
+        expected = f"expected {shortest} to {longest}, what the position table holds"
+        raise UserError(f"--max-len {args.max_len}: {expected}")
     args.max_len = args.max_len or min(METHODS[args.method].max_len or 512, longest)

@@ -73,10 +73,8 @@ class Run:
         self.steps, self.total = steps, args.epochs * steps
         self.warmup = int(args.warmup if args.warmup >= 1 else args.warmup * self.total)
         if self.warmup > self.total:
-            raise UserError(
-                f"--warmup {args.warmup:g}: longer than the run, whose {self.total} steps would never reach "
-                "--lr: give fewer steps, or a share below 1"
-            )
+            expected = f"expected at most {self.total}, the run's steps, or a share below 1"
+            raise UserError(f"--warmup {args.warmup:g}: {expected}")
         self.epoch = self.position = self.step = self.seen = 0
         self.loss_sum, self.seconds, self.log, self.best, self.last = 0.0, 0.0, [], None, None
         self.energy = {"utilisation": 0.0, "power": 0.0}  # kWh, before a resumption
@@ -92,9 +90,9 @@ class Run:
         for lock in Run.locks:
             lock.close()
         Run.locks = [alone_in(folder) for folder in ([args.out.parent] if args.seeds else []) + [args.out]]
-        saved = open_folder(args.out, settings, args.resume, args.overwrite)
-        if saved:
-            self._restore(saved)
+        resumed = open_folder(args.out, settings, args.resume, args.overwrite)
+        if resumed:
+            self._restore(args.out / "checkpoint.pt")
         else:
             self.save()  # so that a run that is killed at any moment has a checkpoint
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -102,18 +100,17 @@ class Run:
         self.saved_at = time.time()
 
         counts = {"adapter": count(adapter.values()), "head": count(head.values())}
-        self.parameters = counts | {
-            "frozen": count(p for p in self.model.parameters() if not p.requires_grad)
-        }
+        frozen = count(p for p in self.model.parameters() if not p.requires_grad)
+        self.parameters = counts | {"frozen": frozen}
         and_head, head_lr = (f" + {counts['head']:,} head", f" (head {args.head_lr:g})") if head else ("", "")
-        frozen = f"{self.parameters['frozen']:,} are frozen"
-        print(f"{args.method}: {counts['adapter']:,} adapter{and_head} parameters are trained, {frozen}")
+        trained = f"{counts['adapter']:,} adapter{and_head} parameters are trained"
+        print(f"{args.method}: {trained}, {frozen:,} are frozen")
         print(
             f"{args.epochs} epochs of {self.steps:,} steps of {args.batch_size * args.accumulate} examples; "
             f"AdamW, lr {args.lr:g}{head_lr}, {self.warmup} warm-up steps; "
             f"{self.device}, {str(dtype)[6:]}, seed {args.seed}"
         )
-        if saved:
+        if resumed:
             print(f"goes on after epoch {self.epoch}, step {self.step} of {self.total}")
 
     def remaining(self, groups):
@@ -149,21 +146,12 @@ class Run:
 
     def end_epoch(self, scores, better):
         """Logs the epoch and writes the folder's files; adapter.pt is this epoch's where it is `better`."""
-        train_loss = self.loss_sum / self.seen
-        row = {
-            "epoch": self.epoch + 1,
-            "step": self.step,
-            "train_loss": train_loss,
-            **scores,
-            "lr": self.lr(),
-        }
-        timing = {
-            "seconds": self.elapsed(),
-            "energy_kwh": self.spent(),
-            f"{self.unit}_per_second": self.speed(),
-        }
+        train_loss, self.epoch = self.loss_sum / self.seen, self.epoch + 1
+        row = {"epoch": self.epoch, "step": self.step, "train_loss": train_loss, **scores, "lr": self.lr()}
+        timing = {"seconds": self.elapsed(), "energy_kwh": self.spent()}
+        timing[f"{self.unit}_per_second"] = self.speed()
         self.log.append(row | {"timing": timing})
-        self.epoch, self.position, self.seen, self.loss_sum = self.epoch + 1, 0, 0, 0.0
+        self.position, self.seen, self.loss_sum = 0, 0, 0.0
         self.last = {"epoch": self.epoch, **scores}
         write_adapter(self.args.out / "adapter-last.pt", self.args, self.model, self.base)
         if better:
@@ -194,10 +182,8 @@ class Run:
         if not all(p.isfinite().all() for p in tensors.values()):
             raise self._not_finite()
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        state = {key: getattr(self, key) for key in self.STATE} | {
-            "seconds": self.elapsed(),
-            "energy": self.spent(),
-        }
+        state = {key: getattr(self, key) for key in self.STATE}
+        state |= {"seconds": self.elapsed(), "energy": self.spent()}
         state |= {"tensors": tensors, "optimizer": self.optimizer.state_dict()}
         save(self.args.out / "checkpoint.pt", state | {"rng": {"cpu": torch.get_rng_state(), "cuda": cuda}})
         self.saved_at = time.time()
@@ -218,9 +204,10 @@ class Run:
     def lr(self):
         return self.optimizer.param_groups[0]["lr"]
 
-    def _restore(self, saved):
+    def _restore(self, path):
         adapter, head = trainable(self.model)
         try:
+            saved = read_dict(path, "tensors", "optimizer", "rng", *Run.STATE)
             copy_tensors(saved["tensors"], adapter | head)
             self.optimizer.load_state_dict(saved["optimizer"])
             if saved["step"] and not self.optimizer.state:
@@ -229,7 +216,7 @@ class Run:
             if self.device.type == "cuda" and saved["rng"]["cuda"] is not None:
                 torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-            problem = f"{self.args.out / 'checkpoint.pt'}: no state to go on from ({first_line(error)})"
+            problem = f"{path}: no state to go on from ({first_line(error)})"
             raise UserError(f"{problem}: --overwrite starts the run anew") from None
         for key in self.STATE:
             setattr(self, key, saved[key])
@@ -270,15 +257,13 @@ def clock(seconds):
 
 def check_writable(option, folder):
     """Raises UserError if no file can be made in `folder`, or where it would have to be made; leaves none."""
+    whole = folder.absolute()
     try:
-        there, missing = folder.absolute(), []
-        while not os.path.lexists(there):
-            there, missing = there.parent, [there.name, *missing]
-        for name in missing:
+        there = next(filter(os.path.lexists, [whole, *whole.parents]))
+        for name in whole.relative_to(there).parts:
             with contextlib.suppress(FileNotFoundError):
                 (there / name).lstat()  # finds a name that is too long
-        with TemporaryFile(dir=there):
-            pass
+        TemporaryFile(dir=there).close()
     except OSError as error:
         raise UserError(
             f"{option} {folder}: {error.strerror}: expected a folder that can be written"
@@ -286,13 +271,10 @@ def check_writable(option, folder):
 
 
 def check_export(folder):
-    """Raises UserError unless `folder` is free or empty: no file, and no other model, is written over."""
+    """Raises UserError unless `folder` is new or empty: other files might be lost, or read with the model."""
     check_writable("--export", folder)
-    if found := sorted(folder.iterdir()) if folder.exists() else ():
-        raise UserError(
-            f"--export {folder}: holds {found[0].name}, which might be lost or read with the new model: "
-            "name a new or empty folder"
-        )
+    if found := folder.exists() and sorted(folder.iterdir()):
+        raise UserError(f"--export {folder}: holds {found[0].name}: name a new or empty folder")
 
 
 def check_out(folder, resume, overwrite):
@@ -319,43 +301,34 @@ def alone_in(folder):
 
 
 def open_folder(folder, settings, resume, overwrite):
-    """Begins a run folder with args.json; with --resume it returns what checkpoint.pt holds, else None.
+    """Begins a run folder with args.json. True if there is training to --resume.
 
-    Raises UserError as `check_out` does, if the run had other settings, and without checkpoint.pt.
+    Raises UserError as `check_out` does, and if the run had other settings.
     """
     present = check_out(folder, resume, overwrite)
-    if resume and present in ([], ["args.json"]):
+    begun = present not in ([], ["args.json"])
+    if resume and not begun:
         print(f"--resume: {folder} holds no training yet: starts from the beginning")
     if resume and present:
         recorded = recorded_settings(folder / "args.json")
         for key, value in settings.items():
             before = recorded.get(key)
             if (before or None) != (value or None):  # a switch that is off may be False, None or not there
-                raise UserError(
-                    f"--resume: {folder} was started with {key} {before}, not {value}: "
-                    "give the same arguments, or another --out"
-                )
-        if present == ["args.json"]:
-            return None
-        if "checkpoint.pt" not in present:
-            raise UserError(
-                f"--resume: {folder} holds {present[-1]} and no checkpoint.pt to go on from: "
-                "--overwrite starts the run anew"
-            )
-        return read_dict(folder / "checkpoint.pt", "tensors", "optimizer", "rng", *Run.STATE)
+                other = f"{folder} was started with {key} {before}, not {value}"
+                raise UserError(f"--resume: {other}: give the same arguments, or another --out")
+        return begun
     for name in present:
         (folder / name).unlink()
     write_json(folder / "args.json", {"args": settings, **environment()})
-    return None
+    return False
 
 
 def recorded_settings(path):
-    """What a run was started with. Raises UserError if its args.json is missing or damaged."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))["args"])
     except (OSError, ValueError, KeyError, TypeError):
-        problem = f"{path}: missing or damaged: expected what the run was started with"
-        raise UserError(f"--resume: {problem}; --overwrite starts it anew") from None
+        expected = "expected what the run was started with; --overwrite starts it anew"
+        raise UserError(f"--resume: {path}: missing or damaged: {expected}") from None
 
 
 def environment():
@@ -381,22 +354,21 @@ def environment():
 
 
 def say_next(args, layout, *given):
-    """Prints where a finished run is, and the commands that score, use and hand on its adapter.
-
-    given  names of arguments that these commands need as well
-    """
+    """Prints the commands that score, use and hand on a finished run's adapter with the arguments `given`."""
     command = ["python", Path(sys.argv[0]).name]
     for name in given:
         value = getattr(args, name)
         if value and not Path(value).is_relative_to(MINI):
             command += [f"--{name.replace('_', '-')}", value]
-    command = shlex.join([*command, "--adapter", str(args.out / "adapter.pt")])
+    command += ["--adapter", str(args.out / "adapter.pt")]
     uses = ["--eval-only", "--predict …"]
     if layout in METHODS[args.method].merges:
         uses.append("--export DIR")
     elif layout == ENCODER:
         uses.append("--submit DIR")
-    print("\n  ".join([f"{args.out}: the run; what to do with it:", *(f"{command} {use}" for use in uses)]))
+    print(f"{args.out}: the run; what to do with it:")
+    for use in uses:
+        print(f"  {shlex.join(command)} {use}")
 
 
 # ---- over seeds
@@ -427,15 +399,11 @@ def report(results, out, seeds, keys):
         together[name] = {key: pair[i] for key, pair in both.items()}
     write_json(out / "result.json", {**together, "seeds": list(range(seeds)), "runs": results})
     for key, (mean, std) in both.items():
-        means = (
-            f"{name} {value:.4f} ± {std[name] or 0:.4f}" for name, value in mean.items() if value is not None
-        )
-        print(f"{key} of {len(results)} seeds: {', '.join(means)}")
+        known = [name for name in mean if mean[name] is not None]
+        means = ", ".join(f"{name} {mean[name]:.4f} ± {std[name] or 0:.4f}" for name in known)
+        print(f"{key} of {len(results)} seeds: {means}")
 
 
 def listed(values, floats="g"):
     """{"lr": 0.01, "epochs": 8} -> "lr 0.01, epochs 8"."""
-    parts = (
-        (key, format(value, floats) if isinstance(value, float) else value) for key, value in values.items()
-    )
-    return ", ".join(f"{key} {value}" for key, value in parts)
+    return ", ".join(f"{k} {format(v, floats) if isinstance(v, float) else v}" for k, v in values.items())

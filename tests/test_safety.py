@@ -66,7 +66,7 @@ def test_an_export_never_joins_another_models_files(glue, command, tmp_path, cap
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / name).write_text("another model's")
     line = fails(capsys, glue, *command, "--export", tmp_path / "other")
-    assert f"holds {name}, which might be lost" in line
+    assert f"holds {name}: name a new or empty folder" in line
     assert bytes_of(tmp_path / "other") == {name: b"another model's"} and not (tmp_path / "out").exists()
 
 
@@ -121,7 +121,7 @@ def test_resuming_without_the_checkpoint_stops(glue, command, tmp_path, capsys):
     (out / "checkpoint.pt").unlink()
     kept = bytes_of(out)
     line = fails(capsys, glue, *command, "--resume")
-    assert "no checkpoint.pt to go on from: --overwrite starts the run anew" in line
+    assert "checkpoint.pt: No such file or directory): --overwrite starts the run anew" in line
     assert bytes_of(out) == kept
 
 
@@ -264,8 +264,8 @@ def test_a_full_disk_in_export_and_in_a_download(glue, command, tmp_path, capsys
         (["--r", 10**18], "not enough memory ("),
         (["--r", 10**30], "not enough memory ("),
         (["--device", "meta"], "--device meta: not available"),
-        (["--warmup", "1e9"], "--warmup 1e+09: longer than the run, whose 5 steps would never reach --lr"),
-        (["--targets", "q,v"], "--targets q,v: ',' matches no layer: expected letters of qkvoud"),
+        (["--warmup", "1e9"], "--warmup 1e+09: expected at most 5, the run's steps"),
+        (["--targets", "q,v"], "--targets q,v: expected letters of qkvoud"),
     ],
 )
 def test_bad_arguments_end_in_one_line(glue, command, tmp_path, capsys, arguments, message):
@@ -336,7 +336,7 @@ def test_texts_that_are_cut_are_counted(glue, command, tiny_glue, capsys):
     glue(*command, "--max-len", 32)
     printed = capsys.readouterr().out
     assert printed.count("longer than") == 1
-    assert "2 of 4 texts are longer than --max-len 32 tokens: their ends are cut off" in printed
+    assert "2 of 4 texts are longer than --max-len 32: their ends are cut off" in printed
 
 
 # ---- after a run
