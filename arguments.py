@@ -91,21 +91,16 @@ def add_arguments(parser, layout, defaults):
     methods = methods_of(layout)
     sizes = listed({name: METHODS[name].r[layout] for name in methods if layout in METHODS[name].r})
     rates = listed({name: METHODS[name].lr[layout] for name in methods if METHODS[name].lr[layout]})
-    taken = {option for name in methods for option in METHODS[name].takes}
 
     add = parser.add_argument_group("method").add_argument
     add("--method", choices=methods, help=f"(default: {defaults.get('method', 'hut')})")
-    add(
-        "--r",
-        type=int,
-        help="the method's size: its rank, its width, its number of coefficients or of vectors "
-        f"(default: {sizes})",
-    )
+    size = "the method's size: its rank, its width, its number of coefficients or of vectors"
+    add("--r", type=int, help=f"{size} (default: {sizes})")
     for name, option in OPTIONS.items():
-        if name not in taken:
+        takers = {m: METHODS[m].takes[name] for m in methods if name in METHODS[m].takes}
+        if not takers:
             parser.set_defaults(**{name: None})
             continue
-        takers = {m: METHODS[m].takes[name] for m in methods if name in METHODS[m].takes}
         values = ", ".join(dict.fromkeys("off" if v is False else str(v) for v in takers.values()))
         described = f"{option['help']}; for {' '.join(takers)} (default: {values})"
         add("--" + name.replace("_", "-"), **option | {"help": described})
@@ -123,33 +118,20 @@ def add_arguments(parser, layout, defaults):
     add("--epochs", type=whole, help=f"(default: {defaults['settings']})")
     add("--batch-size", type=whole, help=f"examples a batch (default: {defaults['settings']})")
     add("--accumulate", type=whole, default=1, help="batches an optimiser step (default: 1)")
-    add(
-        "--lr",
-        type=positive,
-        help="peak learning rate (default: the paper's, where it prints one for method and task; "
-        f"else ours: {rates})",
-    )
+    rate = "peak learning rate (default: the paper's, where it prints one for method and task; else ours: "
+    add("--lr", type=positive, help=f"{rate}{rates})")
     add("--head-lr", type=positive, help="that of the head (default: --lr; the paper names one rate)")
     warmup = f"below 1 a share of all steps, else steps (default: {defaults['warmup']})"
     add("--warmup", type=not_negative, help=warmup)
-    add(
-        "--weight-decay",
-        type=not_negative,
-        metavar="W",
-        help="AdamW's; it pulls M_A, M_B and gamma to 0, not to the frozen model's 1 "
-        f"(default: {defaults['weight_decay']})",
-    )
+    decay = "AdamW's; it pulls M_A, M_B and gamma to 0, not to the frozen model's 1"
+    decay += f" (default: {defaults['weight_decay']})"
+    add("--weight-decay", type=not_negative, metavar="W", help=decay)
     add("--clip", type=positive, metavar="NORM", help="clip the gradient's norm (default: no clipping)")
-    add(
-        "--dropout",
-        type=probability,
-        metavar="P",
-        help=f"everywhere that is trained (default: {defaults['dropout']})",
-    )
-    longest = defaults.get(
-        "max_len", "the paper's: 512, or 128 for lora, houlsby and pfeiffer; at most the position table"
-    )
-    add("--max-len", type=whole, metavar="TOKENS", help=f"truncate to this (default: {longest})")
+    dropout = f"everywhere that is trained (default: {defaults['dropout']})"
+    add("--dropout", type=probability, metavar="P", help=dropout)
+    paper = "the paper's: 512, or 128 for lora, houlsby and pfeiffer; at most the position table"
+    longest = f"truncate to this (default: {defaults.get('max_len', paper)})"
+    add("--max-len", type=whole, metavar="TOKENS", help=longest)
     seeds = group.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=int, help="(default: 0)")
     seeds.add_argument("--seeds", type=whole, metavar="N", help="run seeds 0 … N−1 and report mean ± std")
@@ -191,8 +173,9 @@ def fill_in(args, layout, shared, mini, mini_data):
         if not 0 <= (getattr(args, name) or 0) < 2**32:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} {getattr(args, name)}: expected 0 to {2**32 - 1}")
-    if set(args.targets or "") - set("qkvoud"):
-        raise UserError(f"--targets {args.targets}: expected letters of qkvoud with nothing between them")
+    if wrong := set(args.targets or "") - set("qkvoud"):
+        problem = f"'{min(wrong)}' matches no layer: expected letters of qkvoud with nothing between them"
+        raise UserError(f"--targets {args.targets}: {problem}")
     if args.submit:
         check_writable("--submit", Path(args.submit))
     if args.export:

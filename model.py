@@ -245,18 +245,17 @@ class Pretrained(nn.Module):
         ours = self.state_dict()
         names = {self._their_name(name).removeprefix(self.PREFIX): name for name in ours}
         expected = self._to_file({key: ours[name].to("meta") for key, name in names.items()})
-        expected = {key: tuple(tensor.shape) for key, tensor in expected.items()}
         head = [key for key in expected if key.startswith(self.HEAD)]
         if not any(key in state for key in head):
-            expected = {key: shape for key, shape in expected.items() if key not in head}
-        found = {key: tuple(tensor.shape) for key, tensor in state.items()}
-        for key, shape in expected.items():
-            if key not in found:
-                raise wrong(key, f"is missing: expected shape {shape}")
-            if found[key] != shape:
-                raise wrong(bare[key], f"has shape {found[key]}: expected {shape}")
-        for key, shape in found.items():
+            expected = {key: tensor for key, tensor in expected.items() if key not in head}
+        for key, tensor in expected.items():
+            if key not in state:
+                raise wrong(key, f"is missing: expected shape {tuple(tensor.shape)}")
+            if (shape := tuple(state[key].shape)) != tensor.shape:
+                raise wrong(bare[key], f"has shape {shape}: expected {tuple(tensor.shape)}")
+        for key, tensor in state.items():
             if key not in expected and not without_layer(key)[0].startswith(self.DROPPED):
+                shape = tuple(tensor.shape)
                 raise wrong(bare[key], f"of shape {shape} is not expected in a {self.architecture}")
         state = self._from_file({key: state[key] for key in expected})
         self.load_state_dict({names[key]: tensor for key, tensor in state.items()}, strict=False)
@@ -269,7 +268,7 @@ def without_layer(name):
 
 
 def read_json(path):
-    """A JSON object as a dict. Raises ValueError if the file is missing or holds something else."""
+    """The JSON object of a file, or ValueError."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -282,7 +281,7 @@ def read_json(path):
 
 
 def read_config(directory, config_class, *model_types):
-    """config.json as `config_class`, which takes its fields' keys. Raises ValueError for another model."""
+    """config.json as `config_class`, which takes its fields' keys, or ValueError."""
     path = Path(directory) / "config.json"
     found = read_json(path)
     if found.get("model_type") not in model_types:

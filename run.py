@@ -223,11 +223,9 @@ class Run:
 
     def _not_finite(self):
         good = self.args.out / "checkpoint.pt"
+        where = f"step {self.step + 1} of {self.total}, task {self.args.task}, lr {self.lr():g}"
         kept = f"; {good} is the last good state" if good.exists() else ""
-        return UserError(
-            f"the loss is not finite at step {self.step + 1} of {self.total}, task {self.args.task}, "
-            f"lr {self.lr():g}: lower --lr{kept}"
-        )
+        return UserError(f"the loss is not finite at {where}: lower --lr{kept}")
 
     def _stop(self, number, frame):
         """Notes Ctrl-C, so that the step can end and be saved; a second one ends the program at once."""
@@ -310,7 +308,12 @@ def open_folder(folder, settings, resume, overwrite):
     if resume and not begun:
         print(f"--resume: {folder} holds no training yet: starts from the beginning")
     if resume and present:
-        recorded = recorded_settings(folder / "args.json")
+        path = folder / "args.json"
+        try:
+            recorded = dict(json.loads(path.read_text(encoding="utf-8"))["args"])
+        except (OSError, ValueError, KeyError, TypeError):
+            expected = "expected what the run was started with; --overwrite starts it anew"
+            raise UserError(f"--resume: {path}: missing or damaged: {expected}") from None
         for key, value in settings.items():
             before = recorded.get(key)
             if (before or None) != (value or None):  # a switch that is off may be False, None or not there
@@ -321,14 +324,6 @@ def open_folder(folder, settings, resume, overwrite):
         (folder / name).unlink()
     write_json(folder / "args.json", {"args": settings, **environment()})
     return False
-
-
-def recorded_settings(path):
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["args"])
-    except (OSError, ValueError, KeyError, TypeError):
-        expected = "expected what the run was started with; --overwrite starts it anew"
-        raise UserError(f"--resume: {path}: missing or damaged: {expected}") from None
 
 
 def environment():

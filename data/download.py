@@ -88,13 +88,12 @@ def load_splits(read, layouts, download, data, train_file, dev_file, splits):
     download  returns the folder, where `data` is None
     """
     given = {"train": train_file, "dev": dev_file}
-    folder = Path(data) if data else None
     found = {}
     for split in splits:
         path = given.get(split)
         if not path:
-            folder = folder or download()
-            paths = [folder / names[split] for names in layouts]
+            data = Path(data or download())
+            paths = [data / names[split] for names in layouts]
             path = next((path for path in paths if path.exists()), paths[0])
         found[split] = read(path)
     return found

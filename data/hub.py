@@ -22,7 +22,6 @@ from model import (
 )
 from read.t5 import T5
 
-FILES = (("config.json",), ("tokenizer.json",), WEIGHTS)  # fetched: of each, the first that is there
 MINI = Path(__file__).parent / "mini"
 MODELS = {  # config.json's model_type: the classes that stand for it, by what a script does with them
     **{kind: {"classifier": RobertaClassifier, "span": RobertaSpan} for kind in RobertaModel.TYPES},
@@ -34,7 +33,7 @@ MODELS = {  # config.json's model_type: the classes that stand for it, by what a
 def open_checkpoint(name_or_directory, use, mini):
     """A checkpoint's (directory, class for `use`, configuration, tokenizer). `mini`: the bundled one's place.
 
-    Raises UserError as the functions below do, and for a model that MODELS does not have for this use.
+    Raises UserError as the functions below do, and for a model that is not for this use.
     """
     directory = checkpoint(mini if name_or_directory == "mini" else name_or_directory)
     classes = {kind: row[use] for kind, row in MODELS.items() if use in row}
@@ -67,7 +66,7 @@ def checkpoint(name_or_directory):
         return fetch(*others)
 
     try:
-        for files in FILES:
+        for files in (("config.json",), ("tokenizer.json",), WEIGHTS):  # of each, the first that is there
             path = fetch(*files)
         if path.suffix == ".json":
             for files in {(file,) for file in read_index(path).values()}:
@@ -87,7 +86,7 @@ def checkpoint(name_or_directory):
 
 
 def load_tokenizer(directory, vocab_size):
-    """A checkpoint's tokenizer. Raises UserError if it is missing or has more than `vocab_size` tokens."""
+    """A checkpoint's tokenizer of at most `vocab_size` tokens, or UserError."""
     path = Path(directory) / "tokenizer.json"
     try:
         refuse_pointer(path)

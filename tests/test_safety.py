@@ -265,7 +265,7 @@ def test_a_full_disk_in_export_and_in_a_download(glue, command, tmp_path, capsys
         (["--r", 10**30], "not enough memory ("),
         (["--device", "meta"], "--device meta: not available"),
         (["--warmup", "1e9"], "--warmup 1e+09: expected at most 5, the run's steps"),
-        (["--targets", "q,v"], "--targets q,v: expected letters of qkvoud"),
+        (["--targets", "q,v"], "--targets q,v: ',' matches no layer: expected letters of qkvoud"),
     ],
 )
 def test_bad_arguments_end_in_one_line(glue, command, tmp_path, capsys, arguments, message):
