@@ -359,7 +359,7 @@ def say_next(args, layout, *given):
     uses = ["--eval-only", "--predict …"]
     if layout in METHODS[args.method].merges:
         uses.append("--export DIR")
-    elif layout == ENCODER:
+    elif layout == ENCODER and args.task != "own":
         uses.append("--submit DIR")
     print(f"{args.out}: the run; what to do with it:")
     for use in uses:

@@ -28,7 +28,6 @@ from data import UserError, as_user_error, glue, no_nan, table, write_text
 from data.batching import Batches, Tokens, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
-from methods import METHODS
 from metrics import glue_scores, worth
 from predict import Predictor, all_logits, predictions
 from read.cache import FromStates, cached_states
@@ -257,8 +256,7 @@ def main():
     if not args.adapter:
         results = [train(one, model_class, checkpoint_dir, sets, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last"))
-        if not own or "encoder" in METHODS[args.method].merges:  # where say_next offers no --submit
-            say_next(runs[0], "encoder", *(["train_file"] if own else ["task", "data"]), "dev_file")
+        say_next(runs[0], "encoder", *(["train_file"] if own else ["task", "data"]), "dev_file")
     if not (args.eval_only or args.submit or args.export):
         return
 
