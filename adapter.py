@@ -1,157 +1,166 @@
-"""A trained adapter: the model it goes into, its file on disk, and the merged model that is exported."""
+"""A trained adapter at work: texts in; classes, numbers, answers or texts out."""
 
 import argparse
-import hashlib
-import os
-from pathlib import Path
+import math
 
 import torch
-from torch import nn
+from tqdm import tqdm
 
-from data import UserError, as_user_error
-from data.hub import copy_tokenizer
-from hut import copy_tensors
-from methods import OPTIONS, adapt, merge
-from model import load_file, write_file, writing
+from arguments import check_max_len, say_cut
+from data import UserError, as_user_error, e2e, glue, squad
+from data.batching import Tokens, sorted_batches
+from data.hub import MINI, open_checkpoint
+from data.table import task_of
+from device import autocast, pick_device
+from methods import DECODER, METHODS
+from weights import merged, read_adapter, trained
 
-KEYS = ("method", "config", "task", "base", "adapter", "head")
-# what "config" holds of a script's arguments; the last three describe a table
-RECORDED = ("r", *OPTIONS, "model", "max_len", "doc_stride", "text", "label", "labels")
-LARGEST_DIFFERENCE = 1e-3  # of a logit, merged − unmerged, in float32
+SEARCH = {  # the paper's Table 7, and LoRA's decoder's: the paper's settings are LoRA's
+    "beam_size": 10, "length_penalty": 0.9, "no_repeat_ngram": 4,
+    "ngram_scope": "completion", "max_new_tokens": 64,
+}  # fmt: skip
+EVAL_BATCH, SPAN_BATCH = 64, 32
+USES = {  # where the bundled model for it is, and how many tokens hold something of every text
+    "classifier": ("roberta", 3), "span": ("roberta", 5), "generator": ("gpt2", 1), "text to text": ("t5", 0),
+}  # fmt: skip
 
-# ---- the model
 
+class Predictor:
+    """A trained adapter in its model: called with a list of texts, or of pairs, it answers each in order.
 
-def prepare(args, model_class, directory, device, **options):
-    """(the model on `device`, frozen and with args.method in it; the fingerprint of its base).
-
-    A head that the checkpoint does not have, and all that is trained, are drawn from args.seed.
+    With (label, probability), (number, None) of a regression, (answer, probability) to a question and its
+    text, a sentence for "name[…], food[…]", and a T5 with a label alone.
     """
-    torch.manual_seed(args.seed)
-    with as_user_error():
-        model = model_class.from_pretrained(directory, **options)
-        base = fingerprint(model)
-        model = adapt(model.to(device), args.method, vars(args))
-    if args.dropout is not None:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = args.dropout
-    return model, base
+
+    def __init__(self, args, expected=None):
+        """args: a script's, which has one use for a model, or those of `adapter.load`."""
+        use = {"e2e": "generator", "squad": "span"}.get(args.task)
+        self.task = None if use else task_of(args)
+        self.use = use or ("classifier" if read_adapter(args.adapter)["head"] else "text to text")
+        if expected not in (None, self.use):
+            raise UserError(f"{args.adapter}: an adapter of a {self.use} model: expected a {expected}'s")
+        self.args, self.texts = args, len(self.task.texts) if self.task else 1 + (use == "span")
+        self.on = device, _ = pick_device(args.device, args.dtype)
+        folder, shortest = USES[self.use]
+        try:
+            base, model_class, config, self.tokenizer = open_checkpoint(args.model, self.use, MINI / folder)
+        except UserError as error:
+            raise UserError(f"{args.adapter}: its base: {error}") from None
+        if shortest:
+            check_max_len(args, config.max_length, shortest)
+        options = {"num_labels": self.task.num_labels} if self.use == "classifier" else {}
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self.model = trained(args.adapter, args, model_class, base, device, **options)
+
+    def __call__(self, texts, title=None):
+        items = [(item,) if isinstance(item, str) else tuple(item) for item in texts]
+        for item in items:
+            if isinstance(texts, str) or [type(text) for text in item] != [str] * self.texts:
+                raise UserError(f"{self.args.task}: expected {self.texts} text(s) an item, found {item}")
+        if not items:
+            return []
+        args, model, tokenizer = given = self.args, self.model, self.tokenizer
+        if self.use == "generator":
+            with as_user_error():
+                contexts = [e2e.linearise(text) for (text,) in items]
+            return generate(*given, contexts, *self.on)
+        if self.use == "text to text":
+            return written(*given, sources_of(args, tokenizer, items), *self.on)
+        if self.use == "span":
+            questions = [squad.Question(str(i), *item) for i, item in enumerate(items)]
+            windows = squad.encode(tokenizer, questions, args.max_len, args.doc_stride)
+            return answers_of(model, questions, windows, *self.on)
+        ids = glue.encode(tokenizer, [glue.Example(*(*item, None)[:2], None) for item in items], args.max_len)
+        tokens = Tokens(ids, model.config.pad_token_id, self.on[0])
+        logits = all_logits(model, tokens, *self.on, title)
+        if not self.task.labels:
+            return [(number, None) for number in logits[:, 0].tolist()]
+        rows = zip(predictions(logits), logits.softmax(1).tolist(), strict=True)
+        return [(self.task.label_names[best], row[best]) for best, row in rows]
 
 
-def trained(path, args, model_class, directory, device, **options):
-    """The model that an adapter file was trained in, with its tensors, in eval mode; see `prepare`."""
-    model, base = prepare(args, model_class, directory, device, **options)
-    load_adapter(path, args, model, base)
-    return model.eval()
+# ---- classes and numbers
 
 
-def fingerprint(model):
-    """sha256 over the names, shapes and bytes of a plain model's tensors, the head's left out."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith(model.HEAD):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
+def all_logits(model, inputs, device, dtype, title=None):
+    """(N, num_labels) float32, in the order of `inputs`; `title` is a progress bar's."""
+    model.eval()
+    logits = torch.empty(len(inputs.lengths), model.num_labels)
+    with torch.no_grad(), autocast(device, dtype):
+        batches = sorted_batches(inputs.lengths, EVAL_BATCH)
+        for batch in tqdm(batches, title, disable=None if title else True, leave=False):
+            logits[batch] = model(*inputs(batch)).float().cpu()
+    return logits
 
 
-def trainable(model):
-    """(adapter, head): the trainable parameters by name."""
-    tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    head = {name: p for name, p in tensors.items() if name.startswith(model.HEAD)}
-    return {name: p for name, p in tensors.items() if name not in head}, head
+def predictions(logits):
+    """Classes (N,), or scores (N,) of a model with one output."""
+    return logits[:, 0].numpy() if logits.shape[1] == 1 else logits.argmax(1).numpy()
 
 
-def count(tensors):
-    return sum(t.numel() for t in tensors)
+# ---- answers
 
 
-# ---- files
+@torch.no_grad()
+def answers_of(model, questions, windows, device, dtype):
+    """[(answer, its probability)], one for each question: the likeliest span of all its windows."""
+    model.eval()
+    best = [("", -math.inf)] * len(questions)
+    for batch in sorted_batches([len(window.ids) for window in windows], SPAN_BATCH):
+        some = [windows[i] for i in batch]
+        start, end, of_text = log_probabilities(model, some, device, dtype)
+        spans = (t.tolist() for t in squad.best_spans(start, end, of_text))
+        for window, first, last, score in zip(some, *spans, strict=True):
+            if score > best[window.question][1]:
+                answer = squad.cut(questions[window.question].context, window, first, last)
+                best[window.question] = answer, score
+    return [(answer, math.exp(score)) for answer, score in best]
 
 
-def write_adapter(path, args, model, base):
-    """Writes what `load_adapter` reads: the trained tensors, and which model they go into."""
-    config = {key: value for key, value in vars(args).items() if key in RECORDED}
-    if config.get("model", "mini") != "mini" and Path(args.model).is_dir():
-        config["model"] = os.path.abspath(args.model)  # for a process that is somewhere else
-    content = {"method": args.method, "config": config, "task": args.task, "base": base}
-    for key, part in zip(("adapter", "head"), trainable(model), strict=True):
-        content[key] = {name: p.detach().cpu() for name, p in part.items()}
-    save(path, content)
+def log_probabilities(model, windows, device, dtype):
+    """Log-probabilities of start and end, each (B, L), and where (B, L) an answer can be."""
+    ids, mask, of_text = squad.batch_of(windows, model.config.pad_token_id, device)
+    with autocast(device, dtype):
+        start, end = model(ids, mask)
+    return squad.log_probabilities(start, of_text), squad.log_probabilities(end, of_text), of_text
 
 
-def read_adapter(path):
-    return read_dict(path, *KEYS)
+# ---- texts
+
+
+def generate(args, model, tokenizer, contexts, device, dtype):
+    end = model.config.eos_token_id
+    prompts = [[*encoding.ids, end] for encoding in tokenizer.encode_batch(contexts)]
+    search = args.max_new_tokens, args.beam_size, args.length_penalty, args.no_repeat_ngram
+    if DECODER in METHODS[args.method].merges:
+        model = merged(model, args.method)  # a step of which computes less
+    with as_user_error(), autocast(device, dtype):
+        found = model.generate(prompts, *search, end, args.ngram_scope)
+    return [" ".join(text.split()) for text in tokenizer.decode_batch(found)]
+
+
+def sources_of(args, tokenizer, examples):
+    """What T5 reads, as token ids closed by the end token."""
+    tokenizer.enable_truncation(args.max_len)
+    sources = tokenizer.encode_batch([glue.source_text(args.task, example) for example in examples])
+    tokenizer.no_truncation()  # a label's word is never cut
+    say_cut(sum(bool(encoding.overflowing) for encoding in sources), len(sources), args.max_len)
+    return [encoding.ids for encoding in sources]
+
+
+def written(args, model, tokenizer, sources, device, dtype, batch_size=EVAL_BATCH):
+    """What the model writes for each source, greedily: as many tokens as the longest label has."""
+    longest = max(len(tokenizer.encode(word).ids) for word in glue.TEXT_TO_TEXT[args.task][1])
+    model.eval()
+    with as_user_error(), autocast(device, dtype):
+        found = model.generate(sources, longest, batch_size=batch_size)
+    # a sentinel or an unknown token is a part of what was written, and makes it no label
+    return [text.strip() for text in tokenizer.decode_batch(found, skip_special_tokens=False)]
 
 
 def load(path, model=None, device=None):
-    """A trained adapter as a predict.Predictor; `model` says where its base is, if that has moved."""
-    from predict import SEARCH, Predictor  # not at the top: it needs this module
-
+    """A trained adapter as a Predictor; `model` says where its base is, if that has moved."""
     found = read_adapter(path)
     given = {key: found[key] for key in ("method", "task")} | ({"model": str(model)} if model else {})
     given |= {"adapter": path, "device": device, "dtype": None, "seed": 0, "dropout": None}
     return Predictor(argparse.Namespace(**SEARCH | found["config"] | given))
-
-
-def load_adapter(path, args, model, base, with_head=True):
-    """Copies an adapter file's tensors into `model`, which `prepare` has made with the fingerprint `base`."""
-    found = read_adapter(path)
-    if found["method"] != args.method:
-        raise UserError(f"{path}: made with --method {found['method']}, not {args.method}")
-    if found["base"] != base:
-        known = f"{found['base'][:12]}…, this one is {base[:12]}…"
-        raise UserError(f"{path}: made on another base checkpoint ({known}): name that with --model")
-    adapter, head = trainable(model)
-    with as_user_error(f"{path}: "):
-        copy_tensors(found["adapter"], adapter)
-        if with_head:
-            copy_tensors(found["head"], head)
-
-
-def save(path, content):
-    write_file(path, lambda file: torch.save(content, file))
-
-
-def read_dict(path, *keys):
-    """The dict saved at `path`. UserError, naming the file, if it is damaged or lacks one of `keys`."""
-    try:
-        with as_user_error():
-            content = load_file(path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise UserError(f"{path}: not a file of this program: it has no '{missing[0]}'")
-    return content
-
-
-# ---- merging
-
-
-def merged(model, method):
-    with as_user_error():
-        return merge(model, method)
-
-
-def export(args, model, directory, logits, examples, **config):
-    """Writes the merged model to --export in HuggingFace's layout, if its logits are the unmerged one's.
-
-    directory  the checkpoint whose tokenizer goes with it
-    logits     a function of a model: its logits in float32 on the development set, batch by batch
-    examples   what these are of, in words
-    config     entries for config.json
-    """
-    plain, folder = merged(model, args.method).eval(), Path(args.export)
-    model.eval()
-    with torch.no_grad():
-        pairs = zip(logits(model), logits(plain), strict=True)
-        largest = max((ours - theirs).abs().max().item() for ours, theirs in pairs)
-    print(f"largest logit difference, merged − unmerged, on {examples}: {largest:.2e}")
-    if not largest <= LARGEST_DIFFERENCE:
-        raise UserError(f"--export: above {LARGEST_DIFFERENCE:g}; nothing was written")
-    plain.save_pretrained(folder, **config)
-    with writing(folder):
-        copy_tokenizer(directory, folder)
-    print(f"{folder}: the merged model, in HuggingFace's layout")

@@ -7,11 +7,11 @@ import re
 import sys
 from pathlib import Path
 
-from adapter import read_adapter
 from data import UserError, as_user_error
 from methods import METHODS, OPTIONS, check_merges, methods_of, settings
 from model import first_line
 from run import check_export, check_out, check_writable, listed
+from weights import read_adapter
 
 
 class Parser(argparse.ArgumentParser):

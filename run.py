@@ -24,13 +24,13 @@ import tokenizers
 import torch
 from tqdm import tqdm
 
-from adapter import count, read_dict, save, trainable, write_adapter
 from data import UserError, no_nan, write_json, write_json_lines
 from data.hub import MINI
 from device import Meter, gpu_of, peak_memory
 from hut import copy_tensors
 from methods import ENCODER, METHODS
 from model import first_line
+from weights import count, read_dict, save, trainable, write_adapter
 
 FILES = ("args.json", "metrics.jsonl", "result.json", "adapter.pt", "adapter-last.pt", "checkpoint.pt")
 # These arguments do not change what a run computes, and may differ when it is resumed.

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from adapter import count, export, load_adapter, prepare, trained
+from adapter import SEARCH, Predictor, generate
 from arguments import (
     Parser,
     add_arguments,
@@ -32,8 +32,8 @@ from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
 from methods import DECODER
 from metrics import e2e_report, e2e_scores
-from predict import SEARCH, Predictor, generate
 from run import Run, about, adamw, report, say_next, schedule
+from weights import count, export, load_adapter, prepare, trained
 
 DEFAULTS = {  # the paper's Table 7; it leaves open where dropout is: in all of GPT-2's own places here
     **{"method": "hut", "model": "gpt2-medium", "seed": 0},

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from adapter import export, load_adapter, prepare, trained
+from adapter import Predictor, all_logits, predictions
 from arguments import (
     Parser,
     add_arguments,
@@ -29,9 +29,9 @@ from data.batching import Batches, Tokens, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
 from metrics import glue_scores, worth
-from predict import Predictor, all_logits, predictions
 from read.cache import FromStates, cached_states
 from run import Run, adamw, report, say_next, schedule
+from weights import export, load_adapter, prepare, trained
 
 DEFAULTS = {"method": "hut", "model": "roberta-large", "warmup": 0.06, "weight_decay": 0, "seed": 0}
 MINI_SETTINGS = {"batch_size": 32, "epochs": 30}  # for the bundled model and data

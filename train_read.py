@@ -12,7 +12,7 @@ import time
 from torch import nn
 from torch.nn import functional as F
 
-from adapter import export, load_adapter, prepare, trained
+from adapter import EVAL_BATCH, Predictor, sources_of, written
 from arguments import Parser, add_arguments, fill_in, run_as_script, run_folders, task_of_adapter, whole
 from data import UserError, glue, no_nan
 from data.batching import Batches, pad, subset
@@ -20,8 +20,8 @@ from data.hub import MINI, open_checkpoint
 from device import autocast, peak_memory, pick_device
 from methods import T5
 from metrics import glue_scores, worth
-from predict import EVAL_BATCH, Predictor, sources_of, written
 from run import Run, adamw, report, say_next, schedule
+from weights import export, load_adapter, prepare, trained
 
 DEFAULTS = {  # the READ paper's; it names no warm-up, weight decay, patience or length
     **{"method": "read", "model": "t5-base", "epochs": 30, "batch_size": 96, "patience": 3},

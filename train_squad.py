@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from adapter import export, load_adapter, prepare, trained
+from adapter import Predictor, answers_of, log_probabilities
 from arguments import (
     Parser,
     add_arguments,
@@ -29,8 +29,8 @@ from data.hub import MINI, open_checkpoint
 from device import pick_device
 from methods import ENCODER
 from metrics import squad_scores
-from predict import Predictor, answers_of, log_probabilities
 from run import Run, adamw, listed, report, say_next, schedule
+from weights import export, load_adapter, prepare, trained
 
 DEFAULTS = {  # the paper names none for SQuAD: these are Table 6's for QNLI, whose pairs are made from SQuAD
     **{"method": "hut", "model": "roberta-large", "seed": 0},

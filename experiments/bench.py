@@ -27,7 +27,6 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from adapter import trainable
 from arguments import Parser, run_as_script, whole
 from data import UserError, as_user_error, glue
 from data.batching import Tokens, padding_share, shuffled_batches
@@ -41,6 +40,7 @@ from methods import DECODER, ENCODER, METHODS, adapt, merge, methods_of
 from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, RobertaClassifier
 from read.cache import FromStates, cached_states
 from read.t5 import T5, T5_BASE
+from weights import trainable
 
 LABEL = 4  # tokens that a T5 writes
 

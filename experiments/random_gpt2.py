@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from adapter import count
 from arguments import Parser, run_as_script, whole
 from data import e2e
 from data.mini.make import byte_level_bpe
 from model import GPT2, GPT2Config
+from weights import count
 
 
 def main():

@@ -27,7 +27,6 @@ from tokenizers import Tokenizer
 from torch import nn
 from tqdm import tqdm
 
-from adapter import load_adapter, prepare, read_adapter
 from arguments import Parser, run_as_script, whole
 from data import UserError, glue, squad
 from data.hub import MINI, open_checkpoint
@@ -35,6 +34,7 @@ from device import pick_device
 from experiments.page import page, save
 from experiments.tables import label
 from metrics import squad_scores
+from weights import load_adapter, prepare, read_adapter
 
 MEASURES = {
     "attention": (

@@ -16,10 +16,11 @@ import train_e2e
 import train_glue
 import train_read
 import train_squad
-from adapter import load, prepare, read_adapter, trainable, write_adapter
+from adapter import load
 from data import UserError
 from data.hub import MINI, MODELS
 from model import RobertaClassifier
+from weights import prepare, read_adapter, trainable, write_adapter
 
 ROOT = Path(__file__).parent.parent
 SENTENCES = ["Two neighbours yawned.", "The guests beside this old nephew waits.", "Who yawned?"]

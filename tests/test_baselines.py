@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import adapter
 import baselines
+import weights
 from data import UserError
 from methods import METHODS, adapt, methods_of, settings
 from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, GPT2Config, RobertaClassifier, RobertaConfig, beam_search
@@ -297,8 +297,8 @@ def test_trained_parameters_of_the_published_sizes(name, method, r, count):
     with torch.device("meta"):
         model = RobertaClassifier(ROBERTA_LARGE) if name == "roberta" else GPT2(GPT2_MEDIUM)
         adapt(model, method, {"r": r}, head=False)
-    trained, head = adapter.trainable(model)
-    assert adapter.count(trained.values()) == count and head == {}
+    trained, head = weights.trainable(model)
+    assert weights.count(trained.values()) == count and head == {}
 
 
 def test_default_sizes_are_those_of_the_counts():
@@ -350,9 +350,9 @@ def test_merged_equals_unmerged_or_says_that_it_does_not_merge(kind, method):
     before = copy.deepcopy(model.state_dict())
     if kind not in METHODS[method].merges:
         with pytest.raises(UserError, match=f"^--method {method} does not merge"):
-            adapter.merged(model, method)
+            weights.merged(model, method)
     else:
-        merged = adapter.merged(model, method)
+        merged = weights.merged(model, method)
         assert list(merged.state_dict()) == list(plain(kind).state_dict())
         assert all(type(m) is type(n) for m, n in zip(merged.modules(), plain(kind).modules(), strict=True))
         assert method in ("head", "frozen") or (merged(IDS) - plain(kind)(IDS)).abs().max() > 1e-3
@@ -367,9 +367,9 @@ def test_only_what_is_trained_is_saved_and_it_is_enough(kind, method, tmp_path):
     """
     model = randomise(adapted(kind, method), seed=1)
     args, path = argparse.Namespace(method=method, task="cola", r=4), tmp_path / "adapter.pt"
-    adapter.write_adapter(path, args, model, "same")
+    weights.write_adapter(path, args, model, "same")
     other = adapted(kind, method, seed=99)
-    adapter.load_adapter(path, args, other, "same")
+    weights.load_adapter(path, args, other, "same")
     assert torch.equal(other(IDS), model(IDS))
     saved = torch.load(path, weights_only=True)
     assert set(saved["adapter"]) == {name for name, p in model.named_parameters() if p.requires_grad}
@@ -399,7 +399,7 @@ def test_layers_of_other_shapes(method):
     model = randomise(adapt(plain("encoder"), method, {"r": 4, "targets": "qkvoud"}, head=False))
     adapted_layers = [m for m in model.modules() if hasattr(m, "to_linear")]
     assert len(adapted_layers) == 3 * 6
-    close(adapter.merged(model, method)(IDS), model(IDS))
+    close(weights.merged(model, method)(IDS), model(IDS))
 
 
 # ---- decoding
@@ -437,7 +437,7 @@ def test_generates_what_rereading_gives(method):
     wanted = [beam_search(Rereading(model, p), torch.tensor([p]), 8, 50256, 2, 3, 0.9)[0] for p in prompts]
     assert model.generate(prompts, 8, beam_size=3, no_repeat_ngram_size=2) == wanted
     if "decoder" in METHODS[method].merges:
-        merged = adapter.merged(model, method)
+        merged = weights.merged(model, method)
         assert merged.generate(prompts, 8, beam_size=3, no_repeat_ngram_size=2) == wanted
 
 
@@ -499,7 +499,7 @@ def test_a_model_is_adapted_once(kind, method):
 def test_works_under_bfloat16_autocast_and_trains_float32(kind, method):
     """Would catch: an operation whose operands autocast leaves in different dtypes; parameters cast down."""
     model = adapted(kind, method).train()
-    if not adapter.trainable(model)[0]:
+    if not weights.trainable(model)[0]:
         return
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(IDS, torch.ones_like(IDS))

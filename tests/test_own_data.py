@@ -10,8 +10,8 @@ import torch
 from conftest import WORDS, fails
 
 import train_glue
-from adapter import read_adapter
 from data import UserError, glue, table
+from weights import read_adapter
 
 CLASSES = ["yes", "no", "it depends"]
 

@@ -13,11 +13,11 @@ from conftest import fails, without_timing
 from torch import nn
 from torch.nn import functional as F
 
-import adapter
 import baselines
 import device
 import model as model_module
 import train_glue
+import weights
 from model import (
     GPT2,
     GPT2_MEDIUM,
@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_refused(options, message):
     with pytest.raises(ValueError, match="a Linear: expected one of RobertaClassifier"):
         apply_read(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="--method read does not merge"):
-        adapter.merged(adapted("encoder"), "read")
+        weights.merged(adapted("encoder"), "read")
 
 
 # ---- what it leaves alone

@@ -16,10 +16,10 @@ import pytest
 import torch
 from conftest import fails, without_timing
 
-import adapter
 import model as model_module
 import run as run_module
 import train_glue
+import weights
 from arguments import run_as_script
 from data import download
 
@@ -210,7 +210,7 @@ def test_torch_save_on_a_full_disk_names_the_file(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
         with pytest.raises(OSError, match=r"could not be written .*File too large") as error:
-            adapter.save(path, {"a": torch.ones(9999), "b": torch.ones(9999)})
+            weights.save(path, {"a": torch.ones(9999), "b": torch.ones(9999)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert error.value.filename == str(path) and bytes_of(tmp_path) == {path.name: b"whole"}
@@ -239,7 +239,7 @@ def test_a_full_disk_in_export_and_in_a_download(glue, command, tmp_path, capsys
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device", "source")
 
-    monkeypatch.setattr(adapter, "copy_tokenizer", full)
+    monkeypatch.setattr(weights, "copy_tokenizer", full)
     line = fails(capsys, glue, *command, "--export", tmp_path / "merged")
     assert line == f"error: {tmp_path / 'merged'}: could not be written (No space left on device)\n"
     address, files = server

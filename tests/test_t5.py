@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from adapter import merged
 from data import UserError
 from hut import apply_hut, merge_hut
 from methods import METHODS, adapt
 from model import read_config
 from read.t5 import T5, T5_3B, T5_BASE, T5_LARGE, T5_SMALL, T5Config, buckets
+from weights import merged
 
 REFERENCE = Path(__file__).parent / "reference" / "t5"
 EXPECTED = torch.load(REFERENCE / "expected.pt", weights_only=True)

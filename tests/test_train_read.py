@@ -11,13 +11,13 @@ import torch
 from conftest import LABELS, fails, without_timing
 
 import train_read
-from adapter import prepare, read_adapter
 from data import glue
 from data.glue import Example, label_of, read_protocol, source_text, target_text
 from data.hub import load_tokenizer
 from methods import methods_of
 from read.t5 import T5
 from run import Run
+from weights import prepare, read_adapter
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 import torch
 from conftest import fails
 
-from adapter import prepare, trainable, write_adapter
 from data import squad
 from data.hub import MINI
 from experiments import visualise
 from methods import methods_of
 from model import RobertaClassifier, RobertaSpan
+from weights import prepare, trainable, write_adapter
 
 QUESTION = "Where did many waitresses praise a neighbour?"
 CONTEXT = "Every waiter destroyed the coat in the garden. Many waitresses praised a neighbour in the station."

@@ -1,0 +1,146 @@
+"""A method's weights: in the model that they are trained in, in their file, and merged."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from data import UserError, as_user_error
+from data.hub import copy_tokenizer
+from hut import copy_tensors
+from methods import OPTIONS, adapt, merge
+from model import load_file, write_file, writing
+
+KEYS = ("method", "config", "task", "base", "adapter", "head")
+# what "config" holds of a script's arguments; the last three describe a table
+RECORDED = ("r", *OPTIONS, "model", "max_len", "doc_stride", "text", "label", "labels")
+LARGEST_DIFFERENCE = 1e-3  # of a logit, merged − unmerged, in float32
+
+# ---- the model
+
+
+def prepare(args, model_class, directory, device, **options):
+    """(the model on `device`, frozen and with args.method in it; the fingerprint of its base).
+
+    A head that the checkpoint does not have, and all that is trained, are drawn from args.seed.
+    """
+    torch.manual_seed(args.seed)
+    with as_user_error():
+        model = model_class.from_pretrained(directory, **options)
+        base = fingerprint(model)
+        model = adapt(model.to(device), args.method, vars(args))
+    if args.dropout is not None:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = args.dropout
+    return model, base
+
+
+def trained(path, args, model_class, directory, device, **options):
+    """The model that an adapter file was trained in, with its tensors, in eval mode; see `prepare`."""
+    model, base = prepare(args, model_class, directory, device, **options)
+    load_adapter(path, args, model, base)
+    return model.eval()
+
+
+def fingerprint(model):
+    """sha256 over the names, shapes and bytes of a plain model's tensors, the head's left out."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith(model.HEAD):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def trainable(model):
+    """(adapter, head): the trainable parameters by name."""
+    tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    head = {name: p for name, p in tensors.items() if name.startswith(model.HEAD)}
+    return {name: p for name, p in tensors.items() if name not in head}, head
+
+
+def count(tensors):
+    return sum(t.numel() for t in tensors)
+
+
+# ---- files
+
+
+def write_adapter(path, args, model, base):
+    """Writes what `load_adapter` reads: the trained tensors, and which model they go into."""
+    config = {key: value for key, value in vars(args).items() if key in RECORDED}
+    if config.get("model", "mini") != "mini" and Path(args.model).is_dir():
+        config["model"] = os.path.abspath(args.model)  # for a process that is somewhere else
+    content = {"method": args.method, "config": config, "task": args.task, "base": base}
+    for key, part in zip(("adapter", "head"), trainable(model), strict=True):
+        content[key] = {name: p.detach().cpu() for name, p in part.items()}
+    save(path, content)
+
+
+def read_adapter(path):
+    return read_dict(path, *KEYS)
+
+
+def load_adapter(path, args, model, base, with_head=True):
+    """Copies an adapter file's tensors into `model`, which `prepare` has made with the fingerprint `base`."""
+    found = read_adapter(path)
+    if found["method"] != args.method:
+        raise UserError(f"{path}: made with --method {found['method']}, not {args.method}")
+    if found["base"] != base:
+        known = f"{found['base'][:12]}…, this one is {base[:12]}…"
+        raise UserError(f"{path}: made on another base checkpoint ({known}): name that with --model")
+    adapter, head = trainable(model)
+    with as_user_error(f"{path}: "):
+        copy_tensors(found["adapter"], adapter)
+        if with_head:
+            copy_tensors(found["head"], head)
+
+
+def save(path, content):
+    write_file(path, lambda file: torch.save(content, file))
+
+
+def read_dict(path, *keys):
+    """The dict saved at `path`. UserError, naming the file, if it is damaged or lacks one of `keys`."""
+    try:
+        with as_user_error():
+            content = load_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise UserError(f"{path}: not a file of this program: it has no '{missing[0]}'")
+    return content
+
+
+# ---- merging
+
+
+def merged(model, method):
+    with as_user_error():
+        return merge(model, method)
+
+
+def export(args, model, directory, logits, examples, **config):
+    """Writes the merged model to --export in HuggingFace's layout, if its logits are the unmerged one's.
+
+    directory  the checkpoint whose tokenizer goes with it
+    logits     a function of a model: its logits in float32 on the development set, batch by batch
+    examples   what these are of, in words
+    config     entries for config.json
+    """
+    plain, folder = merged(model, args.method).eval(), Path(args.export)
+    model.eval()
+    with torch.no_grad():
+        pairs = zip(logits(model), logits(plain), strict=True)
+        largest = max((ours - theirs).abs().max().item() for ours, theirs in pairs)
+    print(f"largest logit difference, merged − unmerged, on {examples}: {largest:.2e}")
+    if not largest <= LARGEST_DIFFERENCE:
+        raise UserError(f"--export: above {LARGEST_DIFFERENCE:g}; nothing was written")
+    plain.save_pretrained(folder, **config)
+    with writing(folder):
+        copy_tokenizer(directory, folder)
+    print(f"{folder}: the merged model, in HuggingFace's layout")
