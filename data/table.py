@@ -72,7 +72,10 @@ def write(path, rows):
     path, file = Path(path), io.StringIO(newline="")
     if (kind := path.suffix.lower()) in TABLES:
         lines = [rows[0], *map(dict.values, rows)]
-        csv.writer(file, lineterminator="\n", **TABLES[kind]).writerows(lines)
+        try:
+            csv.writer(file, lineterminator="\n", **TABLES[kind]).writerows(lines)
+        except csv.Error:
+            raise UserError(f"{path}: a text has a tab or a line break: expected a .csv or .jsonl") from None
     else:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)

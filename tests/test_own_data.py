@@ -128,6 +128,15 @@ def test_a_tenth_is_held_out(capsys, tmp_path):
     assert "4 of the 40 rows" in capsys.readouterr().out
 
 
+def test_a_tab_has_no_place_in_tsv(tmp_path):
+    """Would catch: a traceback, after all is predicted, for a text that only CSV or JSON lines can hold."""
+    out = tmp_path / "out.tsv"
+    for text in ("a\tb", "a\nb"):
+        with pytest.raises(UserError, match="a text has a tab or a line break"):
+            table.write(out, [{"text": text}])
+    assert not out.exists()
+
+
 def test_a_glue_tasks_file(train, tiny_model, tiny_glue, tmp_path):
     """Would catch: quoting rules in GLUE's files, where a lone quote is text; --task asked for."""
     out = tmp_path / "out"
