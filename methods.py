@@ -98,7 +98,7 @@ METHODS = {
     ),
     "houlsby": Method(
         baselines.apply_houlsby, "Houlsby et al., 2019, section 2.1",
-        lr=dict.fromkeys(LAYOUTS, 5e-4), mini={ENCODER: 2.5e-3, DECODER: 1e-2, T5: 2.5e-3},
+        lr=dict.fromkeys(LAYOUTS, 5e-4), mini={ENCODER: 1.2e-3, DECODER: 1e-2, T5: 2.5e-3},
         r={ENCODER: 64, DECODER: 112, T5: 64}, max_len=128,
         paper={
             "sst2": (3e-4, 32, 5), "mrpc": (3e-4, 32, 10), "cola": (3e-4, 32, 10),
