@@ -1,10 +1,11 @@
-"""What the tests of data and scripts share: a tiny checkpoint with a tokenizer, a tiny CoLA, how a script
-fails.
+"""What the tests of data and scripts share: a tiny checkpoint with a tokenizer, a tiny CoLA, train_glue.py
+in this process, how a script fails.
 """
 
 import http.server
 import json
 import shutil
+import sys
 import threading
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+import train_glue
 from arguments import run_as_script
 
 torch.set_num_threads(1)  # the models of these tests are too small for two, which would wait for each other
@@ -82,6 +84,17 @@ def tiny_glue(tmp_path):
     (folder / "dev.tsv").write_text("".join(rows[40:]))
     (folder / "test.tsv").write_text("index\tsentence\n" + "".join(f"{i}\t{sentence(i)}\n" for i in range(5)))
     return folder.parent
+
+
+@pytest.fixture
+def glue(monkeypatch):
+    """train_glue.py in this process: glue("--task", …)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train_glue.py", *map(str, arguments)])
+        train_glue.main()
+
+    return call
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ its energy.
 
 import json
 import os
-import sys
 from collections import Counter
 
 import pytest
@@ -16,7 +15,6 @@ from torch.nn import functional as F
 import baselines
 import device
 import model as model_module
-import train_glue
 import weights
 from model import (
     GPT2,
@@ -335,17 +333,6 @@ def command(tiny_model, tiny_glue, tmp_path):
     return ["--task", "cola", "--model", str(tiny_model), "--data", str(tiny_glue),
             "--method", "read", "--r", "8",
             "--epochs", "3", "--batch-size", "8", "--lr", "0.01", "--out", str(tmp_path / "out")]  # fmt: skip
-
-
-@pytest.fixture
-def glue(monkeypatch):
-    """train_glue.py in this process: glue("--task", …)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train_glue.py", *map(str, arguments)])
-        train_glue.main()
-
-    return call
 
 
 def test_with_and_without_stored_states(glue, command, tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ import os
 import resource
 import shlex
 import shutil
-import sys
 import tempfile
 
 import pytest
@@ -30,17 +29,6 @@ def command(tiny_model, tiny_glue, tmp_path):
     return ["--task", "cola", "--model", str(tiny_model), "--data", str(tiny_glue),
             "--out", str(tmp_path / "out"),
             "--epochs", "1", "--batch-size", "8", "--lr", "0.01", "--r", "2"]  # fmt: skip
-
-
-@pytest.fixture
-def glue(monkeypatch):
-    """train_glue.py in this process: glue("--task", …)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train_glue.py", *map(str, arguments)])
-        train_glue.main()
-
-    return call
 
 
 def bytes_of(folder):

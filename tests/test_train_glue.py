@@ -35,17 +35,6 @@ def command(tiny_model, tiny_glue, tmp_path):
             "--epochs", "3", "--batch-size", "8", "--lr", "0.01", "--r", "2"]  # fmt: skip
 
 
-@pytest.fixture
-def glue(monkeypatch):
-    """train_glue.py in this process: glue("--task", …)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train_glue.py", *map(str, arguments)])
-        train_glue.main()
-
-    return call
-
-
 def test_a_run_and_what_it_leaves(glue, command, tmp_path, capsys):
     """Would catch: a missing file or key, a wrong count, a best epoch that is not the best."""
     glue(*command)
