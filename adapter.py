@@ -13,15 +13,12 @@ from data.hub import MINI, open_checkpoint
 from data.table import task_of
 from device import autocast, pick_device
 from methods import DECODER, METHODS
-from weights import merged, read_adapter, trained
+from weights import SEARCH, merged, read_adapter, trained
 
-SEARCH = {  # the paper's Table 7, and LoRA's decoder's: the paper's settings are LoRA's
-    "beam_size": 10, "length_penalty": 0.9, "no_repeat_ngram": 4,
-    "ngram_scope": "completion", "max_new_tokens": 64,
-}  # fmt: skip
 EVAL_BATCH, SPAN_BATCH = 64, 32
-USES = {  # where the bundled model for it is, and how many tokens hold something of every text
-    "classifier": ("roberta", 3), "span": ("roberta", 5), "generator": ("gpt2", 1), "text to text": ("t5", 0),
+USES = {  # the model's use, where the bundled one is, and how many tokens hold something of every text
+    "train_glue.py": ("classifier", "roberta", 3), "train_squad.py": ("span", "roberta", 5),
+    "train_e2e.py": ("generator", "gpt2", 1), "train_read.py": ("text to text", "t5", 0),
 }  # fmt: skip
 
 
@@ -32,16 +29,12 @@ class Predictor:
     text, a sentence for "name[…], food[…]", and a T5 with a label alone.
     """
 
-    def __init__(self, args, expected=None):
-        """args: a script's, which has one use for a model, or those of `adapter.load`."""
-        use = {"e2e": "generator", "squad": "span"}.get(args.task)
-        self.task = None if use else task_of(args)
-        self.use = use or ("classifier" if read_adapter(args.adapter)["head"] else "text to text")
-        if expected not in (None, self.use):
-            raise UserError(f"{args.adapter}: an adapter of a {self.use} model: expected a {expected}'s")
-        self.args, self.texts = args, len(self.task.texts) if self.task else 1 + (use == "span")
+    def __init__(self, args):
+        """args: a script's, or those of `adapter.load`."""
+        self.use, folder, shortest = USES[read_adapter(args.adapter)["script"]]
+        self.task = None if args.task in ("e2e", "squad") else task_of(args)
+        self.args, self.texts = args, len(self.task.texts) if self.task else 1 + (self.use == "span")
         self.on = device, _ = pick_device(args.device, args.dtype)
-        folder, shortest = USES[self.use]
         try:
             base, model_class, config, self.tokenizer = open_checkpoint(args.model, self.use, MINI / folder)
         except UserError as error:

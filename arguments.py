@@ -11,7 +11,7 @@ from data import UserError, as_user_error
 from methods import METHODS, OPTIONS, check_merges, methods_of, settings
 from model import first_line
 from run import check_export, check_out, check_writable, listed
-from weights import read_adapter
+from weights import CHOSEN, read_adapter
 
 
 class Parser(argparse.ArgumentParser):
@@ -161,7 +161,6 @@ def fill_in(args, layout, shared, mini, mini_data):
     mini       those of the bundled model and data, which are meant by --model mini without --data
     mini_data  the folder of the bundled data, None for a run on other data
     """
-    check_adapter(args, methods_of(layout))
     method = args.method = args.method or shared["method"]
     row, bundled = METHODS[method], (args.model or shared["model"]) == "mini" and not args.data
     has = {"r": bool(row.r), **{name: name in row.takes for name in OPTIONS}}
@@ -194,39 +193,33 @@ def fill_in(args, layout, shared, mini, mini_data):
         print(f"mini: the bundled {what}, with settings of their own: {listed(chosen)}")
 
 
-def task_of_adapter(args):
-    """Sets --task from --adapter if it was left out."""
-    if args.adapter and not args.task:
-        args.task = read_adapter(args.adapter)["task"]
-
-
-def check_adapter(args, methods):
+def check_adapter(args, script, layout):
     """Checks that --adapter is given exactly when it is needed, and fills in what its file knows of the run.
 
-    That is its method and RECORDED. Another model, length or stride is the user's to choose: the fingerprint
-    of the base guards the first. Contradicting the others is an error.
+    That is its task, its method and RECORDED. Of these CHOSEN may be given too: the fingerprint of the base
+    guards the first. Contradicting the others is an error, and so is the adapter of another script.
     """
-    predict = args.predict or args.predict_file
+    predict, others = args.predict or args.predict_file, args.eval_only or args.submit or args.export
+    if not all(map(str.strip, args.predict or ())):
+        raise UserError("--predict: expected text, in quotes, found none")
     if (args.eval_only or predict) and not args.adapter:
         raise UserError("--eval-only and --predict need --adapter FILE")
-    if predict and (args.eval_only or args.submit or args.export):
+    if predict and others:
         raise UserError("--predict: leave --eval-only, --submit and --export to a call of their own")
     if not args.adapter:
         return
-    if not (args.eval_only or predict or args.submit or args.export):
+    if not (predict or others):
         uses = "--eval-only, --predict, --export or --submit"
         raise UserError(f"--adapter is for {uses}; to start training from one, use --init-adapter")
-    found = read_adapter(args.adapter)
-    if found["task"] != args.task:
-        raise UserError(f"{args.adapter}: trained on {found['task']}, not {args.task}")
+    found, methods = read_adapter(args.adapter, script), methods_of(layout)
     if found["method"] not in methods:
         expected = f"this script has {' '.join(methods)}"
         raise UserError(f"{args.adapter}: made with --method {found['method']}: {expected}")
-    for key, value in {"method": found["method"], **found["config"]}.items():
+    for key, value in ({key: found[key] for key in ("task", "method")} | found["config"]).items():
         given = vars(args).get(key)
         if given is None:
             setattr(args, key, value)
-        elif value is not None and given != value and key not in ("model", "max_len", "doc_stride"):
+        elif value is not None and given != value and key not in CHOSEN:
             raise UserError(f"{args.adapter}: trained with {key} {value}, not {given}: leave --{key} out")
 
 

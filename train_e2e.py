@@ -12,10 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from adapter import SEARCH, Predictor, generate
+from adapter import Predictor, generate
 from arguments import (
     Parser,
     add_arguments,
+    check_adapter,
     check_max_len,
     fill_in,
     not_negative,
@@ -33,7 +34,7 @@ from device import autocast, pick_device
 from methods import DECODER
 from metrics import e2e_report, e2e_scores
 from run import Run, about, adamw, report, say_next, schedule
-from weights import count, export, load_adapter, prepare, trained
+from weights import SEARCH, count, export, load_adapter, prepare, trained
 
 DEFAULTS = {  # the paper's Table 7; it leaves open where dropout is: in all of GPT-2's own places here
     **{"method": "hut", "model": "gpt2-medium", "seed": 0},
@@ -59,9 +60,8 @@ def arguments():
     }
     add_arguments(parser, DECODER, defaults)
     parser.add_argument("--label-smoothing", type=probability, metavar="E", help=table_7(0.1))
-    parser.add_argument(
-        "--predict", metavar="MR", help='the sentence for "name[…], food[…], …", by --adapter'
-    )
+    says = 'the sentence for "name[…], food[…], …", by --adapter'
+    parser.add_argument("--predict", nargs=1, metavar="MR", help=says)
     group = parser.add_argument_group("decoding")
     group.add_argument("--beam-size", type=whole, metavar="K", help=f"1 is greedy {table_7(10)}")
     group.add_argument("--length-penalty", type=not_negative, metavar="P", help=table_7(0.9))
@@ -77,6 +77,7 @@ def arguments():
     group.add_argument("--max-new-tokens", type=whole, metavar="N", help=tokens)
     args = parser.parse_args()
     args.task = "e2e"
+    check_adapter(args, "train_e2e.py", DECODER)
     fill_in(args, DECODER, DEFAULTS, MINI_SETTINGS, MINI / "e2e")
     return args
 
@@ -151,8 +152,6 @@ def generate_and_score(args, model, tokenizer, examples, folder, device, dtype):
 def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
     """One run into args.out, and its best epoch on the test set; -> what result.json says."""
     model, base = prepare(args, model_class, checkpoint_dir, device)
-    if args.init_adapter:
-        load_adapter(args.init_adapter, args, model, base)
     end = model.config.eos_token_id
     pairs, dev = (e2e.encode(tokenizer, splits[name], end, args.max_len) for name in ("train", "dev"))
     say_cut(sum(completion[-1:] != [end] for _, completion in pairs + dev), len(pairs + dev), args.max_len)
@@ -213,7 +212,7 @@ def evaluate(args, model, tokenizer, splits, folder, device, dtype):
 def main():
     args = arguments()
     if args.predict:
-        return print(*Predictor(args, "generator")([args.predict]))
+        return print(*Predictor(args)(args.predict))
     device, dtype = pick_device(args.device, args.dtype)
     checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "generator", MINI / "gpt2")
     check_max_len(args, config.max_length, shortest=args.max_new_tokens)

@@ -17,21 +17,22 @@ from adapter import Predictor, all_logits, predictions
 from arguments import (
     Parser,
     add_arguments,
+    check_adapter,
     check_max_len,
     fill_in,
     run_as_script,
     run_folders,
     say_cut,
-    task_of_adapter,
 )
 from data import UserError, as_user_error, glue, no_nan, table, write_text
 from data.batching import Batches, Tokens, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
+from methods import ENCODER
 from metrics import glue_scores, worth
 from read.cache import FromStates, cached_states
 from run import Run, adamw, report, say_next, schedule
-from weights import export, load_adapter, prepare, trained
+from weights import export, prepare, trained
 
 DEFAULTS = {"method": "hut", "model": "roberta-large", "warmup": 0.06, "weight_decay": 0, "seed": 0}
 MINI_SETTINGS = {"batch_size": 32, "epochs": 30}  # for the bundled model and data
@@ -52,12 +53,13 @@ def arguments():
         "weight_decay": "0; the paper names none",
         "dropout": "the checkpoint's own; the paper names none",
     }
-    add_arguments(parser, "encoder", defaults)
+    add_arguments(parser, ENCODER, defaults)
     group = parser.add_argument_group("a .csv, .tsv or .jsonl of your own, in place of --task")
     columns = "the one or two texts in --train-file and --dev-file (default: a tenth of the former)"
     group.add_argument("--text", nargs="+", metavar="COLUMN", help=columns)
     group.add_argument("--label", metavar="COLUMN", help="their classes")
-    group.add_argument("--regression", action="store_true", default=None, help="the label is a number")
+    number = {"action": "store_const", "const": [], "dest": "labels"}
+    group.add_argument("--regression", **number, help="the label is a number")
     group = parser.add_argument_group("predictions of --adapter")
     some = group.add_mutually_exclusive_group()
     some.add_argument("--predict", nargs="+", metavar="TEXT", help="the label of one sentence or a pair")
@@ -71,28 +73,27 @@ def arguments():
     submission = "write test.tsv's predictions in the leaderboard's format"
     parser.add_argument("--submit", metavar="DIR", help=submission)
     args = parser.parse_args()
-    task_of_adapter(args)
+    endings = [Path(file).suffix.lower() for file in (args.predict_file, args.out_file) if file]
+    if len(endings) == 1 or len(set(endings)) > 1:
+        raise UserError("--predict-file and --out-file: expected both, with the same ending")
+    check_adapter(args, "train_glue.py", ENCODER)
     check_table(args)
     if args.task not in (*glue.TASKS, "own"):
         expected = f"expected one of {' '.join(glue.TASKS)}, or --text and --label"
         raise UserError(f"--task {args.task or '(none given)'}: unknown: {expected}")
     task = glue.TASKS.get(args.task, table.OWN)
-    if args.model == "mini" and not args.data and args.task not in ("cola", "own"):
+    if args.model == "mini" and not (args.data or args.adapter) and args.task not in ("cola", "own"):
         raise UserError("--model mini: its data holds cola only; give --data for another task")
     shared = DEFAULTS | {"batch_size": task.batch_size, "epochs": task.epochs}
-    fill_in(args, "encoder", shared, MINI_SETTINGS, MINI if task != table.OWN else None)
+    fill_in(args, ENCODER, shared, MINI_SETTINGS, MINI if task != table.OWN else None)
     if args.cache_features is not None and (args.method != "read" or args.adapter):
         raise UserError("--cache-features is for training with --method read: the others change the states")
     return args
 
 
 def check_table(args):
-    """Checks what describes a table, and sets its args.task, `own`, and args.labels."""
-    endings = [Path(file).suffix.lower() for file in (args.predict_file, args.out_file) if file]
-    if len(endings) == 1 or len(set(endings)) > 1:
-        raise UserError("--predict-file and --out-file: expected both, with the same ending")
-    args.labels = [] if args.regression else None
-    if args.text or args.label or args.regression:
+    """Checks what describes a table, and sets its args.task, `own`, and args.labels: [] for numbers."""
+    if args.text or args.label or args.labels is not None:
         if args.task not in (None, "own"):
             raise UserError("--text, --label and --regression are for a table of your own: leave --task out")
         args.task = "own"
@@ -101,7 +102,7 @@ def check_table(args):
     if args.task == "own" and not args.adapter:
         if not (args.train_file and args.text and len(args.text) < 3 and args.label):
             raise UserError("a table needs --train-file, --text COLUMN [COLUMN] and --label COLUMN")
-        if not args.regression:
+        if args.labels is None:
             args.labels = table.labels_of(args.train_file, args.text, args.label)
 
 
@@ -131,8 +132,6 @@ def train(args, model_class, checkpoint_dir, sets, device, dtype):
     """One run into args.out; -> what result.json says."""
     task = table.task_of(args)
     model, base = prepare(args, model_class, checkpoint_dir, device, num_labels=task.num_labels)
-    if args.init_adapter:
-        load_adapter(args.init_adapter, args, model, base, with_head=False)
     lengths, labels = sets["train"][0].lengths, torch.tensor(sets["train"][1])
     batches, optimizer = Batches(lengths, args.batch_size, args.accumulate, args.seed), adamw(model, args)
     run = Run(args, model, base, optimizer, batches.steps, "examples")
@@ -192,7 +191,7 @@ def loss_sum(logits, target):
 
 def predict(args):
     """Answers --predict, or each row of --predict-file."""
-    predictor = Predictor(args, "classifier")
+    predictor = Predictor(args)
     if args.predict:
         answer, probability = predictor([args.predict])[0]
         if probability is not None:
@@ -256,7 +255,7 @@ def main():
     if not args.adapter:
         results = [train(one, model_class, checkpoint_dir, sets, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last"))
-        say_next(runs[0], "encoder", *(["train_file"] if own else ["task", "data"]), "dev_file")
+        say_next(runs[0], ENCODER, *(["train_file"] if own else ["task", "data"]), "dev_file")
     if not (args.eval_only or args.submit or args.export):
         return
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from adapter import EVAL_BATCH, Predictor, sources_of, written
-from arguments import Parser, add_arguments, fill_in, run_as_script, run_folders, task_of_adapter, whole
+from arguments import Parser, add_arguments, check_adapter, fill_in, run_as_script, run_folders, whole
 from data import UserError, glue, no_nan
 from data.batching import Batches, pad, subset
 from data.hub import MINI, open_checkpoint
@@ -55,7 +55,7 @@ def arguments():
         "--predict", nargs="+", metavar="TEXT", help="one sentence or a pair: the label by --adapter"
     )
     args = parser.parse_args()
-    task_of_adapter(args)
+    check_adapter(args, "train_read.py", T5)
     if args.task not in glue.TEXT_TO_TEXT:
         raise UserError(f"--task {args.task or '(none given)'}: expected one of {tasks}")
     if args.dev_file and args.task == "mnli":
@@ -66,7 +66,7 @@ def arguments():
         raise UserError(
             f"--max-len {args.max_len}: expected {SHORTEST} or more: less holds nothing of a sentence"
         )
-    if args.model == "mini" and not args.data and args.task != "cola":
+    if args.model == "mini" and not (args.data or args.adapter) and args.task != "cola":
         raise UserError("--model mini: its data holds cola only; give --data for another task")
     if args.head_lr:
         print(f"--head-lr {args.head_lr:g}: a T5 has no head of its own; it is left out")
@@ -121,8 +121,6 @@ def in_use(args, model, tokenizer, sources, device, dtype):
 
 def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
     model, base = prepare(args, model_class, checkpoint_dir, device)
-    if args.init_adapter:
-        load_adapter(args.init_adapter, args, model, base)
     sources, targets = encode(args, tokenizer, splits["train"])
     held = {
         name: (encode(args, tokenizer, splits[name])[0], [example.label for example in splits[name]])
@@ -173,7 +171,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
 def main():
     args = arguments()
     if args.predict:
-        return print(*Predictor(args, "text to text")([args.predict]))
+        return print(*Predictor(args)([args.predict]))
     device, dtype = pick_device(args.device, args.dtype)
     checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "text to text", MINI / "t5")
     out, runs = run_folders(args)

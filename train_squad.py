@@ -16,6 +16,7 @@ from adapter import Predictor, answers_of, log_probabilities
 from arguments import (
     Parser,
     add_arguments,
+    check_adapter,
     check_max_len,
     fill_in,
     run_as_script,
@@ -23,14 +24,14 @@ from arguments import (
     whole,
     whole_or_zero,
 )
-from data import UserError, squad, write_json
+from data import squad, write_json
 from data.batching import Batches, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
 from device import pick_device
 from methods import ENCODER
 from metrics import squad_scores
 from run import Run, adamw, listed, report, say_next, schedule
-from weights import export, load_adapter, prepare, trained
+from weights import export, prepare, trained
 
 DEFAULTS = {  # the paper names none for SQuAD: these are Table 6's for QNLI, whose pairs are made from SQuAD
     **{"method": "hut", "model": "roberta-large", "seed": 0},
@@ -69,9 +70,8 @@ def arguments():
         "--submit", metavar="DIR", help="write the dev set's answers as the official script reads them"
     )
     args = parser.parse_args()
-    if args.predict and not all(map(str.strip, args.predict)):
-        raise UserError("--predict: expected a question and a text, each in quotes")
     args.task = "squad"
+    check_adapter(args, "train_squad.py", ENCODER)
     fill_in(args, ENCODER, DEFAULTS, MINI_SETTINGS, MINI / "squad")
     return args
 
@@ -90,8 +90,6 @@ def score(model, questions, windows, device, dtype):
 
 def train(args, model_class, checkpoint_dir, sets, device, dtype):
     model, base = prepare(args, model_class, checkpoint_dir, device)
-    if args.init_adapter:
-        load_adapter(args.init_adapter, args, model, base, with_head=False)
     (questions, windows), (dev_questions, dev_windows) = sets["train"], sets["dev"]
     targets = torch.tensor(
         [squad.target(window, questions[window.question].answers[0]) for window in windows]
@@ -152,7 +150,7 @@ def submit(args, model, questions, windows, device, dtype):
 def main():
     args = arguments()
     if args.predict:
-        answer, probability = Predictor(args, "span")([args.predict])[0]
+        answer, probability = Predictor(args)([args.predict])[0]
         return print(f"{answer} ({probability:.3f})")
     device, dtype = pick_device(args.device, args.dtype)
     checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "span", MINI / "roberta")

@@ -14,8 +14,12 @@ from methods import OPTIONS, adapt, merge
 from model import load_file, write_file, writing
 
 KEYS = ("method", "config", "task", "base", "adapter", "head")
-# what "config" holds of a script's arguments; the last three describe a table
-RECORDED = ("r", *OPTIONS, "model", "max_len", "doc_stride", "text", "label", "labels")
+SEARCH = {  # the paper's Table 7, and LoRA's decoder's: the paper's settings are LoRA's
+    "beam_size": 10, "length_penalty": 0.9, "no_repeat_ngram": 4,
+    "ngram_scope": "completion", "max_new_tokens": 64,
+}  # fmt: skip
+CHOSEN = ("model", "max_len", "doc_stride", *SEARCH)  # may be others where an adapter is used
+RECORDED = ("r", *OPTIONS, "text", "label", "labels", *CHOSEN)  # what "config" holds of a script's arguments
 LARGEST_DIFFERENCE = 1e-3  # of a logit, merged − unmerged, in float32
 
 # ---- the model
@@ -35,6 +39,8 @@ def prepare(args, model_class, directory, device, **options):
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = args.dropout
+    if vars(args).get("init_adapter"):
+        load_adapter(args.init_adapter, args, model, base, with_head=False)
     return model, base
 
 
@@ -80,8 +86,15 @@ def write_adapter(path, args, model, base):
     save(path, content)
 
 
-def read_adapter(path):
-    return read_dict(path, *KEYS)
+def read_adapter(path, *scripts):
+    """An adapter file's dict, with the "script" that made it. UserError if `scripts` are given without it."""
+    found = read_dict(path, *KEYS)
+    script = {"e2e": "train_e2e.py", "squad": "train_squad.py"}.get(found["task"])
+    found["script"] = script or ("train_glue.py" if found["head"] else "train_read.py")
+    if scripts and found["script"] not in scripts:
+        made = f"made by {found['script']} for {found['task']}"
+        raise UserError(f"{path}: {made}: expected an adapter of {' or '.join(scripts)}")
+    return found
 
 
 def load_adapter(path, args, model, base, with_head=True):

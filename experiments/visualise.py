@@ -4,7 +4,7 @@ python -m experiments.visualise, with
 
     --adapter A [--adapter B] --question TEXT --context TEXT --html page.html
     --adapter A [--adapter B] --id ID --data DIR     a question of the dev set
-    --adapter A --text TEXT [TEXT]                    a GLUE adapter
+    --adapter A --text TEXT [TEXT]                    an adapter of train_glue.py
     --adapter A --faithfulness 200 --data DIR         whether red words matter
 
 The paper says only that a shade is the relation of the last layer's output to the input. Here are two such
@@ -27,14 +27,15 @@ from tokenizers import Tokenizer
 from torch import nn
 from tqdm import tqdm
 
+from adapter import load
 from arguments import Parser, run_as_script, whole
-from data import UserError, glue, squad
-from data.hub import MINI, open_checkpoint
+from data import UserError, glue, squad, table
+from data.hub import MINI
 from device import pick_device
 from experiments.page import page, save
 from experiments.tables import label
 from metrics import squad_scores
-from weights import load_adapter, prepare, read_adapter
+from weights import read_adapter
 
 MEASURES = {
     "attention": (
@@ -59,13 +60,11 @@ class Subject(NamedTuple):
     """A fine-tuned model, and how its input is made."""
 
     name: str
-    base: str  # the checkpoint's name
-    task: str
+    task: glue.Task | None  # None for SQuAD
+    args: argparse.Namespace  # of the run
     model: nn.Module
     device: torch.device
     tokenizer: Tokenizer
-    max_len: int
-    doc_stride: int | None
 
 
 class Word(NamedTuple):
@@ -89,33 +88,22 @@ class Reading(NamedTuple):
 
 def load_subject(path, model_name, device):
     """The model of an adapter file, on `model_name` or the checkpoint that the file names."""
-    found = read_adapter(path)
-    task, method, config = found["task"], found["method"], found["config"]
-    if task not in (*glue.TASKS, "squad"):
-        raise UserError(f"{path}: trained on {task}: expected an adapter of SQuAD or of a GLUE task")
-    if method == "read":
+    if read_adapter(path, "train_glue.py", "train_squad.py")["method"] == "read":
         raise UserError(f"{path}: READ runs its backbone without gradients, so words have none")
-    base = model_name or config["model"]
-    options = {"num_labels": glue.TASKS[task].num_labels} if task in glue.TASKS else {}
-    use = "classifier" if options else "span"
-    directory, model_class, _, tokenizer = open_checkpoint(base, use, MINI / "roberta")
-    args = argparse.Namespace(method=method, seed=0, dropout=None, **config)
-    model, base_hash = prepare(args, model_class, directory, device, **options)
-    load_adapter(path, args, model, base_hash)
-    name = f"{label(method, config['r'])} ({path})"
-    sizes = config["max_len"], config.get("doc_stride")
-    return Subject(name, base, task, model.eval(), device, tokenizer, *sizes)
+    found = load(path, model_name, device)
+    name = f"{label(found.args.method, found.args.r)} ({path})"
+    return Subject(name, found.task, found.args, found.model, device, found.tokenizer)
 
 
 def read(subject, texts):
-    return (read_squad if subject.task == "squad" else read_glue)(subject, *texts)
+    return (read_glue if subject.task else read_squad)(subject, *texts)
 
 
 def read_squad(subject, question, context):
     """The Reading of a question: its likeliest answer, in the window of the text that holds it."""
     model, texts, tokenizer = subject.model, (question.strip(), context), subject.tokenizer
     asked = squad.Question("--question", *texts)
-    windows = squad.encode(tokenizer, [asked], subject.max_len, subject.doc_stride)
+    windows = squad.encode(tokenizer, [asked], subject.args.max_len, subject.args.doc_stride)
     if not windows:
         raise UserError("--context: no text that the tokenizer knows")
 
@@ -142,9 +130,9 @@ def read_squad(subject, question, context):
 
 
 def read_glue(subject, *texts):
-    """The Reading of a sentence or a pair: the predicted class, or the score for stsb."""
-    model, spec = subject.model, glue.TASKS[subject.task]
-    subject.tokenizer.enable_truncation(subject.max_len, strategy="longest_first")
+    """The Reading of a sentence or a pair: the predicted class, or the score of a regression."""
+    model, task = subject.model, subject.task
+    subject.tokenizer.enable_truncation(subject.args.max_len, strategy="longest_first")
     encoding = subject.tokenizer.encode(*texts)
     ids = torch.tensor([encoding.ids], device=subject.device)
     tokens = zip(encoding.sequence_ids, encoding.offsets, strict=True)
@@ -152,11 +140,11 @@ def read_glue(subject, *texts):
     with torch.no_grad():
         logits = model(ids)[0]
     predicted = int(logits.argmax())
-    answer = spec.label_names[predicted] if spec.labels else f"{logits[0]:.2f} of 5"
+    answer = task.label_names[predicted] if task.labels else f"{logits[0]:.2f}"
 
     def outcome(ids):
         logits = model(ids)[0]
-        return logits[predicted], logits.softmax(0)[predicted].item() if spec.labels else None
+        return logits[predicted], logits.softmax(0)[predicted].item() if task.labels else None
 
     return Reading(texts, ids, words_of(texts, places), answer, [0], None, outcome)
 
@@ -418,8 +406,8 @@ def arguments():
     add("--model", help="the checkpoint the adapters were trained on (default: as they name it)")
     add_input("--question", type=some_text, metavar="TEXT", help="for a SQuAD adapter, with --context")
     add("--context", type=some_text, metavar="TEXT", help="the text in which the answer is looked for")
-    add_input("--text", type=some_text, nargs="+", metavar="TEXT", help="for a GLUE adapter: one or a pair")
-    add_input("--id", help="a dev example: SQuAD's id, GLUE's number in the file, from 1")
+    add_input("--text", type=some_text, nargs="+", metavar="TEXT", help="for a classifier: one or a pair")
+    add_input("--id", help="a dev example: SQuAD's id, else its number in the file, from 1")
     add_input("--faithfulness", type=whole, metavar="N", help="measure it on the first N dev examples")
     add("--data", metavar="DIR", help="folder of the data set (default: fetched once into the cache)")
     add("--dev-file", metavar="F", help="instead of the development file in --data")
@@ -436,32 +424,32 @@ def arguments():
 
 
 def dev_examples(args, subject):
-    task, data, dev = subject.task, args.data, {"dev_file": args.dev_file, "splits": ("dev",)}
-    if subject.base == "mini":
-        data = data or (MINI / "squad" if task == "squad" else MINI)
-    if task == "squad":
-        questions = squad.load(data, **dev)["dev"]
+    """[(id, texts, right answers)]"""
+    task, name, files = subject.task, subject.args.task, (None, args.dev_file, ("dev",))
+    data = args.data or (MINI / ("" if task else "squad") if subject.args.model == "mini" else None)
+    if not task:
+        questions = squad.load(data, *files)["dev"]
         return [(q.id, (q.text, q.context), [*dict.fromkeys(a for _, a in q.answers)]) for q in questions]
-    spec, found = glue.TASKS[task], []
-    for i, example in enumerate(next(iter(glue.load(task, data, **dev).values())), 1):
-        right = spec.label_names[example.label] if spec.labels else f"{example.label:g} of 5"
-        found.append((str(i), example[: len(spec.texts)], [right]))
-    return found
+    found = table.load(task, *files) if name == "own" else glue.load(name, data, *files)
+    return [
+        (str(i), e[: len(task.texts)], [task.label_names[e.label] if task.labels else f"{e.label:g}"])
+        for i, e in enumerate(next(iter(found.values())), 1)
+    ]
 
 
 def main():
     args = arguments()
     device, _ = pick_device(args.device, "float32")
     subjects = [load_subject(path, args.model, device) for path in args.adapter]
-    task = subjects[0].task
+    task, (name, other) = subjects[0].task, (subjects[i].args.task for i in (0, -1))
     if subjects[-1].task != task:
-        raise UserError(f"--adapter: one is of {task}, the other of {subjects[-1].task}: expected one task")
-    if args.faithfulness and task == "stsb":
-        raise UserError("--faithfulness: stsb predicts a score, which has no probability")
-    count = len(glue.TASKS[task].texts) if task != "squad" else None
+        raise UserError(f"--adapter: one is of {name}, the other of {other}: expected one task")
+    if args.faithfulness and task and not task.labels:
+        raise UserError(f"--faithfulness: {name} predicts a score, which has no probability")
+    count = len(task.texts) if task else None
     if (args.question and count) or (args.text and len(args.text) != count):
         wanted = f"--text and {count} text(s), each in quotes" if count else "--question and --context"
-        raise UserError(f"{args.adapter[0]}: trained on {task}: expected {wanted}")
+        raise UserError(f"{args.adapter[0]}: trained on {name}: expected {wanted}")
     texts, right = tuple(args.text or (args.question, args.context)), []
     if args.id or args.faithfulness:
         examples = dev_examples(args, subjects[0])

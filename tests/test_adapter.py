@@ -40,15 +40,15 @@ INPUTS = {  # task: (script, class of model, folder of the bundled one, inputs, 
 }  # fmt: skip
 
 
-def saved(path, task, model="mini", more=None):
+def saved(path, task, model="mini", more=None, options=None):
     """An adapter file with drawn tensors, at `path`; `more` replaces what its config says."""
     _, use, folder, _, settings = INPUTS[task]
     model_class = MODELS[folder][use] if folder in MODELS else None
-    settings = {"r": 2, "max_len": 28, "model": str(model), **settings}
+    settings = {"r": 2, "max_len": 28, "model": str(model), **settings, **(options or {})}
     args = argparse.Namespace(task=task, seed=0, dropout=None, **settings)
-    options = {"num_labels": 1 if task == "stsb" else 2} if use == "classifier" else {}
+    labels = {"num_labels": 1 if task == "stsb" else 2} if use == "classifier" else {}
     directory = MINI / folder if model == "mini" else model
-    made, base = prepare(args, model_class, directory, torch.device("cpu"), **options)
+    made, base = prepare(args, model_class, directory, torch.device("cpu"), **labels)
     torch.manual_seed(1)
     for part in trainable(made):
         for tensor in part.values():
@@ -90,12 +90,44 @@ def test_every_kind_answers_as_its_script_does(task, tmp_path, monkeypatch, caps
         assert capsys.readouterr().out == said + "\n"
 
 
-@pytest.mark.parametrize(("script", "task"), [(train_glue, "sst2"), (train_read, "cola")])
-def test_a_script_refuses_the_adapter_of_another(script, task, tmp_path, monkeypatch, capsys):
-    """Would catch: a traceback. RoBERTa and T5 have tasks of the same names."""
+@pytest.mark.parametrize("task", INPUTS)
+def test_a_script_refuses_the_adapter_of_another(task, tmp_path, monkeypatch, capsys):
+    """Would catch: a traceback, or a line about --task, --model or --max-len: whose adapter it is, is enough.
+
+    RoBERTa and T5 have tasks of the same names.
+    """
     path = saved(tmp_path / "adapter.pt", task)
-    monkeypatch.setattr(sys, "argv", [script.__name__, "--adapter", str(path), "--predict", SENTENCES[0]])
-    assert "adapter.pt: an adapter of a " in fails(capsys, script.main)
+    own = INPUTS[task][0]
+    for script in (train_glue, train_squad, train_e2e, train_read):
+        if script is not own:
+            texts = SENTENCES[: 2 if script is train_squad else 1]
+            monkeypatch.setattr(sys, "argv", [script.__name__, "--adapter", str(path), "--predict", *texts])
+            expected = f"expected an adapter of {script.__name__}.py"
+            line = fails(capsys, script.main)
+            assert line == f"error: {path}: made by {own.__name__}.py for {task}: {expected}\n"
+
+
+@pytest.mark.parametrize("task", ["cola", "squad", "e2e", "sst2"])
+def test_an_empty_text_is_no_input(task, tmp_path, monkeypatch, capsys):
+    """Would catch: an answer to nothing."""
+    script, texts = INPUTS[task][0], ["Who won?", " "] if task == "squad" else [""]
+    monkeypatch.setattr(sys, "argv", [script.__name__, "--adapter", "none.pt", "--predict", *texts])
+    assert fails(capsys, script.main) == "error: --predict: expected text, in quotes, found none\n"
+
+
+def test_decoding_is_that_of_the_run(tmp_path, monkeypatch, capsys):
+    """Would catch: an adapter that decodes otherwise in Python, or without its options, than in its run."""
+    search = {"beam_size": 1, "length_penalty": 0.0, "no_repeat_ngram": 0, "ngram_scope": "prompt"}
+    path = saved(tmp_path / "adapter.pt", "e2e", options=search | {"max_new_tokens": 3})
+    predictor = load(path)
+    assert vars(predictor.args).items() >= (search | {"max_new_tokens": 3}).items()
+    (short,) = predictor([MR])
+    monkeypatch.setattr(sys, "argv", ["train_e2e.py", "--adapter", str(path), "--predict", MR])
+    train_e2e.main()
+    assert capsys.readouterr().out == f"{short}\n"
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--max-new-tokens", "9"])
+    train_e2e.main()
+    assert len(capsys.readouterr().out) > len(short) + 1
 
 
 def test_in_a_fresh_process_somewhere_else(tiny_model, tiny_glue, tmp_path, monkeypatch):

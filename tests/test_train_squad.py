@@ -286,7 +286,7 @@ def test_an_adapter_of_another_task_or_base_is_refused(run_squad, command, tmp_p
     assert "another base checkpoint" in line
     content = torch.load(adapter, weights_only=True)
     torch.save(content | {"task": "cola"}, adapter)
-    assert "trained on cola, not squad" in fails(
+    assert "made by train_glue.py for cola: expected an adapter of train_squad.py" in fails(
         capsys, run_squad, *command[:4], "--adapter", adapter, "--eval-only"
     )
 
@@ -308,7 +308,7 @@ def test_an_adapter_of_another_task_or_base_is_refused(run_squad, command, tmp_p
         ),
         (["--export", __file__], "test_train_squad.py: Not a directory: expected a folder"),
         (["--predict", "who?"], "expected 2 arguments"),
-        (["--adapter", "none.pt", "--predict", "who?", " "], "--predict: expected a question and a text"),
+        (["--adapter", "none.pt", "--predict", "who?", " "], "--predict: expected text, in quotes"),
         (["--method", "frozen"], "invalid choice: 'frozen'"),
         (["--method", "prefix", "--export", "merged"], "--method prefix does not merge"),
         (["--data", "nowhere"], "nowhere/train-v1.1.json: No such file"),

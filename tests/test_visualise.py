@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import fails
 
-from data import squad
+from data import glue, squad
 from data.hub import MINI
 from experiments import visualise
 from methods import methods_of
@@ -192,7 +192,7 @@ def test_the_answer_is_that_of_the_likeliest_window(loaded, max_len):
 
 def test_a_pair_of_glue(loaded):
     """Would catch: the second sentence's places in the first, a class with another's logit."""
-    subject = loaded("cola")._replace(task="rte")
+    subject = loaded("cola")._replace(task=glue.TASKS["rte"])
     reading = visualise.read_glue(subject, CONTEXT, "A neighbour was praised.")
     assert spelt(reading)[1] == ["A", "neighbour", "was", "praised", "."] and spelt(reading)[0][-1] == "."
     logits = subject.model(reading.ids)[0]
@@ -437,6 +437,6 @@ def test_adapters_that_do_not_go_together(command, adapter, tmp_path, capsys):
     assert "3 given: expected one or two" in fails(capsys, command, *both, "--adapter", adapter())
     content = torch.load(adapter(), weights_only=True)
     torch.save(content | {"task": "e2e"}, tmp_path / "e2e.pt")
-    assert "e2e.pt: trained on e2e: expected" in fails(
+    assert "e2e.pt: made by train_e2e.py for e2e: expected an adapter of train_glue.py or" in fails(
         capsys, command, "--adapter", tmp_path / "e2e.pt", "--id", 1
     )
