@@ -490,9 +490,9 @@ class RobertaClassifier(RobertaModel):
     HEAD = ("classifier.",)
     DROPPED = ("embeddings.position_ids", "pooler.", "lm_head.", "qa_outputs.")
 
-    def __init__(self, config, num_labels=2):
+    def __init__(self, config, num_labels=2, pool="first"):
         super().__init__(config)
-        self.num_labels = num_labels
+        self.num_labels, self.pool = num_labels, pool
         self.classifier = ClassificationHead(config, num_labels)
         self.classifier.apply(self.roberta._initialise)
 
@@ -502,7 +502,14 @@ class RobertaClassifier(RobertaModel):
         return head | ({"problem_type": "regression"} if self.num_labels == 1 else {})
 
     def forward(self, input_ids, attention_mask=None):
-        return self.classifier(self.roberta(input_ids, attention_mask)[:, 0])
+        return self.classifier(self.pooled(self.roberta(input_ids, attention_mask), attention_mask))
+
+    def pooled(self, x, attention_mask=None):
+        """What the head reads of states (B, L, d): the first token's, or the mean of all; (B, d)."""
+        if self.pool == "first":
+            return x[:, 0]
+        kept = x.new_ones(x.shape[:2]) if attention_mask is None else attention_mask.to(x.dtype)
+        return (kept[:, None] @ x)[:, 0] / kept.sum(1, keepdim=True)
 
 
 class MaskedLMHead(nn.Module):

@@ -34,7 +34,8 @@ from read.cache import FromStates, cached_states
 from run import Run, adamw, report, say_next, schedule
 from weights import export, prepare, trained
 
-DEFAULTS = {"method": "hut", "model": "roberta-large", "warmup": 0.06, "weight_decay": 0, "seed": 0}
+DEFAULTS = {"method": "hut", "model": "roberta-large", "pool": "first"}
+DEFAULTS |= {"warmup": 0.06, "weight_decay": 0, "seed": 0}
 MINI_SETTINGS = {"batch_size": 32, "epochs": 30}  # for the bundled model and data
 EVAL_BATCH = 64
 
@@ -54,6 +55,8 @@ def arguments():
         "dropout": "the checkpoint's own; the paper names none",
     }
     add_arguments(parser, ENCODER, defaults)
+    pool = "what the head reads: the first token's state, as the paper's (default), or the mean over tokens"
+    parser.add_argument("--pool", choices=("first", "mean"), help=pool)
     group = parser.add_argument_group("a .csv, .tsv or .jsonl of your own, in place of --task")
     columns = "the one or two texts in --train-file and --dev-file (default: a tenth of the former)"
     group.add_argument("--text", nargs="+", metavar="COLUMN", help=columns)
@@ -67,7 +70,8 @@ def arguments():
     group.add_argument("--out-file", metavar="F", help="the same rows, with columns: predicted, probability")
     features = (
         "for --method read: keep what the frozen model computes, for all epochs (without DIR, from features/ "
-        "in the run folder); 4 bytes × width × layers an example, 0.8 GB for the paper's CoLA"
+        "in the run folder), and for all runs that name DIR, of any task with these texts; "
+        "4 bytes × width × layers an example, 0.8 GB for the paper's CoLA"
     )
     parser.add_argument("--cache-features", metavar="DIR", nargs="?", const="", help=features)
     submission = "write test.tsv's predictions in the leaderboard's format"
@@ -86,6 +90,8 @@ def arguments():
         raise UserError("--model mini: its data holds cola only; give --data for another task")
     shared = DEFAULTS | {"batch_size": task.batch_size, "epochs": task.epochs}
     fill_in(args, ENCODER, shared, MINI_SETTINGS, MINI if task != table.OWN else None)
+    if args.export and args.pool == "mean":
+        raise UserError("--export: transformers' RoBERTa has no head that reads a mean, as --pool mean does")
     if args.cache_features is not None and (args.method != "read" or args.adapter):
         raise UserError("--cache-features is for training with --method read: the others change the states")
     return args
@@ -169,12 +175,11 @@ def cached(args, model, base, sets, device, dtype):
     """`sets` with READ's states in the place of tokens, from the files that --cache-features keeps."""
     root = args.out.parent if args.seeds else args.out  # the states are the same for every seed
     folder, found = Path(args.cache_features or root / "features"), {}
-    about = {"checkpoint": base[:16], "max_len": args.max_len, "dtype": str(dtype)[6:]}
+    about = {"checkpoint": base[:16], "pool": args.pool, "dtype": str(dtype)[6:]}
     for name, (tokens, labels) in sets.items():
-        path = folder / f"{args.task}-{name}.states"
         with as_user_error():
             batches = sorted_batches(tokens.lengths, EVAL_BATCH)
-            states = cached_states(model, tokens, batches, path, autocast(device, dtype), **about)
+            states = cached_states(model, tokens, batches, folder, autocast(device, dtype), **about)
         found[name] = states, labels
     return found
 

@@ -19,7 +19,15 @@ SEARCH = {  # the paper's Table 7, and LoRA's decoder's: the paper's settings ar
     "ngram_scope": "completion", "max_new_tokens": 64,
 }  # fmt: skip
 CHOSEN = ("model", "max_len", "doc_stride", *SEARCH)  # may be others where an adapter is used
-RECORDED = ("r", *OPTIONS, "text", "label", "labels", *CHOSEN)  # what "config" holds of a script's arguments
+RECORDED = (
+    "r",
+    *OPTIONS,
+    "pool",
+    "text",
+    "label",
+    "labels",
+    *CHOSEN,
+)  # what "config" holds of a script's arguments
 LARGEST_DIFFERENCE = 1e-3  # of a logit, merged − unmerged, in float32
 
 # ---- the model
@@ -31,6 +39,8 @@ def prepare(args, model_class, directory, device, **options):
     A head that the checkpoint does not have, and all that is trained, are drawn from args.seed.
     """
     torch.manual_seed(args.seed)
+    if pool := getattr(args, "pool", None):  # train_glue.py has it
+        options["pool"] = pool
     with as_user_error():
         model = model_class.from_pretrained(directory, **options)
         base = fingerprint(model)

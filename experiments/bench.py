@@ -282,8 +282,8 @@ def read_cola(args):
     return directory, tokens, shuffled_batches(tokens.lengths, 16, [0, 0])
 
 
-def cola_step(args, path, method, kind):
-    """A step on CoLA: on batches "grouped" by length, "padded" to LONGEST, or of "states" kept at `path`."""
+def cola_step(args, folder, method, kind):
+    """A step on CoLA: on batches "grouped" by length, "padded" to LONGEST, or of "states" in `folder`."""
     directory, tokens, batches = read_cola(args)
     torch.manual_seed(0)
     with as_user_error():
@@ -297,7 +297,7 @@ def cola_step(args, path, method, kind):
 
     inputs = padded if kind == "padded" else tokens
     if kind == "states":
-        inputs = cached_states(model, tokens, batches, path, autocast(args.device, args.dtype))
+        inputs = cached_states(model, tokens, batches, folder, autocast(args.device, args.dtype))
         model = FromStates(model)
     return Step(model, map(inputs, cycle(batches)), args)
 
@@ -307,11 +307,10 @@ def cola_table(args):
     _, tokens, batches = read_cola(args)
     twentieth = max(1, len(batches) // 20)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "states"
         started = time.perf_counter()
-        cola_step(args, path, "read", "states")
+        cola_step(args, Path(folder), "read", "states")
         writing = time.perf_counter() - started
-        makers = {title: partial(cola_step, args, path, *row) for title, row in COLA.items()}
+        makers = {title: partial(cola_step, args, Path(folder), *row) for title, row in COLA.items()}
         cells = measured(args, makers, ["LoRA"], twentieth, unit=len(batches))
     grouped = padding_share(tokens.lengths, batches)
     padded = 1 - sum(tokens.lengths) / (LONGEST * len(tokens.lengths))

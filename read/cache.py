@@ -1,4 +1,7 @@
-"""What a frozen backbone computes, kept on disk: a header in JSON that describes it, then float32 states."""
+"""What a frozen backbone computes, kept on disk: a header in JSON that describes it, then float32 states.
+
+A file is named by its header, so that every task with these texts finds it, and nothing else does.
+"""
 
 import hashlib
 import json
@@ -35,7 +38,7 @@ def write_states(path, about, parts):
 
 
 def read_states(path, about):
-    """The states as a memory-mapped tensor. Raises ValueError if the file is not whole or `about` differs."""
+    """The states as a memory-mapped tensor. ValueError if the file is not whole, or of something else."""
     try:
         with path.open("rb") as file:
             found = json.loads(file.read(HEADER))
@@ -43,12 +46,8 @@ def read_states(path, about):
         raise ValueError(f"{path}: could not be read ({first_line(error)})") from None
     except ValueError:
         found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: not a file of states: delete it, or name another folder")
-    for key, value in about.items():
-        if found.get(key) != value:
-            was = f"{key} was {found.get(key)} and is {value} now"
-            raise ValueError(f"{path}: stale: {was}: delete it, or name another folder")
+    if found != about:
+        raise ValueError(f"{path}: not these states: delete it, or name another folder")
     size = HEADER + 4 * math.prod(about["shape"])
     if path.stat().st_size != size:
         raise ValueError(
@@ -78,14 +77,19 @@ class FromStates(nn.Module):
     forward = ReadClassifier.from_states
 
 
-def cached_states(model, tokens, batches, path, autocast, **about):
-    """The States of `tokens` by a ReadClassifier, from `path`, where they are written if it is missing.
+def digest(content):
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def cached_states(model, tokens, batches, folder, autocast, **about):
+    """The States of `tokens` by a ReadClassifier, from `folder`, where they are written if they are missing.
 
     batches  index lists in which they are computed
-    about    what else they depend on: the checkpoint, the length that texts are cut to, the dtype
+    about    what else they depend on: the checkpoint, what the head reads, the dtype
     """
     about["shape"] = [len(tokens.tokens), len(model.body.blocks), model.config.hidden_size]
-    about["examples"] = hashlib.sha256(json.dumps(tokens.tokens).encode()).hexdigest()[:16]
+    about["examples"] = digest(tokens.tokens)
+    path = folder / f"{digest(about)}.states"
 
     def parts():
         for batch in tqdm(batches, path.name, disable=None, leave=False):

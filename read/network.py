@@ -8,8 +8,8 @@ h_N, projected up, corrects the last of them:
     phi_N' = phi_N + U h_N                                    (what the head reads, or GPT-2's last norm)
 
 The backward pass goes through the head (and norm), U and the N steps of the RNN alone. No position sees
-another one in the RNN. So a classifier needs it at the first token only, an answer's span at all; GPT-2 stays
-causal, and runs it on the new token alone when decoding.
+another one in the RNN. So a classifier needs it at the first token only (or on all tokens' means, where it
+reads a mean), an answer's span at all; GPT-2 stays causal, and runs it on the new token alone when decoding.
 
 Parameters, at width h beside a backbone of width d, N layers (`tests/test_read.py`):
 
@@ -103,13 +103,14 @@ class Beside(nn.Module):
 
 
 class ReadClassifier(Beside, RobertaClassifier):
-    """READ at the first token. `states` never changes; `from_states` is what is trained."""
+    """READ at what the head reads. `states` never changes; `from_states` is what is trained."""
 
     @torch.no_grad()
     def states(self, input_ids, attention_mask=None):
-        """The first token's phi_1 … phi_N: (B, N, d)."""
+        """The first token's phi_1 … phi_N, or all tokens' mean: (B, N, d)."""
+        outputs = self.roberta.outputs(input_ids, attention_mask)
         # a view would keep all of x in memory
-        return torch.stack([x[:, 0].clone() for x in self.roberta.outputs(input_ids, attention_mask)], 1)
+        return torch.stack([self.pooled(x, attention_mask).clone() for x in outputs], 1)
 
     def from_states(self, states):
         return self.classifier(states[:, -1] + self.network(states))
@@ -217,13 +218,14 @@ class ReadT5(Beside, T5):
 KINDS = {RobertaClassifier: ReadClassifier, RobertaSpan: ReadSpan, GPT2: ReadGPT2, T5: ReadT5}
 
 
-def apply_read(model, r=WIDTH, cell="gru", start="zero", unscaled=False):
+def apply_read(model, r=WIDTH, cell="gru", start="zero", unscaled=False, drop_last=0):
     """`model`, frozen and with READ beside it: another object, with the same layers.
 
-    r         the width of the RNN's state; the paper tries 128 and 256
-    cell      gru, lstm, rnn, or untied
-    start     of U: zero, which is the frozen model; or random, the library's default
-    unscaled  whether a T5's correction is added as Algorithm 1 prints it
+    r          the width of the RNN's state; the paper tries 128 and 256
+    cell       gru, lstm, rnn, or untied
+    start      of U: zero, which is the frozen model; or random, the library's default
+    unscaled   whether a T5's correction is added as Algorithm 1 prints it
+    drop_last  blocks that `model` loses, the last of each side: READ-large is T5-large without four
 
     Raises ValueError, with the model unchanged, for a size, cell or model that does not fit.
     """
@@ -239,14 +241,19 @@ def apply_read(model, r=WIDTH, cell="gru", start="zero", unscaled=False):
         )
     if unscaled and not isinstance(model, T5):
         raise ValueError("unscaled: only the correction of a T5 is scaled")
-    blocks = model.body.blocks
-    last = blocks[-1].d  # its output has the width and the device of the states
+    sides = (model.encoder, model.decoder) if isinstance(model, T5) else (model.body,)
+    most = min(len(side.blocks) for side in sides) - 1
+    if not 0 <= drop_last <= most:
+        raise ValueError(f"drop_last = {drop_last}: expected 0 to {most}")
+    depths = [len(side.blocks) - drop_last for side in sides]
+    last = model.body.blocks[-1].d  # its output has the width and the device of the states
     sizes = (last.out_features, r, "gru" if cell == "untied" else cell, start == "zero", last.weight.device)
     if isinstance(model, T5):
-        depths = len(model.encoder.blocks), len(model.decoder.blocks)
         network = UntiedTwoSided(*depths, *sizes) if cell == "untied" else TwoSidedRNN(*sizes)
     else:
-        network = UntiedLayers(len(blocks), *sizes) if cell == "untied" else LayerRNN(*sizes)
+        network = UntiedLayers(*depths, *sizes) if cell == "untied" else LayerRNN(*sizes)
+    for side, depth in zip(sides, depths, strict=True):
+        side.blocks = side.blocks[:depth]
     adapted = KINDS[type(model)](model.requires_grad_(False), network)
     adapted.unscaled = unscaled
     return adapted
