@@ -49,6 +49,7 @@ OPTIONS = {
         "action": "store_true", "default": None,
         "help": "add a T5's correction as Algorithm 1 prints it, not in proportion to what it corrects",
     },
+    "drop_last": {"type": int, "metavar": "N", "help": "leave out the last N blocks, of both sides of a T5"},
     "frozen_seed": {
         "type": int,
         "help": "of random tensors that are not trained; one for all runs, so that adapters can be mixed",
@@ -73,7 +74,8 @@ METHODS = {
     "read": Method(
         apply_read, "Nguyen, Wang, Li & Wu, 2023, Algorithm 1",
         lr=dict.fromkeys(LAYOUTS, 1e-3), mini={ENCODER: 3e-3, DECODER: 5e-3, T5: 5e-3},
-        r=dict.fromkeys(LAYOUTS, WIDTH), takes={"cell": "gru", "start": "zero", "unscaled": False},
+        r=dict.fromkeys(LAYOUTS, WIDTH),
+        takes={"cell": "gru", "start": "zero", "unscaled": False, "drop_last": 0},
     ),
     "head": Method(
         baselines.apply_nothing, "the head alone, the floor",

@@ -19,15 +19,8 @@ SEARCH = {  # the paper's Table 7, and LoRA's decoder's: the paper's settings ar
     "ngram_scope": "completion", "max_new_tokens": 64,
 }  # fmt: skip
 CHOSEN = ("model", "max_len", "doc_stride", *SEARCH)  # may be others where an adapter is used
-RECORDED = (
-    "r",
-    *OPTIONS,
-    "pool",
-    "text",
-    "label",
-    "labels",
-    *CHOSEN,
-)  # what "config" holds of a script's arguments
+# what "config" holds of a script's arguments
+RECORDED = ("r", *OPTIONS, "pool", "text", "label", "labels", *CHOSEN)
 LARGEST_DIFFERENCE = 1e-3  # of a logit, merged − unmerged, in float32
 
 # ---- the model

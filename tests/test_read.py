@@ -224,6 +224,21 @@ def test_states_are_the_backbones_own():
     assert torch.equal(states, torch.stack([x[:, 0] for x in expected], 1)) and not states.requires_grad
 
 
+def test_states_of_a_mean_are_the_means_of_states():
+    """Would catch: padding in the mean, states of the first token, a head that reads something else."""
+    torch.manual_seed(0)
+    frozen = RobertaClassifier(ENCODER, pool="mean").eval()
+    model = apply_read(frozen, 8).train()
+    model.classifier.eval()
+    _, expected = frozen.roberta(IDS, MASK, return_states=True)
+    states = model.states(IDS, MASK)
+    for row, length in enumerate(MASK.sum(1)):
+        means = torch.stack([x[row, :length].mean(0) for x in expected])
+        torch.testing.assert_close(states[row], means)
+    assert torch.equal(model(IDS, MASK), frozen(IDS, MASK))  # READ starts as the frozen model
+    torch.testing.assert_close(frozen(IDS[:1]), frozen(IDS[:1], MASK[:1]))
+
+
 # ---- GPT-2
 
 
@@ -306,11 +321,8 @@ def test_a_file_of_states_is_whole_or_not_there(tmp_path):
         path, about, [([2, 0], torch.tensor([[[5.0, 6]], [[1, 2]]])), ([1], torch.tensor([[[3.0, 4]]]))]
     )
     assert read_states(path, about).tolist() == [[[1, 2]], [[3, 4]], [[5, 6]]]
-    for change, message in (
-        ({"checkpoint": "y"}, "stale: checkpoint was x and is y now"),
-        ({"max_len": 9}, "max_len was 8 and is 9"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for change in ({"checkpoint": "y"}, {"pool": "mean"}):
+        with pytest.raises(ValueError, match=r"a\.states: not these states: delete it"):
             read_states(path, about | change)
     content = path.read_bytes()
     assert len(content) == HEADER + 4 * 6
@@ -318,7 +330,7 @@ def test_a_file_of_states_is_whole_or_not_there(tmp_path):
     with pytest.raises(ValueError, match="4,116 bytes: expected 4,120"):
         read_states(path, about)
     path.write_bytes(b"\x80 no states")
-    with pytest.raises(ValueError, match="not a file of states"):
+    with pytest.raises(ValueError, match="not these states"):
         read_states(path, about)
 
 
@@ -348,10 +360,8 @@ def test_with_and_without_stored_states(glue, command, tmp_path, monkeypatch):
     for a, b in zip(live[0], stored[0], strict=True):
         assert a == pytest.approx(b, rel=1e-4)
     assert live[1]["parameters"] == stored[1]["parameters"]
-    assert {p.name for p in (tmp_path / "kept" / "features").iterdir()} == {
-        "cola-train.states",
-        "cola-dev.states",
-    }
+    files = [path.suffix for path in (tmp_path / "kept" / "features").iterdir()]
+    assert files == [".states", ".states"]  # train and dev
     timing = json.loads((tmp_path / "kept" / "result.json").read_text())["timing"]
     assert timing["energy_kwh"] == {"utilisation": None, "power": None}  # on a CPU
     seen.clear()
@@ -361,33 +371,51 @@ def test_with_and_without_stored_states(glue, command, tmp_path, monkeypatch):
     assert not seen
 
 
-def test_stale_states_are_refused(glue, command, tmp_path, tiny_glue, capsys):
-    """Would catch: states of other data, another length or another checkpoint that are trained on."""
-    kept = ["--cache-features", tmp_path / "features", "--epochs", 1]
-    glue(*command, *kept)
-    again = [*command, *kept, "--out", tmp_path / "again"]
-    assert "cola-train.states: stale: max_len was 32 and is 6 now" in fails(
-        capsys, glue, *again, "--max-len", 6
-    )
-    assert "stale: shape was [40, 2, 24] and is [20, 2, 24] now" in fails(
-        capsys, glue, *again, "--limit-train", 20
-    )
-    lines = (tiny_glue / "CoLA" / "train.tsv").read_text().replace("dog", "cat")
-    (tiny_glue / "CoLA" / "train.tsv").write_text(lines)
-    assert "stale: examples was" in fails(capsys, glue, *again)
-    assert not (tmp_path / "again").exists()
+def test_states_are_found_by_what_they_are_of(glue, command, tmp_path, tiny_glue, capsys, monkeypatch):
+    """Would catch: states of other texts, another length, checkpoint or pooling that are trained on; a
+    backbone that runs again for another task with the same texts.
+    """
+    seen, outputs = [], model_module.Roberta.outputs
+    monkeypatch.setattr(model_module.Roberta, "outputs", lambda *a: seen.append(len(a[1])) or outputs(*a))
+    folder = tmp_path / "features"
+
+    def passed(*more):
+        """How many examples the backbone reads in a run with `more`, and how many files there are then."""
+        seen.clear()
+        glue(*command, "--cache-features", folder, "--epochs", 1, "--overwrite", *more)
+        return sum(seen), len([*folder.iterdir()])
+
+    assert passed() == (52, 2)
+    assert passed("--cell", "lstm", "--max-len", 20) == (0, 2)  # no text has so many tokens
+    assert passed("--max-len", 6) == (52, 4)
+    assert passed("--limit-train", 20) == (20, 5)
+    assert passed("--pool", "mean") == (52, 7)
+    assert passed("--drop-last", 1) == (52, 9)
+    rows = [line.split("\t") for line in (tiny_glue / "CoLA" / "train.tsv").read_text().splitlines()]
+    dev = [line.split("\t") for line in (tiny_glue / "CoLA" / "dev.tsv").read_text().splitlines()]
+    for name, part in (("a", rows), ("b", dev)):  # another task, with the texts of this one
+        lines = ["words,long", *(f"{row[3]},{len(row[3]) > 20}" for row in part)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines))
+    own = ["--train-file", tmp_path / "a.csv", "--dev-file", tmp_path / "b.csv"]
+    command[4:6], command[:2] = ["--text", "words", "--label", "long"], own  # for --data and --task
+    assert passed() == (0, 9)
+    out = tmp_path / "again"
     assert "--cache-features is for training with --method read" in fails(
-        capsys, glue, *again, "--method", "hut"
+        capsys, glue, *command, "--out", out, "--cache-features", folder, "--method", "hut"
     )
-    assert "--method read does not merge" in fails(capsys, glue, *again, "--export", tmp_path / "merged")
+    assert "--method read does not merge" in fails(capsys, glue, *command, "--out", out, "--export", out)
 
 
 def test_folders_that_states_cannot_be_kept_in(glue, command, tmp_path, capsys):
     """Would catch: a traceback."""
     (tmp_path / "file").write_text("")
-    (tmp_path / "folder" / "cola-train.states").mkdir(parents=True)
-    for folder, message in (("file", "could not be written"), ("folder", "could not be read")):
-        assert message in fails(capsys, glue, *command, "--epochs", 1, "--cache-features", tmp_path / folder)
+    folder, command = tmp_path / "folder", [*command, "--epochs", 1, "--cache-features"]
+    assert "could not be written" in fails(capsys, glue, *command, tmp_path / "file")
+    glue(*command, folder)
+    for path in folder.iterdir():
+        path.unlink()
+        path.mkdir()
+    assert "could not be read" in fails(capsys, glue, *command, folder, "--overwrite")
 
 
 def test_two_processes_may_write_the_same_states(tmp_path, monkeypatch):

@@ -117,6 +117,34 @@ def test_parameter_counts_are_the_papers():
     assert sum(p.numel() for p in untied.network.parameters()) == 12 * 1_969_920 == 23_639_040
 
 
+def test_read_large_is_t5_large_without_four_blocks_a_side():
+    """Would catch: blocks that are dropped of one side alone, or of the first; a share of another size.
+
+    The paper prints 0.32 % with recurrency and 6.4 % without: of the whole T5-large, output layer included.
+    """
+    with torch.device("meta"):
+        whole = sum(p.numel() for p in T5(T5_LARGE).parameters()) + 32128 * 1024
+        models = [apply_read(T5(T5_LARGE), cell=cell, drop_last=4) for cell in ("gru", "untied")]
+    assert whole == 770_567_168
+    for model, count, share in zip(models, (2_494_464, 20 * 2_494_464), ("0.32 %", "6.47 %"), strict=True):
+        assert len(model.encoder.blocks) == len(model.decoder.blocks) == 20
+        assert sum(p.numel() for p in model.network.parameters()) == count
+        assert f"{100 * count / whole:.2f} %" == share
+    frozen = sum(p.numel() for p in models[0].parameters() if not p.requires_grad)
+    assert frozen + 32128 * 1024 == 653_106_176
+
+
+def test_dropped_blocks_are_the_last_of_each_side():
+    """Would catch: a READ that still runs them, or that corrects their output."""
+    model = apply_read(plain(), 8, drop_last=1)
+    kept = T5.from_pretrained(REFERENCE).requires_grad_(False)
+    kept.encoder.blocks, kept.decoder.blocks = kept.encoder.blocks[:-1], kept.decoder.blocks[:-1]
+    inputs = IDS, MASK, model.shifted(LABELS)
+    assert torch.equal(model(*inputs), kept(*inputs))
+    assert not torch.allclose(model(*inputs), plain()(*inputs), atol=1e-3)
+    assert model.generate(SOURCES, 8) == kept.generate(SOURCES, 8)
+
+
 @every_cell
 def test_no_block_keeps_a_graph(cell):
     """Would catch: a backward pass that enters the backbone. Only what is behind the last block may be kept
@@ -207,6 +235,8 @@ def test_no_token_sees_a_later_one():
         ((0,), "r = 0: expected"),
         ((8, "gro"), "cell 'gro': expected one of gru"),
         ((8, "untied"), "2 blocks and 3"),
+        ((8, "gru", "zero", False, 2), "drop_last = 2: expected 0 to 1"),
+        ((8, "gru", "zero", False, -1), "drop_last = -1: expected 0 to 1"),
     ],
 )
 def test_what_does_not_fit(arguments, message):

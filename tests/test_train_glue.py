@@ -97,6 +97,38 @@ def test_life_of_a_baseline(glue, command, tmp_path, capsys, method):
     assert all(torch.equal(t, second[name]) for name, t in first.items())
 
 
+@pytest.mark.parametrize(
+    ("method", "option", "other"),
+    [("lora", "--pool=mean", "--pool=first"), ("read", "--drop-last=1", "--drop-last=0")],
+)
+def test_an_adapter_knows_the_form_of_its_model(glue, command, tmp_path, capsys, method, option, other):
+    """Would catch: an option that the run takes and its adapter forgets, so that it scores something else."""
+    glue(*command, "--method", method, "--r", 4)
+    glue(*command, "--method", method, "--r", 4, option, "--out", tmp_path / "formed")
+    plain, formed = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("out", "formed"))
+    rows = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("out", "formed")]
+    losses = [[json.loads(line)["train_loss"] for line in row.splitlines()] for row in rows]
+    assert all(a != b for a, b in zip(*losses, strict=True))
+    assert (plain["parameters"] == formed["parameters"]) == (method == "lora")
+    basics = [*command[:6], "--adapter", tmp_path / "formed" / "adapter.pt"]
+    capsys.readouterr()
+    glue(*basics, "--eval-only")
+    assert json.loads(capsys.readouterr().out)["matthews"] == formed["best"]["matthews"]
+    assert f"trained with {option[2:].replace('-', '_').replace('=', ' ')}, not" in fails(
+        capsys, glue, *basics, "--eval-only", other
+    )
+
+
+def test_a_mean_is_not_exported(glue, command, tmp_path, capsys):
+    """Would catch: hours of training before the line, or a merged model that transformers reads otherwise."""
+    line = "--export: transformers' RoBERTa has no head that reads a mean"
+    assert line in fails(capsys, glue, *command, "--pool", "mean", "--export", tmp_path / "merged")
+    assert not (tmp_path / "out").exists()
+    glue(*command, "--pool", "mean", "--epochs", 1)
+    adapter = ["--adapter", tmp_path / "out" / "adapter.pt", "--export", tmp_path / "merged"]
+    assert line in fails(capsys, glue, *command[:6], *adapter)
+
+
 @pytest.mark.parametrize(("method", "lr", "left"), [("full", 5e-3, 0.1), ("hut", 2e-2, 0.8)])
 def test_loss_falls(glue, command, tmp_path, method, lr, left):
     """Would catch: a loop that steps without learning. The rule of this set can be learned from its last
