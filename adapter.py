@@ -6,7 +6,7 @@ import math
 import torch
 from tqdm import tqdm
 
-from arguments import check_max_len, say_cut
+from arguments import check_max_len
 from data import UserError, as_user_error, e2e, glue, squad
 from data.batching import Tokens, sorted_batches
 from data.hub import MINI, open_checkpoint
@@ -134,11 +134,8 @@ def generate(args, model, tokenizer, contexts, device, dtype):
 
 def sources_of(args, tokenizer, examples):
     """What T5 reads, as token ids closed by the end token."""
-    tokenizer.enable_truncation(args.max_len)
-    sources = tokenizer.encode_batch([glue.source_text(args.task, example) for example in examples])
-    tokenizer.no_truncation()  # a label's word is never cut
-    say_cut(sum(bool(encoding.overflowing) for encoding in sources), len(sources), args.max_len)
-    return [encoding.ids for encoding in sources]
+    texts = [glue.Example(glue.source_text(args.task, example), None, None) for example in examples]
+    return glue.encode(tokenizer, texts, args.max_len)
 
 
 def written(args, model, tokenizer, sources, device, dtype, batch_size=EVAL_BATCH):

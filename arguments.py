@@ -240,11 +240,6 @@ def run_folders(args):
     return out, [argparse.Namespace(**vars(args) | own) for own in each]
 
 
-def say_cut(cut, total, max_len):
-    if cut:
-        print(f"{cut:,} of {total:,} texts are longer than --max-len {max_len}: their ends are cut off")
-
-
 def check_max_len(args, longest, shortest=1):
     """Sets --max-len if it was left out. Raises UserError if the model's position table is shorter."""
     if args.max_len and not shortest <= args.max_len <= longest:

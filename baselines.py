@@ -6,6 +6,8 @@ and frozen (VeRA's A and B, FourierFT's places) is made again from `frozen_seed`
 input and W_0 (d, k) its frozen weight, with the input on the left, as in hut.py.
 """
 
+import functools
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -106,12 +108,17 @@ class LoRA(Updated):
         return self.scale * (self.A @ self.B).T
 
 
-def apply_lora(model, r=8, targets="qv"):
+def replace(model, r, targets, make):
+    """Freezes `model`, puts make(linear) in the place of every target layer, and returns it."""
     linears = find_linears(model, targets)
     freeze(model, r)
     for name, linear in linears.items():
-        model.set_submodule(name, LoRA(linear, r))
+        model.set_submodule(name, make(linear))
     return model
+
+
+def apply_lora(model, r=8, targets="qv"):
+    return replace(model, r, targets, lambda linear: LoRA(linear, r))
 
 
 class VeRA(Updated):
@@ -137,17 +144,16 @@ class VeRA(Updated):
 
 def apply_vera(model, r=256, targets="qv", frozen_seed=0):
     """A and B are Kaiming uniform: within ±√(6 / rows)."""
-    linears, shared = find_linears(model, targets), {}
-    freeze(model, r)
-    for name, linear in linears.items():
-        k, d = linear.weight.shape
-        if (d, k) not in shared:
-            generator = torch.Generator("cpu").manual_seed(frozen_seed)
-            A, B = (2 * torch.rand(s, generator=generator, device="cpu") - 1 for s in ((d, r), (r, k)))
-            A_B = A * (6 / d) ** 0.5, B * (6 / r) ** 0.5
-            shared[d, k] = [t.to(linear.weight.device) for t in A_B]
-        model.set_submodule(name, VeRA(linear, *shared[d, k]))
-    return model
+
+    @functools.cache
+    def shared(shape, device):
+        (k, d), generator = shape, torch.Generator("cpu").manual_seed(frozen_seed)
+        A, B = (2 * torch.rand(s, generator=generator, device="cpu") - 1 for s in ((d, r), (r, k)))
+        return (A * (6 / d) ** 0.5).to(device), (B * (6 / r) ** 0.5).to(device)
+
+    return update(
+        model, r, targets, lambda layer: VeRA(layer, *shared(*layer.weight.shape, layer.weight.device))
+    )
 
 
 class FourierFT(Updated):
@@ -174,19 +180,16 @@ class FourierFT(Updated):
 
 def apply_fourierft(model, r=1000, targets="qv", frozen_seed=0):
     """r is the authors' n. Raises ValueError if a layer has fewer coefficients."""
-    linears, shared = find_linears(model, targets), {}
-    smallest = min(linear.weight.numel() for linear in linears.values())
+    smallest = min(linear.weight.numel() for linear in find_linears(model, targets).values())
     if r > smallest:
         raise ValueError(f"r = {r}: a layer has {smallest:,} coefficients")
-    freeze(model, r)
-    for name, linear in linears.items():
-        shape = linear.weight.shape
-        if shape not in shared:
-            generator = torch.Generator("cpu").manual_seed(frozen_seed)
-            places = torch.randperm(shape.numel(), generator=generator, device="cpu")[:r]
-            shared[shape] = places.to(linear.weight.device)
-        model.set_submodule(name, FourierFT(linear, shared[shape]))
-    return model
+
+    @functools.cache
+    def shared(size, device):
+        generator = torch.Generator("cpu").manual_seed(frozen_seed)
+        return torch.randperm(size, generator=generator, device="cpu")[:r].to(device)
+
+    return replace(model, r, targets, lambda x: FourierFT(x, shared(x.weight.numel(), x.weight.device)))
 
 
 # ---- adapters

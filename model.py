@@ -589,10 +589,7 @@ class GPT2Config:
         return self.n_positions
 
 
-GPT2_SMALL = GPT2Config()
 GPT2_MEDIUM = GPT2Config(n_embd=1024, n_layer=24, n_head=16)
-GPT2_LARGE = GPT2Config(n_embd=1280, n_layer=36, n_head=20)
-GPT2_XL = GPT2Config(n_embd=1600, n_layer=48, n_head=25)
 
 
 class GPT2Block(nn.Module):
@@ -725,8 +722,8 @@ class GPT2(Pretrained):
             return GPT2Decoder(self, batch, beam_size, max_new_tokens), history
 
         end_token = self.config.eos_token_id if end_token is None else end_token
-        search = max_new_tokens, end_token, no_repeat_ngram_size, beam_size, length_penalty
-        return decode_all(self, begin, prompts, batch_size, *search)
+        search = max_new_tokens, end_token, no_repeat_ngram_size
+        return decode_all(self, begin, prompts, batch_size, search, beam_size, length_penalty)
 
     def _to_file(self, state):
         """The file's weights are transposed, (d, k), with q, k and v side by side in c_attn."""
@@ -746,22 +743,14 @@ class GPT2(Pretrained):
 # ---- decoding
 
 
-def decode_all(
-    model,
-    begin,
-    prompts,
-    batch_size,
-    max_new_tokens,
-    end_token,
-    no_repeat_ngram_size,
-    beam_size,
-    length_penalty,
-):
+def decode_all(model, begin, prompts, batch_size, search, beam_size, length_penalty):
     """The completions of `prompts`; begin(a batch of similar length) returns its decoder and history.
+
+    search  (max_new_tokens, end_token, no_repeat_ngram_size)
 
     Raises ValueError for a prompt that is empty or holds an unknown token, and for a size below 1.
     """
-    sizes = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "beam_size": beam_size}
+    sizes = {"batch_size": batch_size, "max_new_tokens": search[0], "beam_size": beam_size}
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name} is {value}: expected 1 or more")
@@ -778,9 +767,9 @@ def decode_all(
     with torch.inference_mode():
         for start in range(0, len(prompts), batch_size):
             chosen = by_length[start : start + batch_size]
-            search = *begin([prompts[i] for i in chosen]), max_new_tokens, end_token, no_repeat_ngram_size
+            batch = *begin([prompts[i] for i in chosen]), *search
             greedy = beam_size == 1
-            found = greedy_search(*search) if greedy else beam_search(*search, beam_size, length_penalty)
+            found = greedy_search(*batch) if greedy else beam_search(*batch, beam_size, length_penalty)
             for i, completion in zip(chosen, found, strict=True):
                 completions[i] = completion
     model.train(training)

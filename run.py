@@ -348,22 +348,19 @@ def environment():
     }
 
 
-def say_next(args, layout, *given):
-    """Prints the commands that score, use and hand on a finished run's adapter with the arguments `given`."""
+def say_next(args, layout):
+    """Prints the commands that score, use and hand on a finished run's adapter."""
     command = ["python", Path(sys.argv[0]).name]
-    for name in given:
+    for name in ("data", "train_file", "dev_file"):
         value = getattr(args, name)
         if value and not Path(value).is_relative_to(MINI):
             command += [f"--{name.replace('_', '-')}", value]
-    command += ["--adapter", str(args.out / "adapter.pt")]
-    uses = ["--eval-only", "--predict …"]
+    command = shlex.join([*command, "--adapter", str(args.out / "adapter.pt")])
+    print(f"{args.out}: the run; what to do with it:\n  {command} --eval-only\n  {command} --predict …")
     if layout in METHODS[args.method].merges:
-        uses.append("--export DIR")
-    elif layout == ENCODER and args.task != "own":
-        uses.append("--submit DIR")
-    print(f"{args.out}: the run; what to do with it:")
-    for use in uses:
-        print(f"  {shlex.join(command)} {use}")
+        print(f"  {command} --export DIR")
+    if layout == ENCODER and args.task != "own":
+        print(f"  {command} --submit DIR")
 
 
 # ---- over seeds

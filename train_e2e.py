@@ -23,12 +23,11 @@ from arguments import (
     probability,
     run_as_script,
     run_folders,
-    say_cut,
     whole,
     whole_or_zero,
 )
 from data import UserError, as_user_error, e2e, write_json, write_text
-from data.batching import Batches, pad, sorted_batches, subset
+from data.batching import Batches, pad, say_cut, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
 from methods import DECODER
@@ -224,7 +223,7 @@ def main():
         splits["train"] = subset(splits["train"], args.limit_train)
         results = [train(one, model_class, checkpoint_dir, tokenizer, splits, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last", "test"))
-        say_next(runs[0], DECODER, "data", "dev_file")
+        say_next(runs[0], DECODER)
     if not (untrained or args.export):
         return
 

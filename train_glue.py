@@ -14,16 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from adapter import Predictor, all_logits, predictions
-from arguments import (
-    Parser,
-    add_arguments,
-    check_adapter,
-    check_max_len,
-    fill_in,
-    run_as_script,
-    run_folders,
-    say_cut,
-)
+from arguments import Parser, add_arguments, check_adapter, check_max_len, fill_in, run_as_script, run_folders
 from data import UserError, as_user_error, glue, no_nan, table, write_text
 from data.batching import Batches, Tokens, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
@@ -124,8 +115,7 @@ def score(task, model, sets, device, dtype):
     for name, (inputs, labels) in sets.items():
         predicted = predictions(all_logits(model, inputs, device, dtype))
         suffix = "_mismatched" if name.endswith("_mismatched") else ""
-        found = glue_scores(task.scores, predicted, labels)
-        scores |= {key + suffix: float(value) for key, value in found.items()}
+        scores |= {key + suffix: x for key, x in glue_scores(task.scores, predicted, labels).items()}
         if len(np.unique(predicted)) == 1:
             scores["single_class"] = True
     return scores
@@ -245,22 +235,18 @@ def main():
     out, runs = run_folders(args)
 
     def tokens(examples):
-        found = glue.encode(tokenizer, examples, args.max_len)
-        full = [example for example, ids in zip(examples, found, strict=True) if len(ids) == args.max_len]
-        longer = [ids for ids in glue.encode(tokenizer, full, args.max_len + 1) if len(ids) > args.max_len]
-        say_cut(len(longer), len(examples), args.max_len)
-        return Tokens(found, config.pad_token_id, device)
+        return Tokens(glue.encode(tokenizer, examples, args.max_len), config.pad_token_id, device)
 
     sets, wanted = {}, ("dev",) if args.adapter else ("train", "dev")
-    task, files, own = table.task_of(args), (args.train_file, args.dev_file), args.task == "own"
-    splits = table.load(task, *files, wanted) if own else glue.load(args.task, args.data, *files, wanted)
+    task, files = table.task_of(args), (args.train_file, args.dev_file, wanted)
+    splits = table.load(task, *files) if args.task == "own" else glue.load(args.task, args.data, *files)
     for name, examples in splits.items():
         examples = subset(examples, args.limit_train) if name == "train" else examples
         sets[name] = tokens(examples), [example.label for example in examples]
     if not args.adapter:
         results = [train(one, model_class, checkpoint_dir, sets, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last"))
-        say_next(runs[0], ENCODER, *(["train_file"] if own else ["task", "data"]), "dev_file")
+        say_next(runs[0], ENCODER)
     if not (args.eval_only or args.submit or args.export):
         return
 

@@ -93,8 +93,7 @@ def score(args, model, tokenizer, sources, labels, device, dtype):
     texts = written(args, model, tokenizer, sources, device, dtype)
     found = [glue.label_of(args.task, text, label) for text, label in zip(texts, labels, strict=True)]
     predicted = [value for value, _ in found]
-    found_scores = glue_scores(glue.TASKS[args.task].scores, predicted, labels)
-    scores = {name: float(value) for name, value in found_scores.items()}
+    scores = glue_scores(glue.TASKS[args.task].scores, predicted, labels)
     scores["score"] = sum(scores.values()) / len(scores)
     scores["invalid"] = sum(not valid for _, valid in found)
     if len(set(predicted)) == 1:
@@ -181,7 +180,7 @@ def main():
     if not args.adapter:
         results = [train(one, model_class, checkpoint_dir, tokenizer, splits, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last", "test"))
-        say_next(runs[0], T5, "task", "data", "dev_file")
+        say_next(runs[0], T5)
     if not (args.eval_only or args.export):
         return
 

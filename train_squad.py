@@ -165,7 +165,7 @@ def main():
     if not args.adapter:
         results = [train(one, model_class, checkpoint_dir, sets, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last"))
-        say_next(runs[0], ENCODER, "data", "dev_file")
+        say_next(runs[0], ENCODER)
     if not (args.eval_only or args.submit or args.export):
         return
 

@@ -13,6 +13,11 @@ def subset(examples, n):
     return [examples[i] for i in sorted(np.random.default_rng(0).permutation(len(examples))[:n])]
 
 
+def say_cut(cut, total, max_len):
+    if cut:
+        print(f"{cut:,} of {total:,} texts are longer than --max-len {max_len}: their ends are cut off")
+
+
 def shuffled_batches(lengths, batch_size, seed):
     """An epoch's batches: every example once, in an order that `seed` decides; at most one batch is short.
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data import UserError, read_text
+from data.batching import say_cut
 from data.download import cache, fetch, unpack
 
 
@@ -261,7 +262,12 @@ def read_protocol(task, splits):
 
 
 def encode(tokenizer, examples, max_len):
-    """Token ids of each example, special tokens included, at most `max_len`: a pair's longer text is cut."""
+    """Token ids of each example, special tokens included, at most `max_len`: a pair's longer text is cut.
+
+    Says how many are cut.
+    """
     tokenizer.enable_truncation(max_len, strategy="longest_first")
-    texts = [e.first if e.second is None else (e.first, e.second) for e in examples]
-    return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    found = tokenizer.encode_batch([e.first if e.second is None else (e.first, e.second) for e in examples])
+    tokenizer.no_truncation()
+    say_cut(sum(bool(encoding.overflowing) for encoding in found), len(found), max_len)
+    return [encoding.ids for encoding in found]

@@ -40,10 +40,7 @@ class T5Config:
     model_type: str = "t5"
 
 
-T5_SMALL = T5Config(d_model=512, d_ff=2048, num_layers=6, num_heads=8)
 T5_BASE = T5Config()
-T5_LARGE = T5Config(d_model=1024, d_ff=4096, num_layers=24, num_heads=16)
-T5_3B = T5Config(d_model=1024, d_ff=16384, num_layers=24, num_heads=32, d_kv=128)
 
 # The attention score of a masked key. Its softmax is exactly 0 beside any other score, and because it is
 # finite, a query all of whose keys are masked gives no NaN.
@@ -310,8 +307,8 @@ class T5(Pretrained):
             history = torch.full((len(batch), 1), start, device=device)
             return T5Decoder(self, batch, beam_size, max_new_tokens), history
 
-        search = max_new_tokens, self.config.eos_token_id, no_repeat_ngram_size, beam_size, length_penalty
-        return decode_all(self, begin, sources, batch_size, *search)
+        search = max_new_tokens, self.config.eos_token_id, no_repeat_ngram_size
+        return decode_all(self, begin, sources, batch_size, search, beam_size, length_penalty)
 
 
 class T5Decoder:

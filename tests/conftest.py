@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import train_glue
 from arguments import run_as_script
+from read.t5 import T5Config
 
 torch.set_num_threads(1)  # the models of these tests are too small for two, which would wait for each other
 
@@ -35,6 +36,10 @@ WORDS = [
     "old",
     "and",
 ]
+# published models, of which only the base size is in the code
+T5_SMALL = T5Config(d_model=512, d_ff=2048, num_layers=6, num_heads=8)
+T5_LARGE = T5Config(d_model=1024, d_ff=4096, num_layers=24, num_heads=16)
+T5_3B = T5Config(d_model=1024, d_ff=16384, num_layers=24, num_heads=32, d_kv=128)
 LABELS = ["acceptable", "unacceptable"]  # CoLA's, as T5 writes them
 
 

@@ -9,17 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from hut import apply_hut, merge_hut
-from model import (
-    GPT2,
-    GPT2_LARGE,
-    GPT2_MEDIUM,
-    GPT2_SMALL,
-    GPT2_XL,
-    GPT2Config,
-    ban_repeats,
-    beam_search,
-    read_config,
-)
+from model import GPT2, GPT2_MEDIUM, GPT2Config, ban_repeats, beam_search, read_config
 
 REFERENCE = Path(__file__).parent / "reference" / "gpt2"
 EXPECTED = torch.load(REFERENCE / "expected.pt", weights_only=True)
@@ -99,7 +89,8 @@ def test_dropout_is_in_four_places_and_only_in_training(model):
 
 def test_published_sizes():
     """Would catch: a wrong width, depth or tie. The counts are those of the published checkpoints."""
-    sizes = {124439808: GPT2_SMALL, 354823168: GPT2_MEDIUM, 774030080: GPT2_LARGE, 1557611200: GPT2_XL}
+    large, xl = (GPT2Config(n_embd=d, n_layer=n, n_head=d // 64) for d, n in ((1280, 36), (1600, 48)))
+    sizes = {124439808: GPT2Config(), 354823168: GPT2_MEDIUM, 774030080: large, 1557611200: xl}
     for count, config in sizes.items():
         with torch.device("meta"):
             assert sum(p.numel() for p in GPT2(config).parameters()) == count

@@ -333,7 +333,7 @@ def test_texts_that_are_cut_are_counted(glue, command, tiny_glue, capsys):
 def test_a_finished_run_says_what_to_do_and_its_commands_work(glue, command, tmp_path, capsys):
     """Would catch: a command that lacks an argument; --export and --submit that need --eval-only."""
     glue(*command)
-    lines = capsys.readouterr().out.splitlines()[-4:]
+    lines = capsys.readouterr().out.splitlines()[-5:]
     out, made = tmp_path / "out", tmp_path / "made"
     assert lines[0].startswith(f"{out}: the run")
     uses = [shlex.split(line)[2:] for line in lines[1:]]
@@ -341,11 +341,13 @@ def test_a_finished_run_says_what_to_do_and_its_commands_work(glue, command, tmp
         [str(out / "adapter.pt"), "--eval-only"],
         ["--predict", "…"],
         ["--export", "DIR"],
+        ["--submit", "DIR"],
     ]
     glue(*uses[0])
     best = json.loads((out / "result.json").read_text())["best"]
     assert json.loads(capsys.readouterr().out)["matthews"] == best["matthews"]
     glue(*uses[1][:-1], "the dog sleeps .")
     assert "acceptable" in capsys.readouterr().out
-    glue(*uses[2][:-1], made / "merged", "--submit", made / "answers")
+    glue(*uses[2][:-1], made / "merged")
+    glue(*uses[3][:-1], made / "answers")
     assert (made / "merged" / "config.json").exists() and (made / "answers" / "CoLA.tsv").exists()

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import T5_3B, T5_LARGE, T5_SMALL
 from torch.nn import functional as F
 
 from data import UserError
 from hut import apply_hut, merge_hut
 from methods import METHODS, adapt
 from model import read_config
-from read.t5 import T5, T5_3B, T5_BASE, T5_LARGE, T5_SMALL, T5Config, buckets
+from read.t5 import T5, T5_BASE, T5Config, buckets
 from weights import merged
 
 REFERENCE = Path(__file__).parent / "reference" / "t5"
