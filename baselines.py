@@ -151,9 +151,7 @@ def apply_vera(model, r=256, targets="qv", frozen_seed=0):
         A, B = (2 * torch.rand(s, generator=generator, device="cpu") - 1 for s in ((d, r), (r, k)))
         return (A * (6 / d) ** 0.5).to(device), (B * (6 / r) ** 0.5).to(device)
 
-    return update(
-        model, r, targets, lambda layer: VeRA(layer, *shared(*layer.weight.shape, layer.weight.device))
-    )
+    return replace(model, r, targets, lambda x: VeRA(x, *shared(x.weight.shape, x.weight.device)))
 
 
 class FourierFT(Updated):
