@@ -12,6 +12,7 @@ import math
 import os
 import pickle
 import re
+from collections import deque
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -124,10 +125,7 @@ class RobertaBlock(nn.Module):
 
 
 class Roberta(nn.Module):
-    """The encoder: input_ids (B, L) int64, attention_mask (B, L) -> last states (B, L, d).
-
-    With `return_states=True`: (last states, [the output of each block, (B, L, d)]).
-    """
+    """The encoder: input_ids (B, L) int64, attention_mask (B, L) -> last states (B, L, d)."""
 
     LAYOUT = "encoder"  # post-norm; a "decoder" is pre-norm and causal
 
@@ -146,12 +144,8 @@ class Roberta(nn.Module):
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             nn.init.zeros_(module.weight[module.padding_idx])
 
-    def forward(self, input_ids, attention_mask=None, return_states=False):
-        states = []
-        for x in self.outputs(input_ids, attention_mask):
-            if return_states:
-                states.append(x)
-        return (x, states) if return_states else x
+    def forward(self, input_ids, attention_mask=None):
+        return deque(self.outputs(input_ids, attention_mask), 1)[0]  # the last, alone in memory
 
     def outputs(self, input_ids, attention_mask=None):
         """Yields each block's output, (B, L, d), so that the caller can drop what it does not need."""
@@ -616,7 +610,6 @@ class GPT2(Pretrained):
 
     Padding may be on either side, because positions are counted over the tokens that the mask keeps.
     With `where` (B, L) bool: logits of these positions only, (number of them, V).
-    With `return_states=True`: (logits, [the output of each block, (B, L, d), before the last norm]).
     """
 
     CONFIG, TYPES, ARCHITECTURE, PREFIX = GPT2Config, {"gpt2": "GPT2"}, "LMHeadModel", "transformer."
@@ -657,7 +650,7 @@ class GPT2(Pretrained):
                 scale = (2 * self.config.n_layer) ** -0.5 if into_stream else 1.0
                 nn.init.normal_(parameter, std=scale * self.config.initializer_range)
 
-    def forward(self, input_ids, attention_mask=None, return_states=False, where=None):
+    def forward(self, input_ids, attention_mask=None, where=None):
         length = input_ids.shape[1]
         if length > self.config.n_positions:
             raise ValueError(f"{length} input tokens: the position table holds {self.config.n_positions}")
@@ -667,11 +660,10 @@ class GPT2(Pretrained):
             positions = (kept.cumsum(1) - 1).clamp(min=0)
             causal = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()
             mask = causal & kept[:, None, None, :]  # attention gives zeros where padding sees nothing
-        states = self._states(input_ids, positions, mask)
-        logits = self._logits(self._last(states, where))
-        return (logits, states) if return_states else logits
+        return self._logits(self._last(self._states(input_ids, positions, mask), where))
 
     def _states(self, input_ids, positions, mask, past=None):
+        """[the output of each block, (B, L, d), before the last norm]"""
         x = self.dropout(self.word(input_ids) + self.position(positions))
         states = []
         for i, block in enumerate(self.blocks):

@@ -129,7 +129,7 @@ class ReadSpan(Beside, RobertaSpan):
 
 
 class ReadGPT2(Beside, GPT2):
-    """READ where logits are asked for. `return_states` gives the backbone's own states."""
+    """READ where logits are asked for."""
 
     BACKBONE = ("dropout", "blocks")
 
@@ -191,7 +191,7 @@ class UntiedTwoSided(nn.Module):
 
 
 class ReadT5(Beside, T5):
-    """READ on both sides. `return_states` gives the backbone's own states."""
+    """READ on both sides."""
 
     BACKBONE = ("encoder", "decoder")
     unscaled = False

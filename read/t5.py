@@ -187,19 +187,10 @@ class Source(NamedTuple):
     extra: torch.Tensor | None = None  # the adapter's own, with a row for each source
 
 
-class States(NamedTuple):
-    """What each block computes; its output is that before the last norm."""
-
-    encoder: list[torch.Tensor]  # (B, m, d) each
-    decoder: list[torch.Tensor]  # (B, n, d) each
-    cross: list[torch.Tensor]  # (B, n_head, n, m) each: after the softmax, zero on padding
-
-
 class T5(Pretrained):
     """model(input_ids (B, m), attention_mask (B, m) or None, decoder_input_ids (B, n)) -> logits (B, n, V).
 
     Both sides may be padded on the right. The target needs no mask: no token sees what comes after it.
-    With `return_states=True`: (logits, States).
     """
 
     CONFIG, TYPES, ARCHITECTURE = T5Config, {"t5": "T5"}, "ForConditionalGeneration"
@@ -256,21 +247,19 @@ class T5(Pretrained):
                 std = spread.get(name.rpartition(".")[2], config.d_model**-0.5)
                 nn.init.normal_(module.weight, std=config.initializer_factor * std)
 
-    def forward(self, input_ids, attention_mask=None, decoder_input_ids=None, return_states=False):
+    def forward(self, input_ids, attention_mask=None, decoder_input_ids=None):
         if decoder_input_ids is None:
             raise ValueError("decoder_input_ids is missing: expected shifted(labels)")
         source = self.encode(input_ids, attention_mask)
         positions = torch.arange(decoder_input_ids.shape[1], device=decoder_input_ids.device)
         places = positions, positions, positions <= positions[:, None]
-        states, weights = self._decode(source, decoder_input_ids, places)
-        logits = self._logits(self._last(source, states, weights))
-        return (logits, States(source.states, states, weights)) if return_states else logits
+        return self._logits(self._last(source, *self._decode(source, decoder_input_ids, places)))
 
     def encode(self, input_ids, attention_mask=None):
         return self.encoder(self.word(input_ids), attention_mask)
 
     def _decode(self, source, tokens, places, past=None, crossed=None):
-        """tokens (B, n) -> States' `decoder` and `cross`.
+        """tokens (B, n) -> each block's output, (B, n, d), and weights of cross-attention, (B, n_head, n, m).
 
         places         the arguments of `T5Side.bias`
         past, crossed  what `_caches` returns, in decoding

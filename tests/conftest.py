@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -138,6 +139,26 @@ def fails(capsys, main, *arguments):
     line = capsys.readouterr().err
     assert exit_.value.code == 2 and line.count("\n") == 1 and line.startswith("error: "), line
     return line
+
+
+def with_states(model, *inputs):
+    """(what a model returns, [the output of each block]), seen from outside."""
+    states = []
+    blocks = getattr(model, "body", model).blocks
+    hooks = [block.register_forward_hook(lambda m, i, output: states.append(output)) for block in blocks]
+    found = model(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return found, states
+
+
+def with_t5_states(model, *inputs):
+    """(logits, the states of the `encoder`'s and the `decoder`'s blocks, and cross-attention's weights)."""
+    logits, states = with_states(model, *inputs)
+    of_decoder = [(x, weights) for x, weights in states if weights is not None]
+    decoder, cross = zip(*of_decoder, strict=True)
+    encoder = [x for x, weights in states if weights is None]
+    return logits, SimpleNamespace(encoder=encoder, decoder=decoder, cross=cross)
 
 
 def without_timing(folder):

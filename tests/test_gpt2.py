@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import with_states
 from torch.nn import functional as F
 
 from hut import apply_hut, merge_hut
@@ -44,7 +45,7 @@ def checkpoint(tmp_path):
 
 def test_logits_states_and_loss_are_transformers(model):
     """Would catch: a wrong norm, GELU, scale, mask, position, split of c_attn or transposition."""
-    logits, states = model(IDS, return_states=True)
+    logits, states = with_states(model, IDS)
     close(logits, EXPECTED["logits"])
     close(torch.stack(states[:-1]), EXPECTED["hidden_states"][1:-1])
     # transformers' last state is after the last norm

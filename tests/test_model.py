@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import with_states
 
 from model import (
     Roberta,
@@ -45,7 +46,7 @@ def checkpoint(tmp_path):
 def test_hidden_states_are_transformers():
     """Would catch: a wrong norm, GELU, scale, mask, position or name. Two rows of the three are padded."""
     model = RobertaClassifier.from_pretrained(ROBERTA, num_labels=3)
-    last, states = model.roberta(IDS, MASK, return_states=True)
+    last, states = with_states(model.roberta, IDS, MASK)
     assert len(states) == model.config.num_hidden_layers
     kept = MASK.bool()
     for ours, theirs in zip([model.roberta.embeddings(IDS), *states], EXPECTED["hidden_states"], strict=True):

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import fails, without_timing
+from conftest import fails, with_states, without_timing
 from torch import nn
 from torch.nn import functional as F
 
@@ -220,7 +220,7 @@ def test_states_are_the_backbones_own():
     """
     model = adapted("encoder").train()
     states = model.states(IDS, MASK)
-    _, expected = plain("encoder").roberta(IDS, MASK, return_states=True)
+    _, expected = with_states(plain("encoder"), IDS, MASK)
     assert torch.equal(states, torch.stack([x[:, 0] for x in expected], 1)) and not states.requires_grad
 
 
@@ -230,7 +230,7 @@ def test_states_of_a_mean_are_the_means_of_states():
     frozen = RobertaClassifier(ENCODER, pool="mean").eval()
     model = apply_read(frozen, 8).train()
     model.classifier.eval()
-    _, expected = frozen.roberta(IDS, MASK, return_states=True)
+    _, expected = with_states(frozen, IDS, MASK)
     states = model.states(IDS, MASK)
     for row, length in enumerate(MASK.sum(1)):
         means = torch.stack([x[row, :length].mean(0) for x in expected])
@@ -251,8 +251,8 @@ def test_gpt2_is_asked_where_logits_are_wanted():
     everywhere = model(IDS, MASK)
     torch.testing.assert_close(model(IDS, MASK, where=where), everywhere[where])
     torch.testing.assert_close(model(IDS[:, :3], MASK[:, :3]), everywhere[:, :3])
-    logits, states = model(IDS, MASK, return_states=True)
-    _, frozen = plain("decoder")(IDS, MASK, return_states=True)
+    logits, states = with_states(model, IDS, MASK)
+    _, frozen = with_states(plain("decoder"), IDS, MASK)
     assert torch.equal(logits, everywhere) and all(
         torch.equal(a, b) for a, b in zip(states, frozen, strict=True)
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import T5_3B, T5_LARGE, T5_SMALL
+from conftest import T5_3B, T5_LARGE, T5_SMALL, with_t5_states
 from torch import nn
 from torch.nn import functional as F
 
@@ -65,7 +65,7 @@ def test_it_is_the_formula(unscaled):
     """
     model, frozen = adapted(unscaled=unscaled), plain()
     with torch.no_grad():
-        logits, states = frozen(IDS, MASK, frozen.shifted(LABELS), return_states=True)
+        logits, states = with_t5_states(frozen, IDS, MASK, frozen.shifted(LABELS))
         theirs = model(IDS, MASK, frozen.shifted(LABELS))
     read, steps = model.network, {}
     for side in ("encoder", "decoder"):
@@ -187,7 +187,7 @@ def test_gradients_are_those_of_stored_states():
     live = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     frozen = plain().requires_grad_(False)
-    _, states = frozen(IDS, MASK, frozen.shifted(LABELS), return_states=True)
+    _, states = with_t5_states(frozen, IDS, MASK, frozen.shifted(LABELS))
     E = model.network.encode(states.encoder)
     last = states.decoder[-1]
     correction = model.network.decode(E, states.decoder, states.cross)

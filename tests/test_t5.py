@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import T5_3B, T5_LARGE, T5_SMALL
+from conftest import T5_3B, T5_LARGE, T5_SMALL, with_t5_states
 from torch.nn import functional as F
 
 from data import UserError
@@ -52,7 +52,7 @@ def checkpoint(tmp_path):
 
 def test_logits_states_weights_and_loss_are_transformers(model):
     """Would catch: a wrong norm, bucket, bias, scale, mask or order; padding that is seen; a wrong shift."""
-    logits, states = model(IDS, MASK, model.shifted(LABELS), return_states=True)
+    logits, states = with_t5_states(model, IDS, MASK, model.shifted(LABELS))
     close(logits, EXPECTED["logits"])
     close(F.cross_entropy(logits.flatten(0, 1), LABELS.flatten()), EXPECTED["loss"])
     close(torch.stack(states.cross), EXPECTED["cross_attentions"])
