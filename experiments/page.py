@@ -39,7 +39,7 @@ def table(header, rows, words=1):
 
     def cell(i, value):
         kind = "word" * (i < words) + " bad" * (value == "failed")
-        return f'<td class="{kind}">{escape(value)}</td>'
+        return f'<td class="{kind}" title="{escape(header[i])}">{escape(value)}</td>'
 
     head = "".join(f'<th class="{"word" * (i < words)}">{escape(name)}</th>' for i, name in enumerate(header))
     body = "".join(f"<tr>{''.join(map(cell, range(len(row)), row))}</tr>" for row in rows)

@@ -5,25 +5,32 @@ inline SVG. --picture FILE.svg writes a picture for a README instead.
 """
 
 import json
-import math
 import re
 import statistics
+from collections import Counter
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
 from arguments import Parser, run_as_script
-from data import UserError, glue, read_text
+from data import UserError, read_text
 from data.hub import MINI
-from experiments import flops
+from experiments.drawing import Curve, panels, scatter
+from experiments.flops import ADAPTERS, BUILDING, adapters, building, training_step
 from experiments.page import DRAWING, details, page, save, table
-from experiments.tables import label, number, unit
+from experiments.tables import PAPER, TABLES, label, number, unit
+from methods import ENCODER, methods_of
 from model import ROBERTA_BASE, ROBERTA_LARGE, RobertaConfig, RobertaModel, read_config
 
-MAIN_SCORES = {name: task.scores[0] for name, task in glue.TASKS.items()} | {"e2e": "BLEU"}
 RUN_FILES = ("args.json", "metrics.jsonl", "result.json")
 TOKENS = 128  # length of the example that Figure 3 counts
-CHARACTER, LINE = 6.3, 14  # width and height of the figures' 11 px text, in pixels
+AXES = {  # what scores are drawn against: {key of Entry.costs: its title}
+    "parameters": "parameters without the head",
+    "seconds": "seconds",
+    "memory": "peak memory, MiB",
+    "building": "FLOPs, as the paper counts",
+    "step": "FLOPs of a training step",
+}
 
 
 class RunFolder(NamedTuple):
@@ -32,6 +39,43 @@ class RunFolder(NamedTuple):
     environment: dict  # the rest of args.json: versions, device, …
     epochs: list[dict]  # the rows of metrics.jsonl
     result: dict | None  # result.json; None if the run has not finished
+
+
+class Entry(NamedTuple):
+    """What is drawn as one: a table's row on one task, or runs that differ in the seed alone."""
+
+    name: str
+    cell: dict  # what is in a table.json
+    runs: list[RunFolder]
+    costs: dict  # {key of AXES: mean over the runs}
+    score: str | None  # what it is drawn by
+    values: list[float]  # of each seed
+
+    def drawn(self, points, *more):
+        return Curve(self.name, points, "hut" if self.cell["method"] == "hut" else "other", *more)
+
+
+class Section(NamedTuple):
+    title: str
+    place: str
+    content: dict  # of its table.json
+    entries: list[Entry]
+    runs: list[RunFolder]
+
+
+def mean_and_std(values):
+    """None for what they do not have."""
+    if not values or None in values:
+        return None, None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def grouped(things, key):
+    """{key of a thing: [things]}, in their order."""
+    found = {}
+    for thing in things:
+        found.setdefault(key(thing), []).append(thing)
+    return found
 
 
 # ---- reading
@@ -67,127 +111,99 @@ def read_run(folder, root):
 
 
 def find(root):
-    """The tables, [(folder, content of its table.json)], and the [RunFolder] under `root`.
-
-    The tables that compare the most methods come first.
-    """
+    """The [Section] of all tables, of those that compare the most methods first, and of the other runs."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder: expected a folder of runs")
-    paths = sorted(root.rglob("table.json"))
-    tables = [(path.parent.relative_to(root), read(path, "table", "cells", "tables")) for path in paths]
-    tables.sort(key=lambda found: (-len(methods_of(found[1])), found[1]["table"]))
-    for _, content in tables:
-        content.setdefault("title", content["table"])
     folders = {path.parent for name in RUN_FILES for path in root.rglob(name)}
     runs = [read_run(folder, root) for folder in sorted(folders)]
     runs = [run for run in runs if "runs" not in (run.result or {})]  # without the summaries of --seeds
-    if not tables and not runs:
+    tables = [section_of_table(path, root, runs) for path in sorted(root.rglob("table.json"))]
+    tables.sort(key=lambda section: -len({entry.cell["method"] for entry in section.entries}))
+    used = {run.path for section in tables for run in section.runs}
+    others = [run for run in runs if run.path not in used]
+    by_script = grouped(others, lambda run: (str(run.args.get("task")), script_of(run)))
+    tables += [section_of_runs(" by ".join(key), those) for key, those in by_script.items()]
+    if not tables:
         raise UserError(f"{root}: no table.json, {', '.join(RUN_FILES)} in it: expected a folder of runs")
-    return tables, runs
+    return tables
 
 
-def methods_of(content):
-    return {cell["method"] for cell in content["cells"] if "runs" in cell}
+def script_of(run):
+    return run.environment.get("command", "a script").split()[0]
 
 
-def unfinished(runs):
-    return [run for run in runs if run.result is None]
+def costs_of(runs):
+    """{key of AXES: mean} over the finished runs."""
+    found = []
+    for result in (run.result for run in runs if run.result):
+        timing = {"seconds": 0, "peak_memory_bytes": 0} | result.get("timing", {})
+        memory = timing["peak_memory_bytes"] / 2**20
+        adapter = result.get("parameters", {}).get("adapter", 0)
+        found.append({"parameters": adapter, "seconds": timing["seconds"], "memory": memory})
+    return {key: statistics.fmean(one[key] for one in found) for key in (found or [{}])[0]}
 
 
-def counted(n, words):
-    return [f"{n} {words}"] if n else []
+def floats(scores):
+    return [name for name, value in (scores or {}).items() if isinstance(value, float)]
 
 
-def is_complete(content):
-    return content.get("complete", True)
+def label_of(found):
+    return label(found.get("method", "?"), found.get("r"), found.get("targets"))
 
 
-def scored_cells(content):
-    """A table's cells that hold the main score of a task of GLUE, or of E2E."""
-    return [c for c in content["cells"] if c.get("mean", {}).get(MAIN_SCORES.get(c.get("task"))) is not None]
+def section_of_table(path, root, runs):
+    content, folder = read(path, "table", "cells", "tables"), path.parent.relative_to(root)
+    here, entries = {run.path: run for run in runs if run.path.is_relative_to(folder)}, []
+    for cell in content["cells"]:
+        if "runs" not in cell:
+            continue  # of Table 2
+        paths = [folder / one["folder"] for one in cell["runs"] if "folder" in one]
+        used, score = [here[path] for path in paths if path in here], next(iter(cell["mean"]), None)
+        values = [
+            one["scores"][score] for one in cell["runs"] if one.get("scores", {}).get(score) is not None
+        ]
+        costs = costs_of(used) | {"parameters": cell["parameters"]}
+        entries.append(Entry(label_of(cell), cell, used, costs, score, values))
+    return Section(content.get("title", content["table"]), str(folder), content, entries, [*here.values()])
 
 
-# ---- drawing
+def section_of_runs(title, runs):
+    """Runs of one task and script as a table. Those that differ in the seed alone share a row, but the same
+    seed again begins another.
 
-
-class Axis:
-    """Maps values to pixels from `start` to `end`, with some room on both sides."""
-
-    def __init__(self, values, start, end, log=False):
-        self.start, self.end, self.log = start, end, log
-        low, high = self.scaled(min(values)), self.scaled(max(values))
-        room = max(0.07 * (high - low), 0.2) if log else 0.07 * (high - low) or 0.05 * abs(high) or 1
-        self.low, self.high = low - room, high + room
-
-    def scaled(self, value):
-        return math.log10(value) if self.log else value
-
-    def __call__(self, value):
-        share = (self.scaled(value) - self.low) / (self.high - self.low)
-        return self.start + share * (self.end - self.start)
-
-    def ticks(self):
-        """Up to five round numbers, on a logarithmic axis 1, 2 and 5 times powers of ten, or these alone."""
-        if self.log:
-            powers = [10**i for i in range(math.floor(self.low), math.ceil(self.high))]
-            found = [m * p for p in powers for m in (1, 2, 5) if self.low <= math.log10(m * p) <= self.high]
-            return found if len(found) <= 5 else [value for value in found if value in powers]
-        power = 10 ** math.floor(math.log10((self.high - self.low) / 5))
-        step = next(m * power for m in (1, 2, 5, 10) if (self.high - self.low) / (m * power) <= 5)
-        return [i * step for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
-
-
-def text(x, y, words, kind="", anchor="start"):
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
-
-
-def line(points, kind, tag="polyline"):
-    return f'<{tag} class="{kind}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
-
-
-def dot(x, y, kind, radius=4):
-    return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>'
-
-
-def svg(width, height, name, parts):
-    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    head = f'xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{escape(name)}"'
-    return f"<svg {head}>{''.join(parts)}</svg>"
-
-
-def grid(x, x_ticks, y, bottom):
-    """The numbers of both axes, and a faint line at each of y's."""
-    parts = [text(x(v), bottom + 14, f"{v:,.9g}", "mute", "middle") for v in x_ticks]
-    for v in y.ticks():
-        parts.append(line([(x.start, y(v)), (x.end, y(v))], "rule"))
-        parts.append(text(x.start - 5, y(v) + 4, f"{v:g}", "mute", "end"))
-    return parts
-
-
-def scatter(title, x_title, points, width=480, height=290, log=False, style=""):
-    """A dot for each (name, x, mean, std), with a bar of ± std; where x is None, a dashed line instead.
-
-    The names stand in a column to the right, the best score on top. A line joins each to its dot.
+    They are drawn by the score on the test set, or else by that of the last epoch.
     """
-    column = width - CHARACTER * max(len(name) for name, *_ in points)
-    left, top, right, bottom = 40, 28, column - 30, height - 34
-    x = Axis([value for _, value, _, _ in points if value is not None], left, right, log)
-    y = Axis([end for *_, mean, std in points for end in (mean - std, mean + std)], bottom, top)
-    points = sorted(points, key=lambda point: -point[2])
-    parts = [style, text(2, 12, title, "name"), *grid(x, x.ticks(), y, bottom)]
-    parts.append(text((left + right) / 2, height - 4, x_title, "mute", "middle"))
-    name_y, dots = 0, []
-    for below, (name, value, mean, std) in zip(range(len(points))[::-1], points, strict=True):
-        kind, at_x, at_y = kind_of(name), right if value is None else x(value), y(mean)
-        name_y = min(max(at_y, name_y + LINE), bottom - LINE * below)  # with room for the names below
-        parts.append(line([(at_x, at_y), (column - 4, name_y)], f"leader {kind}"))
-        parts.append(text(column, name_y + 4, name, f"label {kind}"))
-        if value is None:
-            parts.append(line([(left, at_y), (right, at_y)], f"level {kind}"))
-        else:
-            parts.append(line([(at_x, y(mean - std)), (at_x, y(mean + std))], f"bar {kind}"))
-            dots.append(dot(at_x, at_y, kind))
-    return svg(width, height, f"{title}: {x_title}", parts + dots)
+    times, entries, columns, rows = Counter(), [], {}, []
+
+    def settings(run):
+        key = json.dumps(run.args | {"seed": None}, sort_keys=True)
+        times[key, run.args.get("seed")] += 1
+        return key, times[key, run.args.get("seed")]
+
+    for group in grouped(runs, settings).values():
+        results = [run.result for run in group if run.result]
+        for part, most in (("last", None), ("best", 1), ("test", None)):
+            scores = [name for result in results for name in floats(result.get(part))[:most]]
+            columns |= dict.fromkeys((part, score) for score in scores)
+        scores = [result.get("test") or result.get("last") or {} for result in results]
+        score = next((name for one in scores for name in floats(one)), None)
+        values = [one[score] for one in scores if one.get(score) is not None]
+        name, cell = f"{group[0].path}{' …' * (len(group) > 1)}", {"method": "?", "task": ""} | group[0].args
+        entries.append(Entry(name, cell, group, costs_of(group), score, values))
+
+    percent = ("last", "exact_match") in columns  # SQuAD's scores are in hundredths already
+    for name, cell, group, costs, *_ in entries:
+        done, row = [run.result for run in group if run.result], [name]
+        for part, score in columns:
+            values = [(result.get(part) or {}).get(score) for result in done]
+            row.append(number("exact_match" if percent else score, *mean_and_std(values)))
+        epochs = ", ".join(str(n) for n in sorted({len(run.epochs) for run in group}))
+        row += [label_of(cell), f"{cell.get('lr') or '–'}", epochs, f"{len(done)} of {len(group)}"]
+        rows.append(row + ([f"{cost:,.0f}" for cost in costs.values()] or ["–"] * 3))
+    header = ["folder", *map(" ".join, columns), "method", "lr", "epochs", "finished"]
+    notes = ["Runs that differ only in the seed share a row: mean ± standard deviation of those finished."]
+    sheet = {"header": [*header, "parameters", "seconds", "MiB"], "rows": rows, "notes": notes}
+    return Section(title, f"{len(runs)} runs", {"table": "", "tables": [sheet]}, entries, runs)
 
 
 # ---- figures
@@ -198,164 +214,142 @@ def figure(drawings, caption):
     return f"<figure>{drawings}<figcaption>{caption}</figcaption></figure>"
 
 
-def label_of(entry):
-    return label(entry.get("method", "?"), entry.get("r"), entry.get("targets"))
-
-
-def kind_of(name):
-    return "hut" if name.split()[0] == "hut" else "other"
-
-
-def score_of(run):
-    """The score that a run is followed by, None before its first epoch. The scripts write it first."""
-    names = run.epochs[0] if run.epochs else ()
-    return next((name for name in names if name not in ("epoch", "step", "train_loss")), None)
-
-
-def curve(runs, score):
-    """[(epoch, lowest, mean, highest)] of a score over the runs, as it is shown."""
-    values, (factor, _) = {}, unit(score)
-    for row in (row for run in runs for row in run.epochs if row.get(score) is not None):
-        values.setdefault(row["epoch"], []).append(factor * row[score])
-    return [(epoch, min(v), statistics.fmean(v), max(v)) for epoch, v in sorted(values.items())]
-
-
-def panel(name, curves, x, y, digits):
-    """One curve with its band, and the others behind it in grey."""
-    rows, kind = curves[name], kind_of(name)
-    means = {key: [(x(e), y(mean)) for e, _, mean, _ in found] for key, found in curves.items()}
-    band = [(x(e), y(high)) for e, _, _, high in rows] + [(x(e), y(low)) for e, low, _, _ in reversed(rows)]
-    last = f"{rows[-1][2]:.{digits}f}"
-    parts = grid(x, sorted({rows[0][0], rows[-1][0]}), y, y.start)
-    parts += [line(points, "ghost") for key, points in means.items() if key != name]
-    parts += [line(band, f"band {kind}", "polygon"), line(means[name], f"curve {kind}")]
-    parts += [dot(*means[name][-1], kind, 3), text(2, 12, name, "name"), text(x.end, 12, last, "", "end")]
-    return svg(232, 144, f"{name}: {last} after epoch {rows[-1][0]}", parts)
-
-
-def learning_curves(groups):
-    """The figures of {task: {label: [RunFolder]}}: one a task, with a panel a label."""
-    figures = []
-    for task, labelled in groups.items():
-        score = next((score_of(run) for runs in labelled.values() for run in runs if run.epochs), None)
-        curves = {name: rows for name, runs in labelled.items() if (rows := curve(runs, score))}
-        if not curves:
-            continue
-        factor, digits = unit(score)
-        rows = [row for rows in curves.values() for row in rows]
-        x, y = Axis([row[0] for row in rows], 36, 226), Axis([v for row in rows for v in row[1:]], 126, 24)
-        caption = (
-            f"<b>{escape(task)}: {escape(score)} on the development set after each epoch"
-            f"{', in hundredths' * (factor == 100)}.</b> The line is the mean over seeds, the band their "
-            "range. The other panels' lines are grey."
-        )
-        if len(curves) > 1:
-            choose, word = (min, "lowest") if score == "loss" else (max, "highest")
-            best = choose(curves, key=lambda name: curves[name][-1][2])
-            low, mean, high = (f"{value:.{digits}f}" for value in curves[best][-1][1:])
-            caption += (
-                f" {escape(best)} ends {word}: {mean}, with seeds from {low} to {high}. A method whose band "
-                "reaches into that range is not clearly worse."
-            )
-        figures.append(figure([panel(name, curves, x, y, digits) for name in curves], caption))
-    return figures
+def learning_curves(entries):
+    """A panel for each of a task's entries. The score is the one that the scripts write first."""
+    rows = (row for entry in entries for run in entry.runs for row in run.epochs)
+    names = (name for row in rows for name in row if name not in ("epoch", "step", "train_loss"))
+    score, curves = next(names, ""), []
+    factor, digits = unit(score)
+    for entry in entries:
+        rows = [row for run in entry.runs for row in run.epochs if row.get(score) is not None]
+        points = []
+        for epoch, those in sorted(grouped(rows, lambda row: row["epoch"]).items()):
+            values = [factor * row[score] for row in those]
+            points.append((epoch, min(values), statistics.fmean(values), max(values)))
+        if points:
+            last = f"{points[-1][2]:.{digits}f} after epoch {points[-1][0]}"
+            curves.append(entry.drawn(points, -1, last))
+    caption = (
+        f"<b>{escape(score)} on the development set after each epoch.</b> The line is the mean over seeds, "
+        "the band their range. The other panels' lines are grey."
+    )
+    return figure(panels(curves), caption) if curves else ""
 
 
 def config_of(model):
-    """(name, config) to count GFLOPs on: the model that was run, or the paper's if its config is gone."""
-    if published := {"roberta-base": ROBERTA_BASE, "roberta-large": ROBERTA_LARGE}.get(model):
-        return model, published
+    """(name, config) to count FLOPs on: the model that was run, or the paper's if its config is gone."""
+    published = {"roberta-base": ROBERTA_BASE, "roberta-large": ROBERTA_LARGE}
+    directory = MINI / "roberta" if model == "mini" else model
     try:
-        directory = MINI / "roberta" if model == "mini" else model
-        return model, read_config(directory, RobertaConfig, *RobertaModel.TYPES)
+        return model, published.get(model) or read_config(directory, RobertaConfig, *RobertaModel.TYPES)
     except (ValueError, OSError):
         return f"roberta-large ({model} has no config.json here)", ROBERTA_LARGE
 
 
 def paper_count(method, r, config, examples, tokens):
     d, layers = config.hidden_size, config.num_hidden_layers
-    if method in flops.BUILDING:
-        return 2 * layers * flops.building(method, d, d, r)  # q's and v's weights
-    return flops.adapters(method, d, r, layers, examples * tokens) if method in flops.ADAPTERS else None
+    if method in BUILDING:
+        return 2 * layers * building(method, d, d, r)  # q's and v's weights
+    return adapters(method, d, r, layers, examples * tokens) if method in ADAPTERS else None
 
 
-COUNTS = {  # Figure 3's x axes: {title: (function, caption)}
-    "GFLOPs, as the paper counts": (
-        paper_count,
-        "Score against the paper's count.</b> For HUT and LoRA that is building the adapted weights once, "
-        "whatever the number of tokens. For adapters it is their products. Other methods have none.",
-    ),
-    "GFLOPs of a training step": (
-        flops.training_step,
-        "Score against a whole training step.</b> Torch counts matrix products and attention, forward and "
-        "backward, but not elementwise work such as HUT's scalings. Methods left of full save the gradients "
-        "of the weights themselves.",
-    ),
-}
+def with_flops(entries, model):
+    """(the entries with Figure 3's FLOPs among their costs, a sentence on what was counted)."""
+    (name, config), found = config_of(model or "roberta-large"), []
+    tokens = min(TOKENS, config.max_length)
+    for entry in entries:
+        method, r, counts = entry.cell["method"], entry.cell["r"], {}
+        if method in methods_of(ENCODER):
+            counts["building"] = paper_count(method, r, config, 1, tokens)
+            counts["step"] = training_step(method, r, config, 1, tokens)
+        found.append(entry._replace(costs=entry.costs | counts))
+    return found, (
+        f" FLOPs are those of {escape(name)}, {tokens} tokens. The paper counts building the adapted weights "
+        "once for HUT and LoRA, whatever the tokens, and adapters' products (Figure 3). Torch counts the "
+        "matrix products and attention of a step, not elementwise work such as HUT's scalings."
+    )
 
 
-def point(cell, x):
-    """A cell as `scatter` draws it."""
-    score = MAIN_SCORES[cell["task"]]
-    return label_of(cell), x, 100 * cell["mean"][score], 100 * (cell["std"][score] or 0)
+def printed(name, task):
+    """The points of the paper's Figure 3, as far as its Tables 1 and 2 print them."""
+    costs, found = PAPER["table2"]["rows"], []
+    for key, row in PAPER[name]["rows"].items() if name == "table1" else ():
+        if key in costs and task in row:
+            mean, *std = map(float, row[task].split(" ± "))
+            low, high = mean - sum(std), mean + sum(std)
+            point = (1e9 * float(costs[key]["gflops"]), low, mean, high)
+            found.append(Curve(key.replace(":", " r"), [point], "paper"))
+    return found
 
 
-def figure_3(content):
-    """The paper's Figure 3, score against FLOPs, if several methods are scored on GLUE."""
-    cells = [cell for cell in scored_cells(content) if cell["task"] in glue.TASKS]
-    sizes = {(cell["method"], cell["r"]) for cell in cells}
-    if len({method for method, _ in sizes}) < 2:
+def against(entries, axis, **look):
+    """The entries' scores against one of AXES, where two or more have a cost above 0."""
+    known = [entry for entry in entries if entry.values and entry.costs.get(axis) is not None]
+    if sum(entry.costs[axis] > 0 for entry in known) < 2:
         return []
-    name, config = config_of(content.get("settings", {}).get("model") or "roberta-large")
-    tokens, figures = min(TOKENS, config.max_length), []
-    for x_title, (count, caption) in COUNTS.items():
-        counts, points = {size: count(*size, config, 1, tokens) for size in sizes}, {}
-        for cell in cells:
-            if (counted := counts[cell["method"], cell["r"]]) is not None:
-                points.setdefault(cell["task"], []).append(point(cell, counted / 1e9))
-        drawings = [scatter(task, x_title, of_task) for task, of_task in points.items()]
-        caption += f" Counted on {escape(name)}, {tokens} tokens. Bars: ± one standard deviation over seeds."
-        figures += [figure(drawings, f"<b>Figure 3. {caption}")] if drawings else []
-    return figures
+    (factor, _), curves = unit(known[0].score), []
+    for entry in known:
+        mean, std = mean_and_std(entry.values)
+        ends = mean - (std or 0), mean, mean + (std or 0)
+        curves.append(entry.drawn([(entry.costs[axis], *(factor * end for end in ends))]))
+    title = f"{known[0].cell['task']}: {known[0].score} ± standard deviation"
+    return [scatter(title, AXES[axis], curves, True, **look)]
 
 
-def picture(tables):
-    """The SVG of --picture: score against trained parameters, for the first task of the first scored table.
-
-    Methods that train at most a head are dashed lines.
-    """
-    scored = (scored_cells(content) for _, content in tables)
-    cells = next((cells for cells in scored if any(cell["parameters"] for cell in cells)), None)
-    if not cells:
-        raise UserError("--picture: expected a table.json with scores of GLUE or E2E in RUNS")
-    task = cells[0]["task"]
-    points = [point(cell, cell["parameters"] or None) for cell in cells if cell["task"] == task]
-    title = f"{task}: {MAIN_SCORES[task]} in hundredths, ± one standard deviation over seeds"
-    x_title = "trained parameters, without the head (log scale)"
-    style = f'<style>{DRAWING}</style><rect width="720" height="380" fill="var(--paper)"/>'
-    return scatter(title, x_title, points, 720, 380, log=True, style=style)
-
-
-def r_finding(content):
-    """Figures of a table with `spread`: a drawing a task, with a dot for each r and each seed."""
-    most_seeds = max(content["cells"], key=lambda cell: len(cell.get("seeds", ())), default={"r": None})
+def fronts(task, entries, table="", note=""):
+    """A task's scores against each of AXES with the Pareto front; the paper's points beside ours."""
     drawings = []
-    caption = f"<b>Score against r.</b> Orange: each r at seed 0. Blue: each seed at r = {most_seeds['r']}."
+    for axis in AXES:
+        drawings += (ours := against(entries, axis))
+        if ours and axis == "building" and (paper := printed(table, task)):
+            drawings.append(scatter(f"{task}, the paper's", AXES[axis], paper, pareto=True))
+    caption = (
+        "<b>Scores against what they cost.</b> Dotted: the Pareto front; nothing to the left of it scores as "
+        f"high.{note}"
+    )
+    return figure(drawings, caption) if drawings else ""
+
+
+def picture(sections):
+    """The SVG of --picture: score against parameters, for the first task of the first section that has it."""
+    style = f'<style>{DRAWING}</style><rect width="720" height="380" fill="var(--paper)"/>'
+    for section in sections:
+        first = [one for one in section.entries if one.cell["task"] == section.entries[0].cell["task"]]
+        if drawn := against(first, "parameters", width=720, height=380, style=style):
+            return drawn[0]
+    raise UserError("--picture: expected the scores of two methods in RUNS")
+
+
+def rate_curves(entries):
+    """A panel for each of a task's entries whose rate was searched, with its tries."""
+    curves = []
+    for entry in entries:
+        tries, chosen = sorted(entry.cell.get("tries", ()), key=lambda one: one["lr"]), entry.cell.get("lr")
+        points = [(one["lr"], *3 * [one["score"]]) for one in tries if one.get("score") is not None]
+        if points and chosen:
+            note = f"{chosen:g}" + ", at the end of the list" * (chosen in (tries[0]["lr"], tries[-1]["lr"]))
+            failed = [one["lr"] for one in tries if "failed" in one]
+            curves.append(entry.drawn(points, [lr for lr, *_ in points].index(chosen), note, failed))
+    caption = (
+        "<b>All rates that were tried: score against rate (log scale).</b> The large dot is the chosen one, "
+        "× one that failed. The other panels' lines are grey."
+    )
+    return figure(panels(curves, log=True), caption) if curves else ""
+
+
+def r_finding(content, entries):
+    """Score against r in a table with `spread`: each r at one seed, and each seed at one r."""
+    drawings, most = [], max(entries, key=lambda entry: len(entry.values), default=None)
     for task, groups in content.get("spread", {}).items():
-        of_r, of_seeds = groups["r"]["scores"], groups["seeds"]["scores"]
-        points = [(f"hut r{r}", int(r), 100 * score, 0) for r, score in of_r.items()]
-        points += [(f"seed {seed}", most_seeds["r"], 100 * score, 0) for seed, score in of_seeds.items()]
-        if points:
-            drawings.append(scatter(task, "r (log scale)", points, log=True))
-        r_range, seed_range = groups["r"]["range"], groups["seeds"]["range"]
-        if None not in (r_range, seed_range):
-            more = "no more" if r_range <= seed_range else "more"
-            caption += (
-                f" On {escape(task)}, r moves the score by {100 * r_range:.1f} ({len(of_r)} values of r), "
-                f"the seed by {100 * seed_range:.1f} ({len(of_seeds)} seeds): r moves it {more} than the "
-                "seed does."
-            )
-    return [figure(drawings, caption)] if drawings else []
+        points = [(int(r), *3 * [100 * y]) for r, y in groups["r"]["scores"].items()]
+        seeds = [(most.cell["r"], *3 * [100 * y]) for y in groups["seeds"]["scores"].values()]
+        curves = [Curve("seed 0", points, "hut"), Curve(f"r = {most.cell['r']}", seeds)]
+        drawings += [scatter(task, "r", curves)] if points and seeds else []
+    return (
+        figure(drawings, "<b>Score against r: each r at one seed, each seed at one r.</b>")
+        if drawings
+        else ""
+    )
 
 
 # ---- sections
@@ -378,120 +372,60 @@ def settings_table(runs, environment):
     return table(["", "value, or all the values"], rows, words=2) if rows else ""
 
 
-def section(number, title, place, state, *content):
-    badge = f'<span class="{"bad" if state else "good"} badge">{escape(state or "complete")}</span>'
-    head = f'<h2>{escape(title)}</h2><p class="soft"><code>{escape(place)}</code> {badge}</p>'
-    return f'<section id="s{number}">{head}{"".join(content)}</section>'
+def draw(section, name):
+    """A section: its table, figures and notes, and what it lacks."""
+    title, place, content, entries, runs = section
+    used, note = content["table"], ""
+    if used in TABLES and TABLES[used].script.layout == ENCODER:
+        entries, note = with_flops(entries, content.get("settings", {}).get("model"))
+    state = [] if content.get("complete", True) else [f"incomplete: {len(entries)} cells"]
+    parts = [one for entry in entries for one in (entry.cell, *entry.cell.get("runs", ())) if "failed" in one]
+    state += [f"{len(parts)} failed"] * bool(parts)
+    state += [
+        f"{run.path}: stopped or running after epoch {len(run.epochs)}" for run in runs if not run.result
+    ]
+    badge = (
+        f'<span class="{"bad" if state else "good"} badge">{escape("; ".join(state) or "complete")}</span>'
+    )
 
-
-def about_runs(runs, groups, environment, is_open):
-    """A section's unfinished runs, the curves of `groups`, and the settings."""
-    parts = []
-    for run in unfinished(runs):
-        of = f" of {run.args['epochs']}" if run.args.get("epochs") else ""
-        state = f"Incomplete: {run.path}: stopped or running, {len(run.epochs)}{of} epochs done"
-        parts.append(f'<p class="bad">{escape(state)}</p>')
-    parts.append(details("Learning curves", "".join(learning_curves(groups)), is_open))
-    used = [run for labelled in groups.values() for group in labelled.values() for run in group]
-    parts.append(details("Settings and versions", settings_table(used, environment)))
-    return "".join(parts)
-
-
-def table_section(number, folder, content, runs):
-    """A sweep's table, its figures and notes, and what it lacks."""
-    here = {run.path: run for run in runs if run.path.is_relative_to(folder)}
-    cells = [cell for cell in content["cells"] if "runs" in cell]
-    groups, failed, single_class = {}, 0, 0
-    for cell in cells:
-        folders = [folder / one["folder"] for one in cell["runs"] if "folder" in one]
-        groups.setdefault(cell["task"], {})[label_of(cell)] = [here[path] for path in folders if path in here]
-        failed += max(sum("failed" in one for one in cell["runs"]), "failed" in cell)
-        single_class += sum(bool(one.get("scores", {}).get("single_class")) for one in cell["runs"])
-    state, missing = [], len(unfinished(here.values()))
-    if not is_complete(content):
-        settings = content.get("settings", {})
-        whole = len(settings.get("rows", ())) * len(settings.get("tasks", ()))
-        state.append(f"incomplete: {len(cells)} of {whole} cells" if whole else "incomplete")
-    bad = counted(failed, "failed")
-    state += bad + counted(missing, f"incomplete run{'s' * (missing > 1)}")
-    bad += counted(single_class, "predicting a single class")
-
-    tables = [table(found["header"], found["rows"]) for found in content["tables"]]
-    summary, *notes = [paragraph(note) for found in content["tables"] for note in found["notes"]] or [""]
+    summary, *notes = [paragraph(note) for sheet in content["tables"] for note in sheet["notes"]] or [""]
     notes += [paragraph(f"`{content['command']}`")] if "command" in content else []
-    return section(
-        number,
-        content["title"],
-        str(folder),
-        "; ".join(state),
-        *r_finding(content),
-        *tables,
+    by_task = grouped(entries, lambda entry: entry.cell["task"])
+    settings = settings_table(
+        [run for entry in entries for run in entry.runs], content.get("environment", {})
+    )
+    parts = [
+        f'<section id="{name}"><h2>{escape(title)}</h2>',
+        f'<p class="soft"><code>{escape(place)}</code> {badge}</p>',
+        *(table(sheet["header"], sheet["rows"]) for sheet in content["tables"]),
         summary,
-        *figure_3(content),
-        details("The command, and notes" + (f" ({', '.join(bad)})" if bad else ""), "".join(notes)),
-        about_runs(here.values(), groups, content.get("environment", {}), len(methods_of(content)) > 1),
-    )
-
-
-def over_runs(runs, part, score):
-    """The text "mean ± std" of a score in `part` of the runs' result.json, – where a run lacks it."""
-    values = [(run.result.get(part) or {}).get(score) for run in runs]
-    if not values or None in values:
-        return "–"
-    return number(score, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-
-def runs_section(number, runs):
-    """Runs that belong to no table. Those that differ only in the seed share a line."""
-    alike, rows, groups = {}, [], {}
-    for run in runs:
-        key = json.dumps({k: v for k, v in run.args.items() if k != "seed"}, sort_keys=True)
-        alike.setdefault(key, []).append(run)
-    for i, group in enumerate(alike.values(), 1):
-        first, done = group[0], [run for run in group if run.result is not None]
-        task, score = str(first.args.get("task")), score_of(first)
-        name = f"{label_of(first.args)} ({i})"
-        groups.setdefault(task, {})[name] = group
-        folders = str(first.path) + (f" … {group[-1].path.name}" if len(group) > 1 else "")
-        state = "finished" if len(done) == len(group) else f"incomplete: {len(done)} of {len(group)}"
-        counts = (f"{run.result['parameters']['adapter']:,}" for run in done if "parameters" in run.result)
-        row = [folders, name, f"{task} {score or ''}", state, next(counts, "–")]
-        row.append(str(first.args.get("lr") or "–"))
-        ends = (("best", score), ("last", score), ("test", "BLEU"))
-        rows.append(row + [over_runs(done, part, of_part) for part, of_part in ends])
-    header = ["folder", "method", "score", "state", "parameters", "lr", "best", "last epoch", "test BLEU"]
-    missing = len(unfinished(runs))
-    return section(
-        number,
-        "Other runs",
-        f"{len(runs)} run folder{'s' if len(runs) > 1 else ''} outside of tables",
-        f"{missing} of {len(runs)} incomplete" if missing else "",
-        table(header, rows, words=4),
-        "<p>Mean ± standard deviation over the finished runs that differ only in the seed.</p>",
-        about_runs(runs, groups, {}, is_open=True),
-    )
+        r_finding(content, entries),
+        *(fronts(task, those, used, note) for task, those in by_task.items()),
+        details("Rates", "".join(map(rate_curves, by_task.values()))),
+        details("Learning curves", "".join(map(learning_curves, by_task.values())), not used),
+        details("The command, and notes", "".join(notes)),
+        details("Settings and versions", settings),
+        "</section>",
+    ]
+    return "".join(parts)
 
 
 # ---- main
 
 
-def report(tables, runs, root):
-    sections = [table_section(i, *found, runs) for i, found in enumerate(tables)]
-    titles = [content["title"] for _, content in tables]
-    others = [run for run in runs if not any(run.path.is_relative_to(folder) for folder, _ in tables)]
-    if others:
-        sections.append(runs_section(len(tables), others))
-        titles.append("Other runs")
-    links = "".join(f'<a href="#s{i}">{escape(title)}</a>' for i, title in enumerate(titles))
-    missing = len(unfinished(runs)) + sum(not is_complete(content) for _, content in tables)
+def report(sections, root):
+    links = (f'<a href="#s{i}">{escape(section.title)}</a>' for i, section in enumerate(sections))
+    runs = [run for section in sections for run in section.runs]
+    missing = sum(not run.result for run in runs)
     state = f'<span class="bad">{missing} incomplete</span>' if missing else "none incomplete"
     head = f"""<h1>HUT beside the methods it is compared with</h1>
-<p><code>{escape(str(root))}</code> holds {len(tables)} tables and {len(runs)} runs, {state}. The columns
-“paper” and “paper’s” are the paper’s numbers, on its own models. Everything else was run. In all figures, HUT
-is <b class="hut">orange</b> and every other method <b class="other">blue</b>.</p>
-<nav>{links}</nav>
+<p><code>{escape(str(root))}</code> holds {len(runs)} runs, {state}. The columns “paper” and “paper’s” are
+the paper’s numbers, on its own models. Everything else was run. In all figures, HUT is
+<b class="hut">orange</b>, every other method <b class="other">blue</b>, what the papers print grey.</p>
+<nav>{"".join(links)}</nav>
 """
-    return page("HUT beside other methods", head + "".join(sections))
+    parts = (draw(section, f"s{i}") for i, section in enumerate(sections))
+    return page("HUT beside other methods", head + "".join(parts))
 
 
 def main():
@@ -501,8 +435,8 @@ def main():
     add("-o", "--out", metavar="FILE", type=Path, default="report.html", help="(default: report.html)")
     add("--picture", metavar="FILE.svg", type=Path, help="write score against parameters as SVG instead")
     args = parser.parse_args()
-    tables, runs = find(args.runs)
-    content = picture(tables) if args.picture else report(tables, runs, args.runs)
+    sections = find(args.runs)
+    content = picture(sections) if args.picture else report(sections, args.runs)
     save("--picture" if args.picture else "-o", args.picture or args.out, content)
 
 

@@ -38,7 +38,9 @@ def label(method, r=None, targets=None):
 
 def unit(score):
     """(factor, digits) that a score is shown with: mostly hundredths, which SQuAD's are already."""
-    return {"NIST": (1, 2), "CIDEr": (1, 2), "loss": (1, 3), "exact_match": (1, 1)}.get(score, (100, 1))
+    return {"NIST": (1, 2), "CIDEr": (1, 2), "loss": (1, 3), "perplexity": (1, 2), "exact_match": (1, 1)}.get(
+        score, (100, 1)
+    )
 
 
 def number(score, value, std=None):

@@ -10,25 +10,25 @@ from xml.etree import ElementTree
 import pytest
 from conftest import fails
 
-from experiments import report
+from experiments import drawing, report
 
 VOID = {"meta"}
 
 
-def run_folder(folder, seed, scores, finished=True, method="hut"):
-    """A run with the given dev scores, an epoch each."""
+def run_folder(folder, seed, scores, finished=True, method="hut", task="cola", **more):
+    """A run with the given dev scores, an epoch each; `more` goes into its result.json."""
     folder.mkdir(parents=True)
-    args = {"task": "cola", "method": method, "r": 8, "targets": "qv", "lr": 0.25, "epochs": 2, "seed": seed}
+    args = {"task": task, "method": method, "r": 8, "targets": "qv", "lr": 0.25, "epochs": 2, "seed": seed}
     versions = {"versions": {"torch": "9.8.7"}, "device": "abacus", "threads": 1, "git": None}
     (folder / "args.json").write_text(json.dumps({"args": args, **versions}))
-    rows = [
-        {"epoch": i, "step": i, "train_loss": 0.5, "matthews": s, "lr": 0.1} for i, s in enumerate(scores, 1)
-    ]
+    score = "exact_match" if task == "squad" else "matthews"
+    rows = [{"epoch": i, "step": i, "train_loss": 0.5, score: s, "lr": 0.1} for i, s in enumerate(scores, 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if finished:
-        last = {"epoch": len(scores), "matthews": scores[-1]}
-        result = {"task": "cola", "best": last, "last": last, "parameters": {"adapter": 4321}}
-        (folder / "result.json").write_text(json.dumps(result))
+        last = {"epoch": len(scores), score: scores[-1]}
+        timing = {"seconds": 76.5, "peak_memory_bytes": 5 * 2**20}
+        result = {"task": task, "best": last, "last": last, "parameters": {"adapter": 4321}, "timing": timing}
+        (folder / "result.json").write_text(json.dumps(result | more))
 
 
 def sweep_folder(folder, table, methods, **more):
@@ -133,11 +133,8 @@ def test_page(call, tmp_path):
         "complete",
     ):
         assert wanted in words, wanted
-    assert (
-        "r moves the score by 1.0 (2 values of r), the seed by 9.0 (2 seeds): r moves it no more than"
-        in words
-    )
-    assert "Counted on mini" in words and words.count("GFLOPs of a training step") == 1
+    assert "r = 8" in words and "each seed at one r" in words
+    assert "FLOPs are those of mini" in words and "cola, the paper's" in words
     assert words.index("All of table1") < words.index("All of rank"), "tables that compare methods come first"
     assert page.references and all(reference.startswith("#s") for reference in page.references)
     assert not re.search(
@@ -151,41 +148,40 @@ def test_incomplete_shows(call, tmp_path):
     more = {"complete": False, "settings": {"tasks": ["cola"], "rows": ["a", "b", "c"]}}
     sweep_folder(runs / "table4", "table4", [("hut", 8)], **more)
     content = json.loads((runs / "table4" / "table.json").read_text())
-    content["cells"][0]["runs"][0]["scores"]["single_class"] = True
     content["cells"][0]["runs"][1] = {"seed": 1, "failed": "no memory"}
     (runs / "table4" / "table.json").write_text(json.dumps(content))
     run_folder(runs / "table4" / "cola" / "cut", 2, [0.1], finished=False)
     run_folder(runs / "alone", 0, [0.3], finished=False)
     call(runs, "-o", out)
     words = " ".join(Page(out.read_text()).words)
-    assert "incomplete: 1 of 3 cells; 1 failed; 1 incomplete run" in words
-    assert "Incomplete: table4/cola/cut: stopped or running, 1 of 2 epochs done" in words
-    assert "The command, and notes (1 failed, 1 predicting a single class)" in words
-    assert "incomplete: 0 of 1" in words and "1 of 1 incomplete" in words and "3 incomplete" in words
+    assert "incomplete: 1 cells; 1 failed; table4/cola/cut: stopped or running after epoch 1" in words
+    assert (
+        "alone: stopped or running after epoch 1" in words and "0 of 1" in words and "2 incomplete" in words
+    )
 
 
 def test_curve_and_band(tmp_path):
     """Would catch: a band that is not from lowest to highest, a mean of other epochs, y upside down."""
     for seed, scores in enumerate(([0.1, 0.4], [0.3, 0.8], [0.2])):
         run_folder(tmp_path / str(seed), seed, scores)
-    rows = report.curve([report.read_run(tmp_path / str(s), tmp_path) for s in range(3)], "matthews")
-    assert [[round(v, 9) for v in row] for row in rows] == [[1, 10, 20, 30], [2, 40, 60, 80]]
-    x, y = report.Axis([1, 2], 40, 220), report.Axis([0, 100], 126, 24)
-    drawn = report.panel("hut r8", {"hut r8": rows}, x, y, 1)
+    (section,) = report.find(tmp_path)
+    drawn = report.learning_curves(section.entries)
+    x, y = drawing.Axis([1, 2], 36, 160), drawing.Axis([10, 80], 122, 36)
     corners = [(x(1), y(30)), (x(2), y(80)), (x(2), y(40)), (x(1), y(10))]
     assert f'points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in corners)}"' in drawn
     assert f'points="{x(1):.1f},{y(20):.1f} {x(2):.1f},{y(60):.1f}"' in drawn
-    assert y(80) < y(10) and ">60.0<" in drawn
+    assert y(80) < y(10) and ">60.0 after epoch 2<" in drawn
 
 
 @pytest.mark.parametrize("means", [[50] * 13 + [90], [50] + [90] * 13, [*range(0, 140, 10)]])
 def test_labels_do_not_overlap(means):
     """Would catch: two labels in one place, a label outside of the figure, one that moved without need."""
-    drawn = report.scatter("t", "x", [(f"m{i}", i, mean, 1) for i, mean in enumerate(means)])
+    curves = [drawing.Curve(f"m{i}", [(i + 1, mean - 1, mean, mean + 1)]) for i, mean in enumerate(means)]
+    drawn = drawing.scatter("t", "x", curves)
     heights = [float(y) for y in re.findall(r'y="([\d.]+)" class="label', drawn)]
     dots = [float(y) for y in re.findall(r'cy="([\d.]+)"', drawn)]
     assert len(heights) == 14 and min(b - a for a, b in pairwise(heights)) > 11
-    assert heights[0] >= 28 and heights[-1] <= 262
+    assert heights[0] >= 28 and heights[-1] <= 80 + 14 * 14
     assert heights[0] == dots[0] + 4, "the best has room beside its dot"
 
 
@@ -215,7 +211,7 @@ def test_picture(call, tmp_path):
     assert min(b - a for a, b in pairwise(heights)) >= 11 and heights[0] > 0 and heights[-1] < 380
     left = min(float(one.get("x")) for one in labels)
     assert max(float(one.get("cx")) + float(one.get("r")) for one in dots) < left
-    assert left + report.CHARACTER * len("fourierft r1000 qv") <= float(root.get("width"))
+    assert left + drawing.CHARACTER * len("fourierft r1000 qv") <= float(root.get("width"))
     x_of = {
         kind: [float(one.get("cx")) for one in dots if one.get("class") == kind] for kind in ("hut", "other")
     }
@@ -227,7 +223,7 @@ def test_a_picture_needs_scores(call, tmp_path, capsys):
     """Would catch: a traceback, or an empty picture."""
     run_folder(tmp_path / "runs", 0, [0.5])
     out = tmp_path / "picture.svg"
-    assert "expected a table.json with scores" in fails(capsys, call, tmp_path / "runs", "--picture", out)
+    assert "expected the scores of two methods" in fails(capsys, call, tmp_path / "runs", "--picture", out)
     assert not out.exists()
 
 
@@ -255,6 +251,75 @@ def test_bad_input_ends_in_one_line_and_leaves_the_report(call, tmp_path, capsys
         (tmp_path / "runs").mkdir()
     assert message in fails(capsys, call, tmp_path / "runs", "-o", out)
     assert out.read_text() == "the one before"
+
+
+def rows_of(path):
+    """The texts of every table's rows, by the first cell."""
+    rows = re.findall(r"<tr>(.*?)</tr>", path.read_text(encoding="utf-8"))
+    cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in rows]
+    return {row[0]: row[1:] for row in cells}
+
+
+def test_runs_are_named_by_folder_and_a_seed_counts_once(call, tmp_path):
+    """Would catch: runs that can't be told apart, a seed that was run twice as a spread of two, no epochs."""
+    runs, out = tmp_path / "runs", tmp_path / "report.html"
+    for name, seed, end in (("a", 0, 0.5), ("again", 0, 0.7), ("b/seed0", 1, 0.6), ("z", 0, 0.9)):
+        run_folder(runs / name, seed, [0.1, end], method="lora" if name == "z" else "hut")
+    call(runs, "-o", out)
+    rows = rows_of(out)
+    assert rows["folder"] == [
+        "last matthews", "best matthews", "method", "lr", "epochs", "finished", "parameters", "seconds", "MiB"
+    ]  # fmt: skip
+    assert rows["a …"] == ["55.0 ± 7.1"] * 2 + ["hut r8 qv", "0.25", "2", "2 of 2", "4,321", "76", "5"]
+    assert rows["again"][0] == "70.0" and rows["z"][:3] == ["90.0", "90.0", "lora r8 qv"]
+    text = out.read_text()
+    assert all(
+        f'class="label {kind}" text-anchor="start">{name}<' in text
+        for name, kind in (("a …", "hut"), ("z", "other"))
+    )
+    assert 'title="last matthews">55.0' in text, "what a phone shows above a number"
+
+
+def test_squad_is_in_hundredths_already(call, tmp_path):
+    """Would catch: 8325.0 for 83.25, in the table, the curves or the figures."""
+    last = {"epoch": 1, "exact_match": 83.25, "f1": 86.5}
+    run_folder(tmp_path / "runs" / "s", 0, [83.25], task="squad", last=last)
+    run_folder(tmp_path / "runs" / "t", 0, [80.0], task="squad", method="lora", last=last)
+    out = tmp_path / "report.html"
+    call(tmp_path / "runs", "-o", out)
+    assert rows_of(out)["s"][:3] == ["83.2", "86.5", "83.2"] and "83.2 after epoch 1" in out.read_text()
+    assert not re.search(r"\d{4}\.\d<", out.read_text())
+
+
+def test_methods_that_the_paper_does_not_count(call, tmp_path):
+    """Would catch: a traceback for READ, or for a method of someone's own branch, in table 1."""
+    sweep_folder(tmp_path / "runs", "table1", [("hut", 8), ("read", 256), ("mine", 8)])
+    call(tmp_path / "runs", "-o", tmp_path / "report.html")
+    words = " ".join(Page((tmp_path / "report.html").read_text()).words)
+    assert "mine r8 qv" in words and "FLOPs of a training step" in words
+
+
+def test_front():
+    """Would catch: a front through a point that another beats at less, or without the first."""
+    points = [(x, y, y, y) for x, y in ((0, 1), (3, 5), (2, 2), (2, 4), (4, 5), (9, 8))]
+    assert drawing.front(points) == [(0, 1), (2, 1), (2, 4), (3, 4), (3, 5), (9, 5), (9, 8)]
+
+
+def test_rates_are_drawn(call, tmp_path):
+    """Would catch: a try left out, a failed one drawn as a score, the end of the list not marked."""
+    runs, out = tmp_path / "runs", tmp_path / "report.html"
+    sweep_folder(runs, "table4", [("hut", 8)])
+    content = json.loads((runs / "table.json").read_text())
+    scores = ((0.0625, {"failed": "nan"}), (0.25, {"score": 0.7}), (1.0, {"score": 0.5}))
+    content["cells"][0]["tries"] = [{"lr": lr, **found} for lr, found in scores]
+    (runs / "table.json").write_text(json.dumps(content))
+    call(runs, "-o", out)
+    drawn = re.search(r'<svg[^>]*aria-label="hut r8 qv: 0.25".*?</svg>', out.read_text())[0]
+    assert len(re.findall(r'<circle[^>]*r="2"', drawn)) == 2 and drawn.count("×") == 1
+    content["cells"][0]["lr"] = 1.0
+    (runs / "table.json").write_text(json.dumps(content))
+    call(runs, "-o", out)
+    assert "1, at the end of the list" in out.read_text()
 
 
 def test_out_that_cannot_be_written(call, tmp_path, capsys):
