@@ -9,57 +9,24 @@ nouns and verbs with ambiguous forms (sheep, put, find and found), verbs that ar
 Reflexives never refer to people of unknown gender.
 """
 
-split = str.split
+from pathlib import Path
 
 # ---- lexicon
 
-MEN = split(
-    "boy king actor uncle prince waiter monk brother husband grandfather gentleman nephew wizard hero"
-)
-WOMEN = split(
-    "girl queen actress aunt princess waitress nun sister wife grandmother lady niece witch heroine"
-)
-ANYONE = split(
-    "teacher doctor lawyer farmer baker artist singer neighbour student guest driver painter author child"
-)
-HIS_NAMES = split("Adam Bruno Conrad Edwin Felix Gareth Henry Oscar")
-HER_NAMES = split("Alice Bella Clara Diana Freya Gloria Helen Olive")
-THINGS = split(
-    "box lamp chair table coat basket ladder mirror bottle ticket guitar clock kettle carpet umbrella apple "
-    "pie statue parcel knife toy letter"
-)
-PLACES = split("garden castle village kitchen library harbour market forest station museum")
+LISTS = Path(__file__).with_name("grammar.txt").read_text(encoding="utf-8").splitlines()
+(
+    MEN, WOMEN, ANYONE, HIS_NAMES, HER_NAMES, THINGS, PLACES, ADJECTIVES, THING_ADJECTIVES, STATES,
+    PREPOSITIONS, SINGULAR_DETERMINERS, PLURAL_DETERMINERS, INTRANSITIVE, WITH_PERSON, WITH_THING,
+    REFLEXIVE, SAYING, KNOWING, MODALS,
+) = (line.split(" = ")[1].split() for line in LISTS if " = " in line)  # fmt: skip
 IRREGULAR_PLURALS = {
     "gentleman": "gentlemen", "wife": "wives", "child": "children", "knife": "knives", "hero": "heroes",
 }  # fmt: skip
-ADJECTIVES = split("tall old young clever famous quiet rich strange proud tired")
-THING_ADJECTIVES = split("old new heavy small broken green expensive strange")
-STATES = split("tired asleep happy angry famous ready hungry ill afraid late")
-PREPOSITIONS = split("near behind beside opposite")
-
-SINGULAR_DETERMINERS = split("the this every each a")
-PLURAL_DETERMINERS = split("the these many several two")
-
-INTRANSITIVE = split(
-    "laugh sleep arrive vanish blush fall yawn complain shiver kneel stumble snore sneeze wait"
-)
-WITH_PERSON = split(
-    "admire praise blame thank greet trust invite ignore punish rescue protect adore insult comfort reward "
-    "describe mention accuse"
-)
-WITH_THING = split(
-    "carry fix bring destroy borrow repair discard wrap replace inspect locate remove damage obtain"
-)
-REFLEXIVE = split("admire praise blame trust punish rescue protect adore insult comfort reward describe")
-SAYING = split("say think believe claim know")  # before "that"
-KNOWING = split("know remember discover learn forget")  # before "that", "what", "when"
 IRREGULAR_VERBS = {  # past, participle
     "sleep": "slept slept", "fall": "fell fallen", "kneel": "knelt knelt", "bring": "brought brought",
     "say": "said said", "think": "thought thought", "know": "knew known", "forget": "forgot forgotten",
 }  # fmt: skip
 DOUBLED = {"wrap": "wrapp", "forget": "forgett"}
-
-MODALS = split("will can must should might")
 PLURAL, SINGULAR = True, False  # the wrong number is `not number`
 
 
