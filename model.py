@@ -1,4 +1,4 @@
-"""RoBERTa and GPT-2, their files on disk, and decoding by beam search and greedy search.
+"""RoBERTa and GPT-2, their files on disk, and decoding by beam search.
 
 Models are read from directories in HuggingFace's layout (`config.json`, and `model.safetensors` or
 `pytorch_model.bin`), never from the network. A block's six linear layers have the names of papers on
@@ -714,8 +714,8 @@ class GPT2(Pretrained):
             return GPT2Decoder(self, batch, beam_size, max_new_tokens), history
 
         end_token = self.config.eos_token_id if end_token is None else end_token
-        search = max_new_tokens, end_token, no_repeat_ngram_size
-        return decode_all(self, begin, prompts, batch_size, search, beam_size, length_penalty)
+        search = max_new_tokens, end_token, no_repeat_ngram_size, beam_size, length_penalty
+        return decode_all(self, begin, prompts, batch_size, *search)
 
     def _to_file(self, state):
         """The file's weights are transposed, (d, k), with q, k and v side by side in c_attn."""
@@ -735,14 +735,12 @@ class GPT2(Pretrained):
 # ---- decoding
 
 
-def decode_all(model, begin, prompts, batch_size, search, beam_size, length_penalty):
+def decode_all(model, begin, prompts, batch_size, max_new_tokens, end_token, ngram_size, beam_size, penalty):
     """The completions of `prompts`; begin(a batch of similar length) returns its decoder and history.
-
-    search  (max_new_tokens, end_token, no_repeat_ngram_size)
 
     Raises ValueError for a prompt that is empty or holds an unknown token, and for a size below 1.
     """
-    sizes = {"batch_size": batch_size, "max_new_tokens": search[0], "beam_size": beam_size}
+    sizes = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "beam_size": beam_size}
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name} is {value}: expected 1 or more")
@@ -759,9 +757,8 @@ def decode_all(model, begin, prompts, batch_size, search, beam_size, length_pena
     with torch.inference_mode():
         for start in range(0, len(prompts), batch_size):
             chosen = by_length[start : start + batch_size]
-            batch = *begin([prompts[i] for i in chosen]), *search
-            greedy = beam_size == 1
-            found = greedy_search(*batch) if greedy else beam_search(*batch, beam_size, length_penalty)
+            batch = begin([prompts[i] for i in chosen])
+            found = beam_search(*batch, max_new_tokens, end_token, ngram_size, beam_size, penalty)
             for i, completion in zip(chosen, found, strict=True):
                 completions[i] = completion
     model.train(training)
@@ -882,31 +879,6 @@ def beam_search(decoder, history, max_new_tokens, end_token, no_repeat_ngram_siz
             parents, tokens = parents[undone], tokens[undone]
             decoder.keep(undone)
         logits = decoder.step(tokens, parents)
-    return completions
-
-
-def greedy_search(decoder, history, max_new_tokens, end_token, no_repeat_ngram_size):
-    """`beam_search` with one beam, without its bookkeeping: the most probable token at each step."""
-    B, P = history.shape
-    completions = [None] * B
-    rows = list(range(B))
-    history = history[:, None]  # (B, 1, P + n)
-    logits = decoder.start()
-    for n in range(1, max_new_tokens + 1):
-        ban_repeats(logits, history, no_repeat_ngram_size)
-        tokens = logits.argmax(-1)  # (B, 1)
-        history = torch.cat([history, tokens[..., None]], 2)
-        ends = tokens[:, 0] == end_token
-        done = ends | (n == max_new_tokens)
-        for row in done.nonzero().flatten().tolist():
-            completions[rows[row]] = history[row, 0, P : P + n - int(ends[row])].tolist()
-        if done.all():
-            break
-        if done.any():
-            rows = [row for row, over in zip(rows, done.tolist(), strict=True) if not over]
-            tokens, history = tokens[~done], history[~done]
-            decoder.keep(~done)
-        logits = decoder.step(tokens, torch.zeros_like(tokens))
     return completions
 
 

@@ -130,7 +130,7 @@ def random_use(args, name, merged=False):
     return step.use
 
 
-# ---------------------------------------------------------------- the variants
+# ---- the variants
 
 VARIANTS = {  # of glue and e2e
     "betas": "(a) betas only, the floor",
@@ -194,7 +194,7 @@ def peft_lora(model, r):
 
 OWN = {"betas": betas_only, "literal": literal_hut, "peft": peft_lora}
 
-# ---------------------------------------------------------------- the tables
+# ---- the tables
 
 
 def measured(args, makers, bases, times, unit=1000):
@@ -260,7 +260,7 @@ def adapter_bytes(model):
     return f"{file.tell():,}" if adapter else "–"
 
 
-# ---------------------------------------------------------------- CoLA
+# ---- CoLA
 
 LONGEST = 128  # tokens
 COLA = {  # title: (method, what its batches are)

@@ -15,7 +15,6 @@ import argparse
 import math
 import random
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Callable
 from html import escape
@@ -318,13 +317,6 @@ def as_html(characters, kind, value, depth):
     return f'<span class="{kind}"{shade}>{escape(characters)}</span>' if characters else ""
 
 
-def as_ansi(characters, kind, value, depth):
-    """Black on a 24-bit background from white to red; text that was not read is dim."""
-    pale = round(255 - 180 * depth)
-    colour = {"between": "0", "unread": "2"}.get(kind, f"30;48;2;255;{pale};{pale}")
-    return f"\033[{colour}m{characters}\033[0m"
-
-
 def has_unread(reading):
     """Whether some text is beyond --max-len, or outside the answer's window."""
     unread = painted(reading, [0] * len(reading.words), 1, lambda text, kind, *_: text * (kind == "unread"))
@@ -371,14 +363,12 @@ def html_page(title, explanations, right):
 
 
 def print_all(explanations, right):
-    """The same in the terminal, with the numbers of the reddest words."""
+    """The same in the terminal: the reddest words and their numbers."""
     for measure, (heading, _) in MEASURES.items():
         top = deepest(explanations, measure)
         print(f"\n{heading}; deepest red: {top:.3g}")
         for subject, reading, related in explanations:
             print(f"{subject.name}: {conclusion(reading, right)}{'; not all was read' * has_unread(reading)}")
-            if sys.stdout.isatty():
-                print(*(f"  {text}" for text in painted(reading, related[measure], top, as_ansi)), sep="\n")
             order = sorted(zip(related[measure], reading.words, strict=True), key=lambda pair: -pair[0])
             reddest = [f"{reading.texts[w.text][w.start : w.end]} {value:.3f}" for value, w in order[:8]]
             print("  " + ", ".join(reddest))

@@ -296,8 +296,8 @@ class T5(Pretrained):
             history = torch.full((len(batch), 1), start, device=device)
             return T5Decoder(self, batch, beam_size, max_new_tokens), history
 
-        search = max_new_tokens, self.config.eos_token_id, no_repeat_ngram_size
-        return decode_all(self, begin, sources, batch_size, search, beam_size, length_penalty)
+        search = max_new_tokens, self.config.eos_token_id, no_repeat_ngram_size, beam_size, length_penalty
+        return decode_all(self, begin, sources, batch_size, *search)
 
 
 class T5Decoder:

@@ -394,15 +394,6 @@ def test_a_dev_question_and_a_glue_sentence(command, adapter, tmp_path, capsys):
     assert re.search(r"answer: (un)?acceptable \(probability", capsys.readouterr().out)
 
 
-def test_colours_of_the_terminal(loaded):
-    """Would catch: characters that are lost between the colours."""
-    reading = visualise.read_squad(subject := loaded(), QUESTION, CONTEXT)
-    related = visualise.relations(subject.model, reading)["gradient"]
-    coloured = list(visualise.painted(reading, related, max(related), visualise.as_ansi))
-    assert [re.sub("\033\\[[\\d;]*m", "", text) for text in coloured] == [QUESTION, CONTEXT]
-    assert "48;2;255;75;75m" in "".join(coloured)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
