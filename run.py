@@ -116,7 +116,7 @@ class Run:
     def remaining(self, groups):
         """What is still to do of this epoch's groups of batches, behind a progress bar."""
         left, done = groups[self.position :], self.position
-        self.seen_here = 0
+        self.seen_here, self.begun_at = 0, self.position
         self.epoch_started = self.stepped_at = time.time()
         title = f"epoch {self.epoch + 1}"
         self.bar = tqdm(left, title, initial=done, total=len(groups), disable=None, leave=False)
@@ -150,6 +150,8 @@ class Run:
         row = {"epoch": self.epoch, "step": self.step, "train_loss": train_loss, **scores, "lr": self.lr()}
         timing = {"seconds": self.elapsed(), "energy_kwh": self.spent()}
         timing[f"{self.unit}_per_second"] = self.speed()
+        steps, seconds = self.position - self.begun_at, self.stepped_at - self.epoch_started
+        timing["step_ms"] = 1000 * seconds / steps if steps else None
         self.log.append(row | {"timing": timing})
         self.position, self.seen, self.loss_sum = 0, 0, 0.0
         self.last = {"epoch": self.epoch, **scores}
@@ -284,11 +286,11 @@ def check_out(folder, resume, overwrite):
     return present
 
 
-def alone_in(folder):
+def alone_in(folder, name="lock"):
     """Makes `folder`, and a lock on it until it is closed. Raises UserError if another process has that."""
     check_writable("--out", folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / "lock").open("w")
+    lock = (folder / name).open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

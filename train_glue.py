@@ -107,15 +107,18 @@ def check_table(args):
 
 
 def score(task, model, sets, device, dtype):
-    """Scores on every development set: {"matthews": …}; those of MNLI's second set end in _mismatched.
+    """Scores on every development set: {"matthews": …, "loss": …}; MNLI's second set's end in _mismatched.
 
-    With "single_class": True where all predictions are one and the same: a run that has not learned the task.
+    "loss" is the mean of what training minimises. With "single_class": True where all predictions are one and
+    the same: a run that has not learned the task.
     """
     scores = {}
     for name, (inputs, labels) in sets.items():
-        predicted = predictions(all_logits(model, inputs, device, dtype))
-        suffix = "_mismatched" if name.endswith("_mismatched") else ""
-        scores |= {key + suffix: x for key, x in glue_scores(task.scores, predicted, labels).items()}
+        logits = all_logits(model, inputs, device, dtype)
+        predicted, suffix = predictions(logits), "_mismatched" if name.endswith("_mismatched") else ""
+        found = glue_scores(task.scores, predicted, labels)
+        found["loss"] = float(loss_sum(logits, torch.tensor(labels))) / len(labels)
+        scores |= {key + suffix: x for key, x in found.items()}
         if len(np.unique(predicted)) == 1:
             scores["single_class"] = True
     return scores

@@ -62,13 +62,25 @@ class Files(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """A column about all tasks: `over` joins each task's mean over seeds of the runs' `key`."""
+    """A column: what the runs cost. `seeds` joins the runs of a task, `tasks` what comes of the tasks."""
 
     title: str
     key: str
-    over: Callable
+    seeds: Callable
+    tasks: Callable
     text: Callable
-    unknown: str = "not measured"
+
+
+def mebibytes(value):
+    return f"{value / 2**20:,.0f}"
+
+
+# The least of the milliseconds, as other work on the machine only adds to them.
+COSTS = (
+    Cost("peak memory, MiB", "memory", statistics.median, max, mebibytes),
+    Cost("ms a step", "step_ms", min, max, "{:.1f}".format),
+    Cost("seconds to the best epoch", "seconds", statistics.median, sum, "{:,.0f}".format),
+)
 
 
 class Script(NamedTuple):
@@ -77,14 +89,20 @@ class Script(NamedTuple):
     path: str
     layout: str  # of its models
     scores: dict  # {task: the scores that get a column}; a script with a single task takes no --task
-    worth: Callable  # (result, task) -> number; the rate is chosen whose try is worth the most
+    worth: Callable  # (result, task) -> numbers; the rate is chosen whose try is worth the most
     counts: tuple  # the part of result.json that goes into the table, and what that is in words
-    paper: tuple | None = None  # `counts` with --paper; None: --paper is refused
+    head: str | None = None  # the method whose search finds the rate of every method's head; None: no heads
+    paper: bool = True  # whether --paper has rates that its paper prints
     # Rates are tried on a held-out part of the training set, in these files. A script without them has a
     # validation set besides its test set: its tries are whole runs, and the chosen one is in the table.
     files: Files | None = None
     trial: tuple = ()  # arguments of tries
-    costs: tuple = ()  # columns
+    costs: tuple = COSTS
+
+
+def worth(scores, score, on_a_tie):
+    """A run that predicts one class is worth less than any that does not, as its 0 may beat a noisy −.02."""
+    return not scores.get("single_class"), scores[score], on_a_tie
 
 
 def glue_lines(task, examples):
@@ -100,29 +118,23 @@ def glue_lines(task, examples):
     return ["\t".join(row) for row in rows]
 
 
-def mebibytes(value):
-    return f"{value / 2**20:,.0f}"
-
-
 GLUE = Script(
     "train_glue.py",
     ENCODER,
     scores={task: row.scores[:1] for task, row in glue.TASKS.items()},
-    worth=lambda result, task: result["last"][glue.TASKS[task].scores[0]],
+    worth=lambda result, task: worth(result["last"], glue.TASKS[task].scores[0], -result["last"]["loss"]),
     counts=("last", "dev is scored at the last epoch"),
-    paper=("best", "the best epoch on dev, the set that it is scored on"),
+    head="head",
     files=Files(
         MINI, lambda task, data: glue.load(task, data, splits=("train",))["train"], glue_lines, ".tsv"
     ),
 )
-ON_TEST = ("test", "dev loss chooses the epoch, and the test set is scored with that")
 E2E = Script(
     "train_e2e.py",
     DECODER,
     scores={"e2e": ("BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr")},
-    worth=lambda result, task: -result["last"]["loss"],
-    counts=ON_TEST,
-    paper=ON_TEST,
+    worth=lambda result, task: (-result["last"]["loss"],),
+    counts=("test", "dev loss chooses the epoch, and the test set is scored with that"),
     files=Files(
         MINI / "e2e",
         read=lambda task, data: e2e.load(data, splits=("train",))["train"],
@@ -135,16 +147,15 @@ READ = Script(
     "train_read.py",
     T5,
     scores=dict.fromkeys(glue.TEXT_TO_TEXT, ("score",)),
-    worth=lambda result, task: result["best"]["score"],
+    worth=lambda result, task: worth(result["best"], "score", -result["best"]["epoch"]),
     counts=("test", "validation chooses the epoch, and test is scored with that (the READ paper's splits)"),
+    paper=False,
     costs=(
-        Cost("mean", "score", statistics.fmean, lambda value: number("score", value), unknown="–"),
-        Cost("peak memory, MiB", "memory", max, mebibytes),
-        Cost("seconds to the best epoch", "seconds", sum, "{:,.0f}".format),
-        Cost("kWh, by utilisation", "utilisation", sum, "{:.3g}".format),
-        Cost("kWh, by power", "power", sum, "{:.3g}".format),
-        Cost("ms a label, batch 1", "label_ms", max, "{:.1f}".format),
-        Cost("peak memory in use, MiB", "label_memory", max, mebibytes),
+        *COSTS,
+        Cost("kWh, by utilisation", "utilisation", statistics.fmean, sum, "{:.3g}".format),
+        Cost("kWh, by power", "power", statistics.fmean, sum, "{:.3g}".format),
+        Cost("ms a label, batch 1", "label_ms", min, max, "{:.1f}".format),
+        Cost("peak memory in use, MiB", "label_memory", max, max, mebibytes),
     ),
 )
 
@@ -179,6 +190,10 @@ def all_methods(layout, paper):
     return (*paper, *(method for method in methods_of(layout) if method not in named))
 
 
+def seeds_of(args, method="hut"):
+    return tuple(range(args.seeds.get(method, args.seeds[""])))
+
+
 def rows_of_methods(args):
     layout = TABLES[args.table].script.layout
     known, rows = methods_of(layout), []
@@ -188,8 +203,8 @@ def rows_of_methods(args):
             raise UserError(f"--methods {text}: expected METHOD or METHOD:R, of {' '.join(known)}")
         spec = METHODS[method]
         r = int(size) if size else spec.r.get(layout)
-        seeds = args.seeds if spec.lr[layout] else 1  # without training all seeds are the same
-        rows.append(Row(method, r, spec.takes.get("targets"), tuple(range(seeds))))
+        seeds = seeds_of(args, method) if spec.lr[layout] else (0,)  # without training all are the same
+        rows.append(Row(method, r, spec.takes.get("targets"), seeds))
     return [*dict.fromkeys(rows)]
 
 
@@ -198,18 +213,18 @@ def rows_of_table_4(args):
     for letters in args.targets:
         if len(letters) not in r_of:
             raise UserError(f"--targets {letters}: table4 has 1 to 4 targets, at r {r_of}")
-    return [Row("hut", r_of[len(letters)], letters, tuple(range(args.seeds))) for letters in args.targets]
+    return [Row("hut", r_of[len(letters)], letters, seeds_of(args)) for letters in args.targets]
 
 
 def rows_of_table_5(args):
-    return [Row("hut", r, letters, tuple(range(args.seeds))) for letters in args.targets for r in args.ranks]
+    return [Row("hut", r, letters, seeds_of(args)) for letters in args.targets for r in args.ranks]
 
 
 def rows_of_rank(args):
     if len(args.targets) > 1:
         raise UserError("--targets: rank looks at one choice of targets")
-    seeds = {r: args.seeds if r == anchor(args) else 1 for r in args.ranks}
-    return [Row("hut", r, args.targets[0], tuple(range(n))) for r, n in seeds.items()]
+    few = {r: None if r == anchor(args) else 1 for r in args.ranks}
+    return [Row("hut", r, args.targets[0], seeds_of(args)[:n]) for r, n in few.items()]
 
 
 def anchor(args):
@@ -218,8 +233,8 @@ def anchor(args):
 
 
 def spread(args, cells):
-    """({task: {"r": … at seed 0, "seeds": … at one r}}, the same as a Sheet)."""
-    found, lines = {}, []
+    """{task: {"r": … at seed 0, "seeds": … at one r}}"""
+    found = {}
     for task in args.tasks:
         (score,) = GLUE.scores[task]
         runs = [(cell["r"], one) for cell in cells if cell["task"] == task for one in cell["runs"]]
@@ -228,11 +243,20 @@ def spread(args, cells):
         over_r = {r: value for r, seed, value in known if seed == 0}
         over_seeds = {seed: value for r, seed, value in known if r == anchor(args)}
         found[task] = {"r": widths(over_r), "seeds": widths(over_seeds)}
-        for name, fixed in (("r", "seed 0"), ("seeds", f"r = {anchor(args)}")):
-            values, *both = found[task][name].values()
+    return found
+
+
+def spread_sheet(found):
+    lines = []
+    for task, both in found.items():
+        (score,) = GLUE.scores[task]
+        for name, fixed in (("r", "seed 0"), ("seeds", "one r")):
+            values, *widths = both[name].values()
             values = ", ".join(f"{key}: {number(score, value)}" for key, value in values.items())
-            lines.append([f"{task} over {name}, {fixed}", values, *(number(score, value) for value in both)])
-    return found, Sheet(["spread of the score", "scores", "std", "max − min"], lines, [])
+            lines.append(
+                [f"{task} over {name}, {fixed}", values, *(number(score, value) for value in widths)]
+            )
+    return Sheet(["spread of the score", "scores", "std", "max − min"], lines, [])
 
 
 def widths(scores):
@@ -255,7 +279,7 @@ class Table(NamedTuple):
     choices: dict  # {argument: default}, for those of --methods, --targets and --ranks that it takes
     seeds: int = 5
     one_search: bool = False  # rows that differ in r alone share the search at r = `anchor`
-    spread: Callable | None = None  # (arguments, cells) -> (what goes into table.json, the same as a Sheet)
+    spread: Callable | None = None  # (arguments, cells) -> what goes into table.json besides
     notes: tuple = ()  # paragraphs below the table
 
 

@@ -1,6 +1,10 @@
 """experiments/sweep.py: what is run, what is chosen on what, and the table that comes of it."""
 
 import json
+import math
+import multiprocessing
+import shlex
+import subprocess
 import sys
 
 import pytest
@@ -8,10 +12,10 @@ from conftest import fails
 
 from data import UserError, e2e, glue
 from data.batching import subset
-from experiments import sweep, tables
+from experiments import search, sheet, sweep, tables
 from methods import DECODER, ENCODER, LAYOUTS, METHODS, T5, methods_of
 
-HELD = "held-out-of"
+HELD = "held-out-"
 
 
 @pytest.fixture
@@ -57,19 +61,19 @@ def pretend(monkeypatch, tmp_path):
     def install(score):
         ran = []
 
-        def run(script, folder, arguments):
+        def run(script, folder, arguments, *_):
             ran.append(arguments)
             last, best = score(arguments)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "args.json").write_text('{"args": {"lr": 0.125}}')
             loss = abs(0.02 - float(value(arguments, "--lr") or 0))
-            timing = {"seconds": 30, "energy_kwh": {"utilisation": None, "power": 0.25}}
-            (folder / "metrics.jsonl").write_text(json.dumps({"train_loss": loss, "timing": timing}))
-            names = {"matthews": last, "accuracy": last, "loss": last}
+            timing = {"seconds": 30, "step_ms": 12, "energy_kwh": {"utilisation": None, "power": 0.25}}
+            (folder / "metrics.jsonl").write_text(json.dumps({"timing": timing}))
+            names = {"matthews": last, "accuracy": last, "loss": last if "train_e2e" in str(script) else loss}
             result = {"last": names, "best": {"matthews": best, "accuracy": best, "score": best, "epoch": 1}}
             result |= {
                 "parameters": {"adapter": 7, "frozen": 693},
-                "timing": {"peak_memory_bytes": 5 * 2**20},
+                "timing": {"peak_memory_bytes": 5 * 2**20, "seconds": 40},
             }
             result["test"] = {
                 "BLEU": 0.5,
@@ -81,8 +85,8 @@ def pretend(monkeypatch, tmp_path):
             }
             return result
 
-        monkeypatch.setattr(sweep, "run", run)
-        monkeypatch.setattr(sweep, "in_use", lambda *_: {"label_ms": 2.25, "label_memory": 3 * 2**20})
+        monkeypatch.setattr(search, "run", run)
+        monkeypatch.setattr(search, "in_use", lambda *_: {"label_ms": 2.25, "label_memory": 3 * 2**20})
         return ran
 
     return install
@@ -91,7 +95,7 @@ def pretend(monkeypatch, tmp_path):
 def test_table1_end_to_end(call, command, tmp_path, capsys):
     """Would catch: a finished run that is done again, a failure that ends all, a table that says other."""
     command = ["table1", *command, "--methods", "hut:2", "fourierft", "--seeds", 1, "--lrs", "hut=0.001,0.01"]
-    command += ["fourierft=0.01,0.1"]
+    command += ["fourierft=0.01,0.1", "--tries", 2, "--head-lr", "0.005"]
     assert call(*command) == 1
     out, printed = tmp_path / "out", capsys.readouterr().out
     content = json.loads((out / "table.json").read_text())
@@ -110,24 +114,26 @@ def test_table1_end_to_end(call, command, tmp_path, capsys):
         "576 coefficients" in fourierft["failed"] and not fourierft["runs"]
     )  # the default n = 1000 is more than there are
     assert content["complete"] and (out / "table.md").read_text() in printed and "| failed |" in printed
-    assert "[1/6]" in printed and "to go" in printed
+    assert "[1] cola" in printed and "to go" in printed
     # again, with the last run cut before its last write: it goes on, and nothing else is done
-    before = {path: path.stat().st_mtime_ns for path in runs.glob("try-*/*")}
+    before = {path: path.stat().st_mtime_ns for path in runs.glob("try-*/*.json*")}
     (runs / f"lr{hut['lr']:g}-seed0" / "result.json").unlink()
-    again = [*command[: command.index("fourierft")], *command[command.index("fourierft") + 1 : -1]]
+    again = [word for word in command if "fourierft" not in str(word)]
     assert call(*again) == 0
-    assert capsys.readouterr().out.count("finished before") == 2
-    assert before == {path: path.stat().st_mtime_ns for path in runs.glob("try-*/*")}
+    assert before == {path: path.stat().st_mtime_ns for path in runs.glob("try-*/*.json*")}
     assert "goes on after epoch 1" in (runs / f"lr{hut['lr']:g}-seed0" / "log.txt").read_text()
     content = json.loads((out / "table.json").read_text())
-    assert content["cells"] == [hut]
+    (cell,) = content["cells"]
+    assert [one["scores"] for one in cell["runs"]] == [one["scores"] for one in hut["runs"]]
     assert "was run with --epochs 1, not as now" in fails(capsys, call, *again, "--epochs", 2)
 
 
 def test_dev_chooses_nothing(call, command, pretend, tmp_path, tiny_glue):
     """Would catch: a rate chosen by dev scores or their best epoch; a held-out part that is trained on."""
     scores = {"0.001": (0.1, 0.9), "0.01": (0.3, 0.3), "0.1": (None, 1.0)}
-    ran = pretend(lambda a: scores[value(a, "--lr")] if value(a, "--dev-file") else (0.5, 0.8))
+    head = {"0.0017": (0.1, 0.9), "0.005": (0.1, 0.9), "0.015": (0.2, 0.3), "0.045": (0.1, 0.9)}
+    own = scores | head
+    ran = pretend(lambda a: own[value(a, "--lr")] if value(a, "--dev-file") else (0.5, 0.8))
     call(
         "table1",
         *command,
@@ -142,6 +148,10 @@ def test_dev_chooses_nothing(call, command, pretend, tmp_path, tiny_glue):
         30,
     )
     tries, finals = ([a for a in ran if (value(a, "--dev-file") is None) == final] for final in (False, True))
+    heads, tries = ([a for a in tries if (value(a, "--method") == "head") == of] for of in (True, False))
+    assert {value(a, "--head-lr") for a in (*tries, *finals)} == {"0.015"} and not any(
+        "--head-lr" in a for a in heads
+    )
     assert len(tries) == 6 and [value(a, "--lr") for a in finals] == ["0.01"] * 4
     assert [value(a, "--seed") for a in finals] == ["0", "1"] * 2 and {
         value(a, "--limit-train") for a in finals
@@ -157,24 +167,52 @@ def test_dev_chooses_nothing(call, command, pretend, tmp_path, tiny_glue):
     assert not {e.first for e in part} & {e.first for e in held}
 
 
-def test_a_tie_goes_to_the_lower_training_loss(call, command, pretend, tmp_path):
-    """Would catch: of rates that all predict one class, the one that has learned least."""
+def test_a_tie_goes_to_the_lower_loss_and_one_class_to_none(call, command, pretend, tmp_path):
+    """Would catch: of rates that score the same the one that has learned least; a single class at 0 chosen
+    before rates that score a little below.
+    """
     pretend(lambda a: (0.0, 0.0))
-    call("table1", *command, "--methods", "hut", "--lrs", "0.001,0.015,0.1", "--seeds", 1)
+    once = ["--methods", "hut", "--head-lr", "1e-2", "--seeds", 1]
+    call("table1", *command, *once, "--lrs", "0.001,0.015,0.1")
     assert json.loads((tmp_path / "out" / "table.json").read_text())["cells"][0]["lr"] == 0.015
+    scores = {"matthews": -0.02, "loss": 0.7}, {"matthews": 0.0, "loss": 0.6, "single_class": True}
+    learnt, one_class = (tables.GLUE.worth({"last": one}, "cola") for one in scores)
+    assert learnt > one_class
 
 
-def test_paper_is_fixed_rates_and_the_best_epoch(call, command, pretend, tmp_path):
-    """Would catch: a search or a rate of the sweep's under --paper, the last epoch in place of the best."""
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [(5.0, [1.0, 2.0, 4.0, 8.0]), (0.3, [0.12, 0.25, 0.5, 1.0, 2.0]), (99, [1.0, 2.0, 4.0, 8.0, 16.0])],
+)
+def test_the_list_grows_where_the_best_is(call, command, pretend, tmp_path, best, tried):
+    """Would catch: a search that ends at its edge with tries left; more tries than asked for; a best rate at
+    the end of the list that is not marked.
+    """
+    pretend(lambda a: (-abs(math.log(float(value(a, "--lr")) / best)), 0))
+    given = ["--methods", "hut", "--lrs", "1,2", "--tries", 5, "--head-lr", 1, "--seeds", 1]
+    call("table1", *command, *given)
+    content = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert [one["lr"] for one in content["cells"][0]["tries"]] == tried
+    (shown,) = content["tables"]
+    assert (
+        dict(zip(shown["header"], shown["rows"][0], strict=True))["rate"]
+        == {5.0: "4", 0.3: "0.25", 99: "16*"}[best]
+    )
+
+
+def test_paper_is_fixed_rates_and_the_last_epoch(call, command, pretend, tmp_path):
+    """Would catch: a search or a rate of the sweep's under --paper; the best epoch as the score."""
     ran = pretend(lambda a: (0.5, 0.8))
     assert call("table1", *command, "--methods", "hut", "lora", "--seeds", 1, "--paper") == 0
     assert [value(a, "--lr") for a in ran] == [None, None] and not any("--dev-file" in a for a in ran)
     content = json.loads((tmp_path / "out" / "table.json").read_text())
-    assert [c["mean"]["matthews"] for c in content["cells"]] == [0.8, 0.8] and content["cells"][0][
+    assert [c["mean"]["matthews"] for c in content["cells"]] == [0.5, 0.5] and content["cells"][0][
         "lr"
     ] == 0.125
-    assert "best epoch on dev" in content["how"] and "rate is the training script's" in content["how"]
-    assert content["tables"][0]["rows"][0][-2:] == ["80.0", "70.5 ± 1.2"]
+    assert "at the last epoch" in content["how"] and "rate is the training script's" in content["how"]
+    shown = content["tables"][0]
+    row = dict(zip(shown["header"], shown["rows"][0], strict=True))
+    assert row["cola matthews"] == "50.0" and row["paper"] == "70.5 ± 1.2" and row["best epoch"] == "80.0"
 
 
 @pytest.mark.parametrize("task", [*glue.TASKS, "e2e"])
@@ -200,21 +238,33 @@ def test_table3_searches_by_loss_and_without_the_test_set(call, pretend, tmp_pat
     rows = [f"name[{n}],{n} is {w} .\n" for n in "ABCDEFGH" for w in ("small", "old", "red")]
     (folder / "trainset.csv").write_text("mr,ref\n" + "".join(rows))
     ran = pretend(lambda a: (float(value(a, "--lr") or 0), 0))
-    arguments = ["--data", folder, "--methods", "frozen", "hut", "--seeds", 2, "--out", tmp_path / "out"]
+    arguments = [
+        "--data",
+        folder,
+        "--methods",
+        "frozen",
+        "hut",
+        "--seeds",
+        2,
+        "--tries",
+        8,
+        "--out",
+        tmp_path / "out",
+    ]
     assert call("table3", *arguments, "--", "--warmup", "0.06") == 0
     content = json.loads((tmp_path / "out" / "table.json").read_text())
     assert [(c["method"], c["lr"], len(c["runs"])) for c in content["cells"]] == [
         ("frozen", None, 1),
-        ("hut", METHODS["hut"].lr[DECODER] / 4, 2),
+        ("hut", 2.8e-6, 2),
     ]
-    (sheet,) = content["tables"]
+    (shown,) = content["tables"]
     scores = ["BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr"]
-    assert sheet["header"][-10:] == [title for score in scores for title in (score, "paper")]
-    hut = sheet["rows"][1][-10:]
+    assert shown["header"][3:13] == [title for score in scores for title in (score, "paper")]
+    hut = shown["rows"][1][3:13]
     assert hut[::2] == ["50.0 ± 0.0", "3.25 ± 0.00", "–", "75.0 ± 0.0", "1.50 ± 0.00"]
     assert hut[1::2] == ["70.4 ± .1", "8.86 ± .02", "46.7 ± .2", "72.1 ± .1", "2.54 ± .01"]
     tries = [a for a in ran if "--dev-file" in a]
-    assert len(tries) == 3 and all(value(a, "--max-new-tokens") == "1" for a in tries)
+    assert len(tries) == 8 and all(value(a, "--max-new-tokens") == "1" for a in tries)
     assert all(value(a, "--warmup") == "0.06" for a in ran)
     part, held = (e2e.read(value(tries[0], f"--{n}-file")) for n in ("train", "dev"))
     assert len(part) == 18 and len(held) == 6 and not {e.context for e in part} & {e.context for e in held}
@@ -233,26 +283,28 @@ def test_read_end_to_end(call, command, tiny_t5, tmp_path, capsys):
         1,
         "--lrs",
         "0.001,0.01",
+        "--tries",
+        2,
     ]
     assert call(*command, "--epochs", 2) == 0
     (cell,), out = json.loads((tmp_path / "out" / "table.json").read_text())["cells"], capsys.readouterr().out
     runs = {lr: tmp_path / "out" / "cola" / "read-r4" / f"lr{lr:g}-seed0" for lr in (0.001, 0.01)}
     results = {lr: json.loads((folder / "result.json").read_text()) for lr, folder in runs.items()}
-    assert [one["score"] for one in cell["tries"]] == [result["best"]["score"] for result in results.values()]
+    assert [one["score"] for one in cell["tries"]] == [r["best"]["score"] for r in results.values()]
     result, epochs = results[cell["lr"]], (runs[cell["lr"]] / "metrics.jsonl").read_text().splitlines()
     assert cell["mean"]["score"] == result["test"]["score"] and result["method"] == "read"
     seconds = json.loads(epochs[result["best"]["epoch"] - 1])["timing"]["seconds"]
     memory = result["timing"]["peak_memory_bytes"]
     cost = cell["runs"][0]["cost"]
     assert cost.pop("label_ms") > 0 and cost.pop("label_memory") > 50 * 2**20
-    assert cost == {"memory": memory, "seconds": seconds, "utilisation": None, "power": None}
+    assert cost.pop("step_ms") > 0 and cost == {"memory": memory, "seconds": search.rounded(seconds, 4)}
     assert (runs[cell["lr"]] / "in-use.json").exists()
     counts = result["parameters"]
     assert f"| read r4 | {counts['adapter']:,} ({100 * counts['adapter'] / counts['frozen']:.2f} %) |" in out
-    assert "| not measured | not measured |" in out and "[2/2]" in out
+    assert "| – | – |" in out and "[2]" in out and "[3]" not in out
     assert (
         "is not its tasks' mean" in out
-        and "Outputs that are no label, and wrong: cola read-r4 (seed 0: 6)" in out
+        and "Outputs that are no label, and wrong: cola read r4 (seed 0: 6)" in out
     )
 
 
@@ -279,46 +331,41 @@ def test_read_chooses_on_validation_and_runs_nothing_twice(call, command, preten
     content = json.loads((tmp_path / "out" / "table.json").read_text())
     assert [(c["lr"], c["mean"]) for c in content["cells"]] == [(0.01, {"score": 0.25})] * 2
     full, prompt = content["tables"][0]["rows"]
-    assert full[:5] == ["full", "7 (1.00 %)", "100 %", "25.0 ± 0.0", "53.97"]
-    assert full[5:] == ["25.0", "5", "30", "not measured", "0.25", "2.2", "3"]
+    assert full[:8] == ["full", "7 (1.00 %)", "100 %", "25.0 ± 0.0", "53.97", "2", "0.01", "3, 120"]
+    assert full[8:] == ["5", "12.0", "30", "–", "0.25", "2.2", "3"]
     assert prompt[:2] == ["prompt r20", "7 (1.01 %)"]
     printed = capsys.readouterr().out
-    assert (
-        "[8/8]" in printed and "[9/" not in printed and not list((tmp_path / "out" / "cola").glob("*-of-*"))
-    )
+    assert "[8]" in printed and "[9]" not in printed
+    assert not list((tmp_path / "out" / "cola").glob("*-of-*"))
 
 
 def test_what_is_said_over_tasks():
     """Would catch: a sum of memories, a mean time over tasks, a task that is missing counted as nothing."""
-    keys = ("memory", "seconds", "utilisation", "power", "label_ms", "label_memory")
+    keys = ("memory", "step_ms", "seconds", "utilisation", "power", "label_ms", "label_memory")
 
-    def task(*runs):
-        return {"runs": [{"scores": {"score": s}, "cost": dict(zip(keys, c, strict=True))} for s, *c in runs]}
+    def task(*values):
+        return {"costs": dict(zip(keys, values, strict=True))}
 
-    entries = {
-        "cola": task((0.1, 2**20, 10, 1, None, 7, 2**21), (0.3, 3 * 2**20, 30, 2, 1, 8, 2**21)),
-        "mrpc": task((0.4, 5 * 2**20, 100, 0.5, 1, 2, 2**20)),
-    }
+    cells = [task(2**20, 7, 10, 1, None, 7, 2**21), task(5 * 2**20, 5, 100, 0.5, 1, 2, 2**20)]
 
-    def shown(more=()):
-        return [sweep.over_tasks(column, (entries | dict(more)).values()) for column in tables.READ.costs]
+    def shown(*more):
+        return [sheet.over_tasks(column, [*cells, *more]) for column in tables.READ.costs]
 
-    assert shown() == ["30.0", "5", "120", "2", "not measured", "7.5", "2"]
-    assert shown({"stsb": task((None, 0, 0, 0, 0, 0, 0))})[0] == "–"
-    assert shown({"stsb": None}) == ["…"] * 7
-    assert shown({"stsb": {"runs": [{"failed": "x"}]}}) == ["–"] * 7
+    assert shown() == ["5", "7.0", "110", "1.5", "–", "7.0", "2"]
+    assert shown(None) == ["…"] * 7 and shown({"costs": {}}) == ["–"] * 7
 
 
 def test_rows_of_tables_4_and_5(call, command, pretend, tmp_path):
     """Would catch: other ranks than the paper's; a search for every r, which does not change the rate."""
     ran = pretend(lambda a: (0.5, 0.5))
-    call("table4", *command, "--seeds", 1)
+    command += ["--head-lr", "1e-2", "--tries", 3, "--seeds", 1]
+    call("table4", *command)
     assert [(value(a, "--targets"), value(a, "--r")) for a in ran if "--dev-file" not in a] == [
         ("q", "16"), ("k", "16"), ("v", "16"), ("o", "16"),
         ("qk", "8"), ("qv", "8"), ("qkv", "4"), ("qkvo", "2"),
     ]  # fmt: skip
     ran.clear()
-    call("table5", *command, "--seeds", 1, "--out", tmp_path / "table5")
+    call("table5", *command, "--out", tmp_path / "table5")
     assert [value(a, "--r") for a in ran if "--dev-file" not in a] == ["1", "2", "4", "8", "64"] * 3
     assert [(value(a, "--targets"), value(a, "--r")) for a in ran if "--dev-file" in a] == [
         (letters, "8") for letters in ("v", "qv", "qkvo") for _ in range(3)
@@ -328,15 +375,15 @@ def test_rows_of_tables_4_and_5(call, command, pretend, tmp_path):
 def test_rank_sets_the_spread_over_r_beside_that_over_seeds(call, command, pretend, tmp_path, capsys):
     """Would catch: spreads of the wrong runs."""
     pretend(lambda a: ({"1": 0.1, "8": 0.2 + 0.1 * int(value(a, "--seed")), "64": 0.5}[value(a, "--r")], 0))
-    call("rank", *command, "--ranks", 1, 8, 64, "--seeds", 3)
+    call("rank", *command, "--ranks", 1, 8, 64, "--seeds", 3, "--head-lr", "1e-2", "--tries", 3)
     found = json.loads((tmp_path / "out" / "table.json").read_text())["spread"]["cola"]
     assert found["r"]["scores"] == {"1": 0.1, "8": 0.2, "64": 0.5} and found["r"]["range"] == pytest.approx(
         0.4
     )
     assert found["seeds"]["std"] == pytest.approx(0.1) and found["seeds"]["range"] == pytest.approx(0.2)
     printed = capsys.readouterr().out
-    assert "| cola over seeds, r = 8 | 0: 20.0, 1: 30.0, 2: 40.0 | 10.0 | 20.0 |" in printed
-    assert "[8/8]" in printed and "[9/" not in printed  # 3 tries, r 1 and 64 at seed 0, r 8 at three seeds
+    assert "| cola over seeds, one r | 0: 20.0, 1: 30.0, 2: 40.0 | 10.0 | 20.0 |" in printed
+    assert "[8]" in printed and "[9]" not in printed  # 3 tries, r 1 and 64 at seed 0, r 8 at three seeds
 
 
 @pytest.mark.parametrize(
@@ -361,8 +408,10 @@ def test_rank_sets_the_spread_over_r_beside_that_over_seeds(call, command, prete
             ["read", "--methods", "vera"],
             "--methods vera: expected METHOD or METHOD:R, of hut read full bitfit",
         ),
+        (["read", "--head-lr", "1e-3"], "--head-lr: the models of read have no head"),
+        (["table1", "--seeds", "hat=3"], "--seeds hat=3: no method 'hat'"),
         (["read", "--paper"], "--paper: the paper of read searches its rates"),
-        (["table1", "--seeds", "0"], "--seeds: '0': expected a whole number"),
+        (["table1", "--seeds", "0"], "--seeds 0: '0': expected a whole number"),
         (["table1", "--data", "nowhere"], "nowhere/SST-2/train.tsv: No such file"),
     ],
 )
@@ -371,16 +420,64 @@ def test_bad_arguments_end_in_one_line(call, tmp_path, capsys, arguments, messag
     assert message in fails(capsys, call, *arguments, "--out", tmp_path / "out")
 
 
-def test_two_sweeps_do_not_share_a_folder(call, command, pretend, tmp_path, capsys):
-    """Would catch: two at work on the same run folder, each writing over the other's files."""
-    ran = pretend(lambda a: (0.5, 0.5))
-    lock = sweep.alone_in(tmp_path / "out")
-    assert "another process is at work there" in fails(capsys, call, "table1", *command) and not ran
-    lock.close()
-    (tmp_path / "file").write_text("")
-    taken = fails(capsys, call, "table1", *command, "--out", tmp_path / "file")
-    assert f"--out {tmp_path / 'file'}: Not a directory: expected a folder" in taken
-    assert call("table1", *command, "--methods", "hut", "--lrs", "1e-3", "--seeds", 1) == 0
+STAND_IN = """
+import json, os, pathlib, sys, time
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+with (out / "began").open("a") as file:
+    file.write(os.environ.get("OMP_NUM_THREADS", "") + " ")
+time.sleep(0.5)
+(out / "args.json").write_text("{}")
+timing = {"seconds": 1, "step_ms": 2, "energy_kwh": {}, "peak_memory_bytes": 3}
+(out / "metrics.jsonl").write_text(json.dumps({"timing": timing}))
+score = {"matthews": 0.5, "loss": 0.1, "epoch": 1}
+counts = {"adapter": 7, "head": 1, "frozen": 70}
+result = {"last": score, "best": score, "timing": timing, "parameters": counts}
+(out / "result.json").write_text(json.dumps(result))
+"""
+
+
+@pytest.fixture
+def stand_in(monkeypatch, tmp_path):
+    """A script in the place of train_glue.py, which notes in its folder that it began."""
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    script = tables.GLUE._replace(path=str(tmp_path / "stand_in.py"))
+    monkeypatch.setitem(tables.TABLES, "table1", tables.TABLES["table1"]._replace(script=script))
+
+
+def test_sweeps_on_one_folder_take_a_run_once(call, command, stand_in, tmp_path, capsys):
+    """Would catch: two at work on the same run; one that ends before the other's runs are in its table; runs
+    side by side that take each other's cores.
+    """
+    given = ["table1", *command, "--methods", "hut", "lora", "--seeds", 3, "--jobs", 2, "--tries", 3]
+    other = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(call(*given)))
+    other.start()
+    assert call(*given) == 0
+    other.join()
+    assert other.exitcode == 0
+    began = [path.read_text() for path in (tmp_path / "out").rglob("began")]
+    assert began == ["1 "] * (3 + 3 + 3 + 6)  # once each, with one thread: tries of the head and both, seeds
+    cells = json.loads((tmp_path / "out" / "table.json").read_text())["cells"]
+    assert [len(cell["runs"]) for cell in cells] == [3, 3]
+
+
+def test_list_prints_what_can_begin_and_runs_nothing(call, command, stand_in, tmp_path, capsys):
+    """Would catch: a command that starts a run, or is not the run's; a finished run that is listed again."""
+    given = ["table1", *command, "--methods", "hut", "--seeds", 2, "--head-lr", "1e-2", "--tries", 3]
+
+    def listed():
+        assert call(*given, "--list") == 0
+        return capsys.readouterr().out.splitlines()
+
+    tries = listed()
+    assert len(tries) == 3 and not list((tmp_path / "out").rglob("began"))
+    for line in tries:
+        subprocess.run(shlex.split(line), check=True)
+    seeds = listed()
+    assert [value(line.split(), "--seed") for line in seeds] == ["0", "1"]
+    for line in seeds:
+        subprocess.run(shlex.split(line), check=True)
+    assert listed() == [] and call(*given) == 0
+    assert {path.read_text().count(" ") for path in (tmp_path / "out").rglob("began")} == {1}
 
 
 def test_a_run_that_failed_before_it_began_may_be_given_other_arguments(tmp_path):
@@ -390,11 +487,11 @@ def test_a_run_that_failed_before_it_began_may_be_given_other_arguments(tmp_path
         "import sys\nprint('first', file=sys.stderr)\nsys.exit('error: no such ' + sys.argv[1])\n"
     )
     for name in ("a", "b"):
-        with pytest.raises(sweep.Failed, match=f"^no such {name}$"):
-            sweep.run(script, tmp_path / "out", [name])
+        with pytest.raises(search.Failed, match=f"^no such {name}$"):
+            search.run(script, tmp_path / "out", [name])
     (tmp_path / "out" / "args.json").write_text("{}")
     with pytest.raises(UserError, match="was run with b, not as now"):
-        sweep.run(script, tmp_path / "out", ["c"])
+        search.run(script, tmp_path / "out", ["c"])
 
 
 @pytest.mark.parametrize("name", ["table1", "table3", "read"])
@@ -412,8 +509,8 @@ def test_a_method_is_known_by_its_row_alone(monkeypatch, name):
             METHODS["lora"].r[layout],
             "qv",
         )
-        rates = sweep.rates_of(args, layout, rows.values())
-        assert rates[args.tasks[0], "new"] == (middle / 4, middle, 4 * middle)
+        rates = search.rates_of(args, layout, rows.values())
+        assert rates[args.tasks[0], "new"] == (search.rounded(middle / 3), middle, 3 * middle)
         assert (args.tasks[0], "frozen") not in rates and {len(tried) for tried in rates.values()} == {3}
 
 
@@ -424,7 +521,9 @@ def test_a_table_is_one_record(call, command, pretend, monkeypatch, tmp_path):
     )
     monkeypatch.setitem(tables.TABLES, "table9", new)
     ran = pretend(lambda a: (0.5, 0.5))
-    assert call("table9", *command, "--seeds", 1) == 0 and {value(a, "--targets") for a in ran} == {"ud"}
+    assert call("table9", *command, "--seeds", 1, "--head-lr", 1) == 0 and {
+        value(a, "--targets") for a in ran
+    } == {"ud"}
     content = json.loads((tmp_path / "out" / "table.json").read_text())
     assert content["table"] == "table9" and content["title"] == "Another"
     assert content["command"].startswith("python -m experiments.sweep table9 --model")

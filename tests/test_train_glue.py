@@ -41,7 +41,7 @@ def test_a_run_and_what_it_leaves(glue, command, tmp_path, capsys):
     out = tmp_path / "out"
     rows, result, _ = without_timing(out)
     assert [row["epoch"] for row in rows] == [1, 2, 3] and [row["step"] for row in rows] == [5, 10, 15]
-    assert set(rows[0]) - {"single_class"} == {"epoch", "step", "train_loss", "matthews", "lr"}
+    assert set(rows[0]) - {"single_class"} == {"epoch", "step", "train_loss", "matthews", "loss", "lr"}
     d = 24
     assert result["parameters"]["adapter"] == 2 * 2 * (2 * 2 * d + 2 * d)
     assert result["parameters"]["head"] == d * d + d + 2 * d + 2
@@ -312,8 +312,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(glue, command, tmp_path, capsys
     loss_sum, steps = train_glue.loss_sum, []
 
     def spoiled(*arguments):
-        steps.append(None)
-        return loss_sum(*arguments) * (float("nan") if len(steps) == 8 else 1)
+        steps.append(None)  # the sixth call scores the first epoch
+        return loss_sum(*arguments) * (float("nan") if len(steps) == 9 else 1)
 
     monkeypatch.setattr(train_glue, "loss_sum", spoiled)
     line = fails(capsys, glue, *command)

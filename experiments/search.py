@@ -1,0 +1,412 @@
+"""A table's runs: for each row the search for its rate, then its seeds; several at a time, each run once.
+
+A row is a plan: a generator that asks for runs, [(folder, arguments)], and is sent what came of them.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import numpy as np
+
+from arguments import positive
+from data import UserError, write_json, write_text
+from data.batching import subset
+from experiments.tables import Row, anchor
+from methods import METHODS
+from run import alone_in, clock, listed
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = ("model", "data", "epochs", "batch-size", "max-len", "device", "dtype")  # of the scripts
+STEP = 3  # from one rate to the next
+HELD_OUT = 500  # examples, where there are enough
+
+
+class Failed(Exception):
+    """A run that ended with an error; the rest go on."""
+
+
+class Taken(Exception):
+    """A run that another sweep is at work on."""
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def bundled(args):
+    return args.model == "mini" and not args.data
+
+
+def rates_of(args, layout, rows):
+    """{(task, method): the rates to begin with}, without methods that are not trained.
+
+    With --paper the rate is None, which stands for the training script's.
+    """
+    methods = [m for m in dict.fromkeys(row.method for row in rows) if METHODS[m].lr[layout]]
+    asked = dict.fromkeys(methods, (None,)) if args.paper else {}
+    for text in args.lrs or ():
+        method, separator, numbers = text.rpartition("=")
+        if separator and method not in methods:
+            raise UserError(f"--lrs {text}: '{method}' is not among the methods: {' '.join(methods)}")
+        try:
+            rates = tuple(sorted({positive(rate) for rate in numbers.split(",")}))
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"--lrs {text}: {error}") from None
+        asked |= dict.fromkeys([method] if separator else methods, rates)
+    found = {(t, m): asked.get(m) or around_own(args, layout, t, m) for t in args.tasks for m in methods}
+    tries = {method: len(rates) for (_, method), rates in found.items()}
+    if len({*tries.values()}) > 1:
+        raise UserError(f"--lrs: every method begins with the same number of tries: {listed(tries)}")
+    return found
+
+
+def around_own(args, layout, task, method):
+    row = METHODS[method]
+    own = row.mini.get(task, row.mini[layout]) if args.model == "mini" else row.lr[layout]
+    return rounded(own / STEP), own, rounded(own * STEP)
+
+
+def rounded(value, digits=2):
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+def hold_out(args, files, task):
+    """Writes two files of training examples, to train tries on and to score them on; -> (paths, sizes).
+
+    A tenth is held out, or HELD_OUT examples if that is more, but never above a quarter. All examples of one
+    text (E2E: one meaning representation) are in the same file.
+    """
+    examples = subset(files.read(task, files.mini if bundled(args) else args.data), args.limit_train)
+    groups = {}
+    for i, example in enumerate(examples):
+        groups.setdefault(example[:-1], []).append(i)
+    wanted, held = max(len(examples) // 10, min(HELD_OUT, len(examples) // 4)), set()
+    groups = list(groups.values())
+    for g in np.random.default_rng(1).permutation(len(groups)):  # the same choice every time
+        if len(held) + len(groups[g]) <= wanted or not held:
+            held.update(groups[g])
+    parts = [[e for i, e in enumerate(examples) if (i in held) == side] for side in (False, True)]
+    if not all(parts):
+        raise UserError(f"{task}: {len(examples)} training examples with one text: none can be held out")
+    folder = args.out / task
+    folder.mkdir(parents=True, exist_ok=True)
+    names = (f"part-of-{len(examples)}", f"held-out-{len(parts[1])}-of-{len(examples)}")
+    paths = [folder / f"{name}{files.ending}" for name in names]
+    for path, part in zip(paths, parts, strict=True):
+        write_text(path, "".join(f"{line}\n" for line in files.lines(task, part)))
+    return paths, [len(part) for part in parts]
+
+
+# ---- one run
+
+
+def record(folder, arguments):
+    """Writes down what a run is given. Raises UserError if the folder's run had other arguments."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recorded = folder / "command.json"
+    before = read_json(recorded) if recorded.exists() else None
+    began = (folder / "args.json").exists()  # a run that failed before that may be given other arguments
+    if before not in (None, arguments) and began:
+        i = next((i for i, (a, b) in enumerate(zip(before, arguments, strict=False)) if a != b), len(before))
+        change = " ".join(before[max(i - 1, 0) : i + 1])
+        raise UserError(f"{folder} was run with {change}, not as now: give the same, or another --out")
+    if before != arguments:
+        write_json(recorded, arguments)
+
+
+def run(script, folder, arguments, threads=None, processes=None):
+    """Runs `script` into `folder`, unless it has; -> what result.json says.
+
+    `processes`, a set, holds the process while it runs. Raises Failed with the last line of its errors, Taken
+    if another sweep has the folder, and UserError if the folder's run had other arguments.
+    """
+    processes = set() if processes is None else processes
+    record(folder, arguments)
+    try:
+        lock = alone_in(folder, "sweep.lock")
+    except UserError:
+        raise Taken from None
+    with lock or open(os.devnull):
+        result = folder / "result.json"
+        if not result.exists():
+            env = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+            with (folder / "log.txt").open("a", encoding="utf-8") as log:
+                pipes = {"stdout": log, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+                with subprocess.Popen(as_command(script, folder, arguments), env=env, **pipes) as process:
+                    processes.add(process)
+                    _, errors = process.communicate()
+                    processes.discard(process)
+            if process.returncode:
+                lines = [line for line in errors.splitlines() if line.strip()]
+                raise Failed(
+                    lines[-1].removeprefix("error: ") if lines else f"exit status {process.returncode}"
+                )
+        return read_json(result)
+
+
+def as_command(script, folder, arguments):
+    return [sys.executable, str(script), *arguments, "--out", str(folder), "--resume"]
+
+
+def flags(**values):
+    """The arguments of a command line, without those that are None."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
+
+
+def passed_on(args, names):
+    """The arguments of these names, and those after --, as the training script takes them."""
+    return [*flags(**{name: getattr(args, name.replace("-", "_")) for name in names}), *args.rest]
+
+
+def epochs(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def cost(folder, result):
+    """A run's peak memory in bytes, ms a step in its fastest epoch; seconds and kWh until its best epoch."""
+    rows = [row["timing"] for row in epochs(folder)]
+    best, memory = rows[result["best"]["epoch"] - 1], result["timing"]["peak_memory_bytes"]
+    step_ms = min(row["step_ms"] for row in rows)
+    return {"memory": memory, "step_ms": step_ms, "seconds": best["seconds"], **best["energy_kwh"]}
+
+
+def in_use(args, script, task, folder):
+    """What a label costs, one source at a time, with the adapter in `folder`; None where that fails.
+
+    A process of its own measures it, once.
+    """
+    path, found = folder / "in-use.json", {}
+    if path.exists():
+        found = read_json(path)
+    else:
+        given = passed_on(args, ("model", "data", "max-len", "device", "dtype"))
+        adapter = [*flags(task=task, adapter=folder / "adapter.pt"), "--eval-only"]
+        command = [str(part) for part in (sys.executable, ROOT / script.path, *given, *adapter)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if lines := [line for line in done.stdout.splitlines() if "ms_a_label" in line]:
+            found = json.loads(lines[0])
+            write_json(path, found)
+        else:
+            reason = (done.stderr.splitlines() or ["no output"])[-1]
+            print(f"{folder}: not measured in use: {reason}", flush=True)
+    return {"label_ms": found.get("ms_a_label"), "label_memory": found.get("peak_memory_bytes")}
+
+
+def backbone(method, layout, parameters):
+    """The size of the model without its method. One that merges and has no size trains the model's own."""
+    adds_none = layout in METHODS[method].merges and not METHODS[method].r
+    return parameters["frozen"] + parameters["adapter"] * adds_none
+
+
+# ---- all runs
+
+
+class Sweep:
+    """The runs of a table. Another on the same folder shares them: each run is taken once."""
+
+    def __init__(self, args, table, rows):
+        self.args, self.table, self.rows, self.script = args, table, rows, table.script
+        self.rates, head = rates_of(args, self.script.layout, rows), self.script.head
+        self.begun = len(next(iter(self.rates.values()), ()))  # with as many tries
+        if head:
+            self.head = Row(head, None, None, (0,))
+            own = {(task, head): around_own(args, self.script.layout, task, head) for task in args.tasks}
+            self.rates = own | self.rates
+        self.searches = self.begun > 1
+        self.chosen_is_scored = not self.script.files
+        self.held_out = {}  # {task: (paths, sizes)}, as `hold_out` gives them
+        if self.searches and self.script.files:
+            self.held_out = {t: hold_out(args, self.script.files, t) for t in args.tasks}
+        self.outcomes, self.plans, self.asked, self.seconds = {}, {}, {}, deque(maxlen=20)
+        searched = {(task, self.searched_as(row)) for task in args.tasks for row in rows}
+        begun = [len(self.rates.get((task, row.method), ())) for task, row in searched]
+        self.expected = sum(len(row.seeds) for row in rows) * len(args.tasks) + sum(n for n in begun if n > 1)
+
+    # ---- what is run
+
+    def searched_as(self, row):
+        """The row whose search chooses `row`'s rate."""
+        return row._replace(r=anchor(self.args) if self.table.one_search else row.r, seeds=(0,))
+
+    def arguments(self, task, row, lr, head_lr, *names):
+        which = flags(method=row.method, r=row.r, targets=row.targets)
+        settings = passed_on(self.args, (*SETTINGS, *names))
+        rates = flags(lr=lr, head_lr=head_lr, task=task if len(self.script.scores) > 1 else None)
+        return [*which, *settings, *rates]
+
+    def scored_run(self, task, row, lr, head_lr, seed):
+        """(folder, arguments) of a run that goes into the table."""
+        rate = f"lr{lr:g}" if lr else "default-lr"
+        folder = self.args.out / task / str(row) / f"{rate}-seed{seed}"
+        return folder, [*self.arguments(task, row, lr, head_lr, "limit-train"), "--seed", seed]
+
+    def trial(self, task, row, lr, head_lr):
+        """(folder, arguments) of a run that tries a rate."""
+        if self.chosen_is_scored:
+            return self.scored_run(task, row, lr, head_lr, 0)
+        (train, dev), _ = self.held_out[task]
+        more = [*self.script.trial, *flags(seed=0, train_file=train, dev_file=dev)]
+        folder = self.args.out / task / str(row) / f"try-lr{lr:g}"
+        return folder, [*self.arguments(task, row, lr, head_lr), *more]
+
+    def head_rate(self, task, row):
+        """A plan: -> the rate of every method's head, the best of the head alone; None: the method's own."""
+        if self.args.head_lr or row.method == self.script.head or not (self.searches and self.script.head):
+            return self.args.head_lr
+        lr, tries = yield from self.search(task, self.head, None)
+        if lr is None:
+            raise UserError(f"{task}: the head alone can't be trained: {tries[0]['failed']}")
+        return lr
+
+    def search(self, task, row, head_lr):
+        """A plan: -> (the rate whose try is worth the most, the tries).
+
+        While the best rate is at an end of the list and tries are left, the list grows there.
+        """
+        rates = list(self.rates.get((task, row.method), (None,)))
+        if len(rates) == 1:
+            return rates[0], []
+        row = self.searched_as(row)
+        found, below, above = {}, rates[0] / rates[1], rates[-1] / rates[-2]
+        while True:
+            asked = [self.trial(task, row, lr, head_lr) for lr in rates if lr not in found]
+            outcomes = yield asked
+            for lr, outcome in zip([lr for lr in rates if lr not in found], outcomes, strict=True):
+                found[lr] = self.tried(lr, outcome, task)
+            known = {lr: worth for lr, (worth, _) in found.items() if worth is not None}
+            best = max(known, key=known.get, default=rates[0])
+            if best not in (rates[0], rates[-1]) or len(rates) >= self.args.tries:
+                return best if known else None, [found[lr][1] for lr in rates]
+            rates = sorted([*rates, rounded(best * (below if best == rates[0] else above))])
+
+    def tried(self, lr, outcome, task):
+        """(what a try is worth, None if it failed or has no score; what table.json says of it)."""
+        if isinstance(outcome, Failed):
+            return None, {"lr": lr, "failed": str(outcome)}
+        worth, (score, *_) = self.script.worth(outcome, task), self.script.scores[task]
+        part = outcome["best" if self.chosen_is_scored else "last"]
+        kept = {name: rounded(part.get(name), 6) for name in (score, "loss") if name in part}
+        seconds = rounded(outcome["timing"]["seconds"], 4)
+        about = {"lr": lr, "score": kept.get(score), "loss": kept.get("loss"), "seconds": seconds}
+        if None in worth:
+            return None, about | {"failed": "its score is not defined"}
+        return worth, about
+
+    def cell(self, task, row):
+        """A plan of a rate's choice and every seed; -> what table.json says, "failed" if no run worked."""
+        head_lr = yield from self.head_rate(task, row)
+        lr, tries = yield from self.search(task, row, head_lr)
+        cell = {"task": task, **row._asdict(), "lr": lr, "head_lr": head_lr, "tries": tries}
+        cell |= {"parameters": None, "runs": [], "mean": {}, "std": {}, "best": {}, "costs": {}}
+        if tries and lr is None:
+            return cell | {"failed": f"no rate worked: {tries[0]['failed']}"}
+        asked = [self.scored_run(task, row, lr, head_lr, seed) for seed in row.seeds]
+        outcomes = yield asked
+        for seed, (folder, _), outcome in zip(row.seeds, asked, outcomes, strict=True):
+            if isinstance(outcome, Failed):
+                cell["runs"].append({"seed": seed, "failed": str(outcome)})
+                continue
+            kept = {part: outcome[part] for part in (self.script.counts[0], "best")}
+            scores, best = ({k: rounded(v, 6) for k, v in part.items()} for part in kept.values())
+            one = {"seed": seed, "scores": scores, "best": best}
+            one["folder"] = str(folder.relative_to(self.args.out))
+            spent = self.cost(task, folder, outcome).items()
+            one["cost"] = {key: rounded(value, 4) for key, value in spent if value is not None}
+            parameters = outcome["parameters"]
+            cell |= {"parameters": parameters["adapter"]}
+            cell["backbone"] = backbone(row.method, self.script.layout, parameters)
+            if lr is None and (task, row.method) in self.rates:
+                cell["lr"] = read_json(folder / "args.json")["args"]["lr"]
+            cell["runs"].append(one)
+        done = [one for one in cell["runs"] if "scores" in one]
+        for score in self.script.scores[task]:
+            for part in ("scores", "best"):
+                values = [one[part].get(score) for one in done]
+                if values and None not in values:
+                    cell["mean" if part == "scores" else "best"][score] = statistics.fmean(values)
+                    if part == "scores":
+                        cell["std"][score] = statistics.stdev(values) if len(values) > 1 else None
+        for column in self.script.costs:
+            values = [one["cost"].get(column.key) for one in done]
+            cell["costs"][column.key] = None if None in values or not values else column.seeds(values)
+        cell["costs"]["search_seconds"] = sum(one.get("seconds", 0) for one in tries)
+        return cell if done else cell | {"failed": cell["runs"][0]["failed"]}
+
+    def cost(self, task, folder, result):
+        if not result["best"]["epoch"]:  # scored as it is
+            return {}
+        found = cost(folder, result)
+        more = {"label_ms", "label_memory"} & {column.key for column in self.script.costs}
+        return found | (in_use(self.args, self.script, task, folder) if more else {})
+
+    # ---- running
+
+    def open(self):
+        """{folder: arguments} of the runs that plans wait for, the first plan's first. Ends plans."""
+        for key, plan in list(self.plans.items()):
+            while all(folder in self.outcomes for folder, _ in self.asked.get(key) or ()):
+                asked = self.asked.get(key)
+                try:
+                    self.asked[key] = plan.send(asked and [self.outcomes[folder] for folder, _ in asked])
+                except StopIteration as end:
+                    del self.plans[key]
+                    self.ended(key, end.value)
+                    break
+        asked = [one for key in self.plans for one in self.asked[key]]
+        return {folder: [str(a) for a in given] for folder, given in asked if folder not in self.outcomes}
+
+    def execute(self, plans, ended):
+        """Runs what {key: plan} ask for, --jobs at a time; calls ended(key, value) as each plan ends."""
+        self.plans, self.ended, running, later, processes = dict(plans), ended, {}, {}, set()
+        script, threads = ROOT / self.script.path, 1 if self.args.jobs > 1 else None
+        with ThreadPoolExecutor(self.args.jobs) as pool:
+            try:
+                while waiting := self.open():
+                    free = (f for f in waiting if f not in running.values() and later.get(f, 0) < time.time())
+                    for folder in list(free)[: self.args.jobs - len(running)]:
+                        started = pool.submit(run, script, folder, waiting[folder], threads, processes)
+                        running[started] = folder
+                    done, _ = wait(running, timeout=5, return_when=FIRST_COMPLETED)
+                    if not running:
+                        time.sleep(1)  # all are taken
+                    for future in done:
+                        self.note(running.pop(future), future, later)
+            except KeyboardInterrupt:
+                for process in list(processes):
+                    process.terminate()  # the runs save and end
+                raise
+
+    def note(self, folder, future, later):
+        """Takes down what came of a run, and says so."""
+        try:
+            found, what = future.result(), ""
+            self.seconds.append(found["timing"].get("seconds", 0))
+        except Taken:
+            later[folder] = time.time() + 5
+            return
+        except Failed as error:
+            found, what = error, f": failed: {error}"
+        self.outcomes[folder] = found
+        each, n = statistics.fmean(self.seconds or [0]) / self.args.jobs, len(self.outcomes)
+        left = clock(each * max(self.expected - n, 0))
+        print(f"[{n}] {folder.relative_to(self.args.out)}{what}; {left} or more to go", flush=True)
+
+    def commands(self, plans, ended):
+        """The command lines of the runs that can begin now, which are written down as this sweep's."""
+        self.plans, self.ended = dict(plans), ended
+        while finished := [folder for folder in self.open() if (folder / "result.json").exists()]:
+            self.outcomes |= {folder: read_json(folder / "result.json") for folder in finished}
+        script = ROOT / self.script.path
+        for folder, arguments in self.open().items():
+            record(folder, arguments)
+            yield shlex.join(as_command(script, folder, arguments))

@@ -1,0 +1,189 @@
+"""A table as it is shown, made from what its table.json says."""
+
+from experiments.significance import FEWEST, LEVEL, difference, holm
+from experiments.tables import TABLES, Row, Sheet, label, number, spread_sheet, unit
+from methods import METHODS
+
+RIVALS = ("hut", "lora")  # every row is set against these
+
+
+def sheets(content):
+    """The Sheets of a table.json's content, complete or not: one of all tasks, then one each of several."""
+    tasks = content["settings"]["tasks"]
+    found = [spread_sheet(content["spread"])] if "spread" in content else []
+    return found + [sheet(content, some) for some in [tasks, *([task] for task in tasks if len(tasks) > 1)]]
+
+
+def sheet(content, tasks):
+    table, rows = TABLES[content["table"]], {}
+    script = table.script
+    for cell in content["cells"]:
+        row = Row(cell["method"], cell["r"], cell["targets"], ())
+        rows.setdefault(row, {})[cell["task"]] = cell
+    printed = {row: row.in_paper(content["table"]) for row in rows}
+    known = {name for texts in printed.values() for name in texts}
+    best = {task: told_from_none(scores_of(rows, task, script.scores[task][0])) for task in tasks}
+    against = differences(rows, tasks[0], script) if len(tasks) == 1 else {}
+    lines = []  # of (title, text)
+    for row, paper in printed.items():
+        found = {task: rows[row].get(task) for task in tasks}
+        line = [("method", label(*row[:3])), ("parameters", size_text(found.values()))]
+        line += [("paper's", paper.get(n, "–")) for n in ("parameters", "trainable_percent") if n in known]
+        for task, cell in found.items():
+            for score in script.scores[task]:
+                title, name = (f"{task} {score}", task) if len(script.scores) > 1 else (score, score)
+                bold = "**" * (row in best[task] and score == script.scores[task][0])
+                line.append((title, f"{bold}{mean_text(cell, score)}{bold}"))
+                line += [("paper", paper.get(name, "–"))] if name in known else []
+        if len(tasks) > 1:
+            means = [cell and cell["mean"].get(script.scores[task][0]) for task, cell in found.items()]
+            line.append(("mean", "–" if None in means else number("score", sum(means) / len(means))))
+        else:
+            line += about_search(cell, script, score=script.scores[task][0])
+            line += [(f"− {name} [95 %], p", texts.get(row, "–")) for name, texts in against.items()]
+        lines.append(line + [(column.title, over_tasks(column, found.values())) for column in script.costs])
+    header = [title for title, _ in lines[0]]
+    return Sheet(header, [[text for _, text in line] for line in lines], notes(content, tasks))
+
+
+def size_text(cells):
+    """The number of trained parameters, with its share of the backbone where that is known."""
+    for cell in cells:
+        if cell and cell["parameters"] is not None:
+            share = f" ({100 * cell['parameters'] / cell['backbone']:.2f} %)" if "backbone" in cell else ""
+            return f"{cell['parameters']:,}{share}"
+    return "–"
+
+
+def mean_text(cell, score):
+    """The mean ± standard deviation of a score, and of how many seeds if some have failed."""
+    if cell is None:
+        return "…"
+    if "failed" in cell:
+        return "failed"
+    if score not in cell["mean"]:
+        return "–"
+    text = number(score, cell["mean"][score], cell["std"][score])
+    finished = sum("scores" in one for one in cell["runs"])
+    return text if finished == len(cell["runs"]) else f"{text} ({finished} of {len(cell['runs'])})"
+
+
+def about_search(cell, script, score):
+    """Columns: the number of seeds, the best epoch's score where the last counts, the rate and its search."""
+    cell = cell or {"runs": [], "tries": [], "costs": {}, "best": {}, "lr": None}
+    star, spent = "*" * at_the_end(cell), cell["costs"].get("search_seconds")
+    line = [("n", str(len(cell["runs"])))]
+    if script.counts[0] == "last":
+        line.append(("best epoch", number(score, cell["best"].get(score))))
+    line.append(("rate", f"{cell['lr']:g}{star}" if cell["lr"] else "–"))
+    return [*line, ("tries, s", f"{len(cell['tries'])}, {spent:,.0f}" if spent else "–")]
+
+
+def at_the_end(cell):
+    """Whether a better rate may lie beyond those that were tried."""
+    tried = [one["lr"] for one in cell["tries"]]
+    return len(tried) > 1 and cell["lr"] in (min(tried), max(tried))
+
+
+def over_tasks(column, cells):
+    """The text of a tables.Cost, from a row's cells; None is a cell that is not there yet."""
+    if None in cells:
+        return "…"
+    values = [cell["costs"].get(column.key) for cell in cells]
+    return "–" if None in values else column.text(column.tasks(values))
+
+
+# ---- differences
+
+
+def scores_of(rows, task, score):
+    """{row: {seed: score}}"""
+    found = {}
+    for row, cells in rows.items():
+        runs = cells.get(task, {"runs": []})["runs"]
+        known = {one["seed"]: one["scores"].get(score) for one in runs if "scores" in one}
+        found[row] = {seed: value for seed, value in known.items() if value is not None}
+    return found
+
+
+def told_from_none(scores):
+    """The rows of {row: {seed: score}} that are best, or not told from the best: bold."""
+    means = {row: sum(s.values()) / len(s) for row, s in scores.items() if len(s) >= FEWEST}
+    if len(means) < 2:
+        return set()
+    best = max(means, key=means.get)
+    found = {row: difference(scores[row], scores[best]) for row in means if row != best}
+    return {best, *(row for row, one in holm(found).items() if one.p >= LEVEL)}
+
+
+def differences(rows, task, script):
+    """{rival: {row: "−3.1 [−4.2, −2.0], .004"}}: each row less the rival, p with Holm's correction."""
+    score = script.scores[task][0]
+    (factor, digits), scores, columns = unit(score), scores_of(rows, task, score), {}
+    for name in RIVALS:
+        of_name = [row for row in rows if row.method == name]
+        own = [row for row in of_name if row.r == METHODS[name].r.get(script.layout)]
+        default = [row for row in own if row.targets == METHODS[name].takes.get("targets")]
+        if not (default or len(of_name) == 1):
+            continue
+        rival = (default or of_name)[0]
+        pairs = {row: difference(scores[row], scores[rival]) for row in rows if row != rival}
+        texts = columns[label(*rival[:3]) if len(of_name) > 1 else name] = {}
+        for row, one in holm({row: one for row, one in pairs.items() if one}).items():
+            mean, low, high = (f"{factor * v:+.{digits}f}".replace("-", "−") for v in one[:3])
+            p = f"{one.p:.3f}".lstrip("0") if one.p >= 0.001 else "<.001"
+            texts[row] = f"{mean} [{low}, {high}], {p}"
+    return {name: texts for name, texts in columns.items() if texts}
+
+
+# ---- notes
+
+
+def notes(content, tasks):
+    """Paragraphs on what a reader should know of the runs."""
+    flags, failed, ends = {"single_class": [], "invalid": []}, [], False
+    for cell in (cell for cell in content["cells"] if cell["task"] in tasks):
+        name = f"{cell['task']} {label(cell['method'], cell['r'], cell['targets'])}"
+        ends |= at_the_end(cell)
+        for flag, those in flags.items():
+            values = {one["seed"]: one.get("scores", {}).get(flag) for one in cell["runs"]}
+            seeds = [f"{seed}" if n is True else f"{seed}: {n:,}" for seed, n in values.items() if n]
+            those += [f"{name} (seed {', '.join(seeds)})"] if seeds else []
+        runs = [(name, cell), *((f"{name}, seed {one['seed']}", one) for one in cell["runs"])]
+        runs += [(f"{name}, try of lr {one['lr']:g}", one) for one in cell["tries"]]
+        failed += [f"Failed: {what}: {one['failed']}" for what, one in runs if "failed" in one]
+    paragraphs = {
+        "Predicts a single class": flags["single_class"],
+        "Outputs that are no label, and wrong": flags["invalid"],
+    }
+    said = [f"{title}: {'; '.join(those)}." for title, those in paragraphs.items() if those]
+    star = ["*: the best rate is at the end of those tried, and a better one may lie beyond."] if ends else []
+    return [content["how"], *star, *TABLES[content["table"]].notes, *said, *failed]
+
+
+def how(args, script, sizes, tries):
+    """What the numbers are, in words. `sizes`: {task: (trained on, held out)} of tries; `tries`: at first."""
+    rates = "One rate a method, not chosen"
+    if args.paper:
+        rates = "--paper: each rate is the training script's, which is the paper's where that prints one"
+    elif tries > 1:
+        on = "validation, at seed 0"
+        if sizes:
+            held = [f"{task}: {out:,} of {rest + out:,}" for task, (rest, out) in sizes.items()]
+            on = f"a held-out part of the training set ({', '.join(held)}), at seed 0, last epoch"
+        rates = (
+            f"Each rate is the best of {tries} on {on}; while the best is at an end, the list grows there, "
+            f"to {args.tries} at most"
+        )
+        rates += "; then all of the set is trained on" if sizes else ""
+        if script.head and not args.head_lr:
+            rates += "; the head's rate is the best of the head alone, for every method"
+    if args.head_lr:
+        rates += f"; the head's rate is {args.head_lr:g} for every method"
+    means = "mean ± standard deviation (n − 1) over n seeds, each the same head and batches for every method"
+    bold = (
+        "Differences are over the same seeds, with the paired t test's 95 % interval and p, Holm's for "
+        f"the column; no claim with n < {FEWEST}. Bold: the best, and what can't be told from it "
+        f"(p ≥ {LEVEL:g})"
+    )
+    return f"{rates}; {script.counts[1]}; {means}. {bold}."
