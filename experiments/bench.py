@@ -4,6 +4,7 @@
     python -m experiments.bench e2e                             a training step of GPT-2
     python -m experiments.bench methods                         every method on RoBERTa: trained, used, merged
     python -m experiments.bench t5                              every method on T5; in use it writes a label
+    python -m experiments.bench sizes [--json FILE]             T5 small to 3B: READ's Figures 4, 5, Table 5
     python -m experiments.bench generate                        decoding, beside transformers.generate
 
 All variants train the same random weights on the same batch in one process, in turn, round after round, so
@@ -28,21 +29,27 @@ import torch
 from torch.nn import functional as F
 
 from arguments import Parser, run_as_script, whole
-from data import UserError, as_user_error, glue
+from data import UserError, as_user_error, glue, write_json
 from data.batching import Tokens, padding_share, shuffled_batches
 from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
 from experiments.generate_bench import generate_table
-from experiments.measure import MEMORY, in_transformers, in_turn, joules, machine, memory, ratio
-from experiments.tables import markdown
+from experiments.measure import MEMORY, alone, in_transformers, in_turn, joules, machine, memory, ratio
+from experiments.tables import Sheet, markdown
 from hut import HUTLinear, find_linears
 from methods import DECODER, ENCODER, METHODS, adapt, merge, methods_of
 from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, RobertaClassifier
 from read.cache import FromStates, cached_states
-from read.t5 import T5, T5_BASE
-from weights import trainable
+from read.t5 import T5, T5_BASE, T5Config
+from weights import count, trainable
 
 LABEL = 4  # tokens that a T5 writes
+T5_SIZES = {
+    "small": T5Config(d_model=512, d_ff=2048, num_layers=6, num_heads=8), "base": T5_BASE,
+    "large": T5Config(d_model=1024, d_ff=4096, num_layers=24, num_heads=16),
+    "3B": T5Config(d_model=1024, d_ff=16384, num_layers=24, num_heads=32, d_kv=128),
+}  # fmt: skip
+LARGEST = 10 * 2**30  # bytes of weights that `sizes` runs
 
 
 class Step:
@@ -110,6 +117,7 @@ WORK = {
         (4, 256, 16, 32), (12, 768, 96, 128), None,
     ),
 }  # fmt: skip
+WORK["sizes"] = WORK["t5"]
 
 
 def random_step(args, name):
@@ -260,6 +268,41 @@ def adapter_bytes(model):
     return f"{file.tell():,}" if adapter else "–"
 
 
+def sizes_table(args):
+    """Parameters are counted on the meta device; the rest is of random weights, each in its own process."""
+    columns, rows = ("parameters", "ms a label", "peak memory in use, MiB"), {}
+    for name in ("read", "lst", "houlsby", "lora", "prompt", "bitfit", "full"):  # Table 5's
+        for size, config in T5_SIZES.items():
+            with torch.device("meta"):
+                backbone, model = T5(config), adapted(T5(config), T5.LAYOUT, name, None)
+            each, held = None, 4 * count(model.parameters())
+            if held < LARGEST:
+                each, held, _ = alone(args.device, partial(label_of, args, config, name), args.rounds)
+            sizes = count(backbone.parameters()), count(trainable(model)[0].values())
+            rows[name, size] = *sizes, each and 1000 * each, held / 2**20
+    texts = [[*key, *("–" if n is None else f"{n:,.0f}" for n in row)] for key, row in rows.items()]
+    note = (
+        f"{args.length} tokens read, {LABEL} written, one source at a time; {machine(args.device)}. –: not "
+    )
+    note += f"run, more than {LARGEST / 2**30:.0f} GiB of weights, which stand for the memory."
+    sheet, figures = Sheet(["method", "T5", "backbone", *columns], texts, [note]), []
+    for i, y in enumerate(columns, 1):
+        curves = {name: [] for name, _ in rows}
+        for (name, _), row in rows.items():
+            curves[name] += [[row[0], row[i]]] if row[i] else []
+        figures.append({"title": f"Figure {4 + (i > 1)}", "x": "backbone", "y": y, "curves": curves})
+    print(sheet)
+    if args.json:
+        content = {"table": "sizes", "title": "READ's Figures 4 and 5, Table 5", "cells": []}
+        write_json(args.json, content | {"tables": [sheet._asdict()], "figures": figures})
+
+
+def label_of(args, config, name):
+    """What writes a label with a T5 of random weights, for one source."""
+    model = adapted(T5(replace(config, eos_token_id=-1)), T5.LAYOUT, name, None).to(args.device).eval()
+    return partial(model.generate, [[3] * args.length], LABEL)
+
+
 # ---- CoLA
 
 LONGEST = 128  # tokens
@@ -323,6 +366,7 @@ def cola_table(args):
 
 
 TABLES = {"glue": step_table, "e2e": step_table, "methods": methods_table, "t5": methods_table}
+TABLES["sizes"] = sizes_table
 
 
 def arguments():
@@ -339,6 +383,7 @@ def arguments():
     parser.add_argument("--model", metavar="DIR", help="the checkpoint of that table")
     variants = {"choices": [*VARIANTS, *METHODS], "metavar": "NAME"}
     parser.add_argument("--memory-of", **variants, help="print the memory of a variant and no table")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="sizes: a table.json for the page too")
     parser.add_argument("--device", help="(default: cuda if there is one)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="(default: as in training)")
     args = parser.parse_args()

@@ -51,12 +51,16 @@ def memory(device, make, times):
 
     The peak is that of the calls. What make() itself needs for a moment does not count.
     """
+    return [f"{size / 2**20:.0f}" for size in alone(device, make, times)[1:]]
+
+
+def alone(device, make, times):
+    """As `memory`, but numbers: the median seconds of a call, bytes at the peak, bytes after the imports."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return [f"{size / 2**20:.0f}" for size in process.submit(_peak, device, make, times).result()]
+        return process.submit(_alone, device, make, times).result()
 
 
-def _peak(device, make, times):
-    """Bytes: this process's peak, and how much of it came after the imports."""
+def _alone(device, make, times):
     first = nn.Linear(1, 1, device=device)
     first(torch.ones(1, 1, device=device)).backward()
     torch.optim.AdamW(first.parameters()).step()  # torch imports more of itself with the first step
@@ -66,9 +70,9 @@ def _peak(device, make, times):
         torch.cuda.reset_peak_memory_stats(device)
     elif CLEAR_REFS.exists():
         CLEAR_REFS.write_text("5")  # the peak starts again from what is held
-    seconds(call, times, device)
+    each = statistics.median(seconds(call, 1, device) for _ in range(times))
     peak = peak_memory(device)
-    return peak, peak - before
+    return each, peak, peak - before
 
 
 def joules(call, device):

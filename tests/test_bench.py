@@ -1,5 +1,6 @@
 """experiments/bench.py: that what it compares is what it says. The times are for people."""
 
+import json
 import time
 from argparse import Namespace
 from functools import partial
@@ -10,6 +11,7 @@ import torch
 from experiments import bench, measure
 from experiments.bench import COLA, LABEL, MEMORY, OWN, VARIANTS, WORK, cola_step, random_step, random_use
 from methods import METHODS, methods_of
+from read.t5 import T5Config
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32, "rounds": 1, "steps": 1, "cola": None}
 SIZES = {"layers": 1, "width": 64, "batch_size": 2, "length": 8}
@@ -152,3 +154,34 @@ def test_energy_of_a_step(monkeypatch):
     expected = {"utilisation": None, "power": pytest.approx(0.001 * 3.6e6 * 0.5 / 9)}
     assert measure.joules(None, None) == expected
     assert calls == [3, 4, 20]
+
+
+def test_sizes_are_counted_exactly_and_run_where_they_fit(monkeypatch, capsys, tmp_path):
+    """Would catch: a size that is run although its weights are too large; a curve that lacks one; the
+    paper's sizes of READ (Figure 4).
+    """
+    run = []
+
+    def alone(device, make, times):
+        run.append(make.args[1:])
+        return 0.25, 3 * 2**20, 2**20
+
+    monkeypatch.setattr(bench, "alone", alone)
+    bench.sizes_table(settings("sizes", json=tmp_path / "table.json"))
+    found = json.loads((tmp_path / "table.json").read_text())
+    counts, times, memory = (figure["curves"] for figure in found["figures"])
+    backbones = [60_506_624, 222_903_552, 737_668_096, 2_851_598_336]
+    assert counts["full"] == [[size, size] for size in backbones]
+    assert [n for _, n in counts["read"]] == [1_445_376, 1_969_920, 2_494_464, 2_494_464]
+    assert len(counts) == 7 and {len(curve) for curve in counts.values()} == {4}
+    assert times["lora"] == [[size, 250] for size in backbones[:3]]
+    assert [round(n) for _, n in memory["full"]] == [3, 3, 3, 10_878]
+    assert {name for config, name in run if config is bench.T5_SIZES["large"]} == set(counts)
+    assert "| read | 3B | 2,851,598,336 | 2,494,464 | – |" in capsys.readouterr().out
+
+
+def test_a_label_of_a_size_is_written():
+    """Would catch: a call that does nothing, or that ends before the label does."""
+    config = T5Config(vocab_size=61, d_model=24, d_kv=8, d_ff=40, num_layers=2, num_heads=3)
+    for name in ("read", "full"):
+        assert [len(tokens) for tokens in bench.label_of(settings("sizes"), config, name)()] == [LABEL]

@@ -412,7 +412,7 @@ PARTS = {  # name: (folder, function that makes its files)
     "gpt2": ("gpt2", make_gpt2),
     "t5": ("t5", make_t5),
 }
-LARGER = {"t5-larger": partial(make_t5, width=384, blocks=6, steps=2500, dtype=torch.bfloat16)}
+LARGER = {"t5-larger": partial(make_t5, width=384, blocks=6, steps=1500, dtype=torch.bfloat16)}
 
 
 def main():
