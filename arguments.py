@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import math
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def run_as_script(main, stopped="stopped"):
 
     That is a UserError, a file's OSError, or too little memory. Ctrl-C prints `stopped`: status 130.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:

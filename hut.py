@@ -100,9 +100,9 @@ def find_linears(model, targets):
         if not layers:
             raise ValueError(f"target '{target}' matches no layer: expected the ending of a layer's name")
         for name, layer in layers.items():
-            if type(layer) is not nn.Linear:  # a subclass may never be called, as attention's own out_proj
-                kind = type(layer).__name__
-                raise ValueError(f"{name} is a {kind}: expected a plain nn.Linear; a model is adapted once")
+            if (kind := type(layer)) is not nn.Linear:  # a subclass may never be called: attention's out_proj
+                hint = "model.GPT2 reads its files" if "Conv1D" in str(kind) else "a model is adapted once"
+                raise ValueError(f"{name} is a {kind.__name__}: expected a plain nn.Linear; {hint}")
         found |= layers
     if not found:
         raise ValueError("no target is named: expected at least one, such as 'qv'")

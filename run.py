@@ -218,7 +218,8 @@ class Run:
             if self.device.type == "cuda" and saved["rng"]["cuda"] is not None:
                 torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-            problem = f"{path}: no state to go on from ({first_line(error)})"
+            reason = first_line(error).removeprefix(f"{path}: ")
+            problem = f"{path}: no state to go on from ({reason})"
             raise UserError(f"{problem}: --overwrite starts the run anew") from None
         for key in self.STATE:
             setattr(self, key, saved[key])
@@ -297,6 +298,9 @@ def alone_in(folder, name="lock"):
         raise UserError(f"{folder}: another process is at work there: give another --out") from None
     except OSError as error:  # a file system without locks
         print(f"{folder}: no lock ({error.strerror}): see to it that no other process writes there")
+    for pattern in (*(f"{name}.*.tmp" for name in FILES), "features/*.tmp"):
+        for left in folder.glob(pattern):  # of a process that was killed while it wrote
+            left.unlink()
     return lock
 
 

@@ -4,6 +4,9 @@ From top to bottom: settings, arguments, scoring, generation, one run, main. A r
 score by this way: e2e.read, e2e.encode, Batches, batch_of, the model, generate, metrics.e2e_scores.
 """
 
+if __name__ == "__main__":
+    import ctrl_c  # noqa: F401
+
 import math
 import time
 from pathlib import Path

@@ -5,6 +5,9 @@ file becomes a score by this way: glue.read_split, glue.encode, Batches, Tokens,
 predictions, metrics.py's functions.
 """
 
+if __name__ == "__main__":
+    import ctrl_c  # noqa: F401
+
 import json
 from pathlib import Path
 

@@ -5,6 +5,9 @@ paper's. A line of a TSV file becomes a score by this way: glue.read_split, glue
 Batches, the model, written, glue.label_of, metrics.py's functions.
 """
 
+if __name__ == "__main__":
+    import ctrl_c  # noqa: F401
+
 import json
 import statistics
 import time

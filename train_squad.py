@@ -5,6 +5,9 @@ JSON file becomes a score by this way: squad.read, squad.encode, Batches, log_pr
 metrics.squad_scores.
 """
 
+if __name__ == "__main__":
+    import ctrl_c  # noqa: F401
+
 import json
 from pathlib import Path
 

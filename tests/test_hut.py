@@ -215,6 +215,15 @@ def test_half_precision_weights_without_autocast():
     assert layer.M_A.dtype == torch.float32
 
 
+def test_a_conv1d_is_refused_with_the_way_out():
+    """Would catch: transformers' GPT-2 as a dead end. Its Conv1D keeps the weight transposed: a merged
+    nn.Linear in its place would be saved the wrong way round.
+    """
+    conv = type("Conv1D", (nn.Module,), {})()
+    with pytest.raises(ValueError, match=r"c_attn is a Conv1D: .*; model\.GPT2 reads its files"):
+        apply_hut(nn.ModuleDict({"c_attn": conv}), 2, ["c_attn"])
+
+
 def test_a_subclass_of_linear_is_refused():
     """Would catch: MultiheadAttention's out_proj, whose forward is never called: an adapter that trains
     nothing.

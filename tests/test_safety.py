@@ -9,7 +9,11 @@ import os
 import resource
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +25,8 @@ import train_glue
 import weights
 from arguments import run_as_script
 from data import download
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -109,7 +115,8 @@ def test_resuming_without_the_checkpoint_stops(glue, command, tmp_path, capsys):
     (out / "checkpoint.pt").unlink()
     kept = bytes_of(out)
     line = fails(capsys, glue, *command, "--resume")
-    assert "checkpoint.pt: No such file or directory): --overwrite starts the run anew" in line
+    problem = "no state to go on from (No such file or directory): --overwrite starts the run anew"
+    assert line == f"error: {out / 'checkpoint.pt'}: {problem}\n"
     assert bytes_of(out) == kept
 
 
@@ -303,6 +310,31 @@ def test_a_checkpoint_with_parts_missing_is_refused(glue, command, tmp_path, cap
         torch.save(saved | change, path)
         line = fails(capsys, glue, *command, "--resume")
         assert f"{path}: no state to go on from (" in line and "--overwrite starts the run anew" in line
+
+
+def test_what_a_killed_process_left_is_swept_up(glue, command, tmp_path):
+    """Would catch: parts of files that stay for ever; a file of the user's that goes."""
+    out = tmp_path / "out"
+    (out / "features").mkdir(parents=True)
+    left = [out / f"{name}.123.tmp" for name in run_module.FILES] + [out / "features" / "cola-train.1.tmp"]
+    for path in [*left, out / "notes.tmp"]:
+        path.write_text("a part")
+    glue(*command)
+    assert (out / "notes.tmp").exists() and not any(path.exists() for path in left)
+
+
+@pytest.mark.parametrize("script", [["train_glue.py"], ["-m", "experiments.flops"]])
+def test_ctrl_c_while_torch_is_imported_is_quiet(script, tmp_path):
+    """Would catch: a traceback from the depths of an import. The stand-in's import waits to be stopped."""
+    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, *script], cwd=ROOT, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == ("", "") and process.returncode == -signal.SIGINT
 
 
 def test_ctrl_c_before_the_run_is_quiet(capsys):

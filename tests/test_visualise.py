@@ -26,8 +26,8 @@ def adapter(tmp_path_factory):
     """adapter(task, method, seed) -> the file of an adapter of the bundled encoder, moved from its start."""
     folder = tmp_path_factory.mktemp("adapters")
 
-    def make(task="squad", method="hut", seed=0, max_len=64):
-        path = folder / f"{task}-{method}-{seed}-{max_len}.pt"
+    def make(task="squad", method="hut", seed=0, max_len=64, **table):
+        path = folder / f"{task}-{method}-{seed}-{max_len}-{len(table.get('labels', ()))}.pt"
         if path.exists():
             return path
         config = {
@@ -37,10 +37,12 @@ def adapter(tmp_path_factory):
             "model": "mini",
             "max_len": max_len,
             "doc_stride": 4,
+            **table,
         }
         args = argparse.Namespace(method=method, task=task, seed=seed, dropout=None, **config)
         kind = RobertaSpan if task == "squad" else RobertaClassifier
-        model, base = prepare(args, kind, MINI / "roberta", torch.device("cpu"))
+        labels = {"num_labels": len(table["labels"]) or 1} if table else {}
+        model, base = prepare(args, kind, MINI / "roberta", torch.device("cpu"), **labels)
         in_body, head = trainable(model)
         with torch.no_grad():
             for tensor in (in_body | head).values():
@@ -392,6 +394,25 @@ def test_a_dev_question_and_a_glue_sentence(command, adapter, tmp_path, capsys):
     assert Page((tmp_path / "b.html").read_text(encoding="utf-8")).strips == [row[3]] * 2
     command("--adapter", adapter("cola"), "--text", "The boys laughs.")
     assert re.search(r"answer: (un)?acceptable \(probability", capsys.readouterr().out)
+
+
+def test_a_table_of_ones_own(command, adapter, tmp_path, capsys):
+    """Would catch: an adapter that only GLUE's tasks have, classes by another's names, no way to its rows."""
+    path, dev = adapter("own", text=["a", "b"], label="c", labels=["no", "so", "yes"]), tmp_path / "dev.csv"
+    dev.write_text("c,a,b\nno,One boy laughs.,Two.\nso,Two boys laugh.,One.\n")
+    command("--adapter", path, "--id", 2, "--dev-file", dev, "--html", tmp_path / "a.html")
+    printed = capsys.readouterr().out
+    assert "right: so\n" in printed and re.search(r"answer: (no|so|yes) \(probability", printed)
+    page = Page((tmp_path / "a.html").read_text(encoding="utf-8"))
+    assert page.strips[:2] == ["Two boys laugh.", "One."]
+    command("--adapter", path, "--faithfulness", 2, "--dev-file", dev)
+    assert "2 dev examples" in capsys.readouterr().out
+    assert "--dev-file: left out" in fails(capsys, command, "--adapter", path, "--id", 2)
+    numbers = adapter("own", text=["a"], label="c", labels=[])
+    command("--adapter", numbers, "--text", "Two boys laugh.")
+    assert re.search(r"answer: -?\d+\.\d\d\n", capsys.readouterr().out)
+    line = fails(capsys, command, "--adapter", numbers, "--faithfulness", 2, "--dev-file", dev)
+    assert "--faithfulness: own predicts a score" in line
 
 
 @pytest.mark.parametrize(
