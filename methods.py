@@ -166,7 +166,7 @@ def settings(method, task, layout, shared, mini=None):
     own = row.takes | {"r": row.r.get(layout), "lr": row.lr[layout]}
     if mini is not None:
         own |= mini | {"lr": row.mini.get(task, row.mini[layout])}
-    elif task in row.paper:
+    elif task in row.paper and layout != T5:  # the paper has no T5
         own |= dict(zip(("lr", "batch_size", "epochs"), row.paper[task], strict=False))
     return shared | own
 

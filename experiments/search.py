@@ -20,7 +20,7 @@ import numpy as np
 from arguments import positive
 from data import UserError, write_json, write_text
 from data.batching import subset
-from experiments.tables import Row, anchor
+from experiments.tables import PAPER, Row, anchor
 from methods import METHODS
 from run import alone_in, clock, listed
 
@@ -49,7 +49,7 @@ def bundled(args):
 def rates_of(args, layout, rows):
     """{(task, method): the rates to begin with}, without methods that are not trained.
 
-    With --paper the rate is None, which stands for the training script's.
+    With --paper there is one: what paper.json prints, else None, which stands for the training script's.
     """
     methods = [m for m in dict.fromkeys(row.method for row in rows) if METHODS[m].lr[layout]]
     asked = dict.fromkeys(methods, (None,)) if args.paper else {}
@@ -63,6 +63,9 @@ def rates_of(args, layout, rows):
             raise UserError(f"--lrs {text}: {error}") from None
         asked |= dict.fromkeys([method] if separator else methods, rates)
     found = {(t, m): asked.get(m) or around_own(args, layout, t, m) for t in args.tasks for m in methods}
+    if args.paper:
+        printed = PAPER.get(args.table, {}).get("rates", {})
+        found |= {(t, m): (printed[m][t],) for t, m in found if t in printed.get(m, {})}
     tries = {method: len(rates) for (_, method), rates in found.items()}
     if len({*tries.values()}) > 1:
         raise UserError(f"--lrs: every method begins with the same number of tries: {listed(tries)}")
@@ -173,11 +176,12 @@ def epochs(folder):
 
 
 def cost(folder, result):
-    """A run's peak memory in bytes, ms a step in its fastest epoch; seconds and kWh until its best epoch."""
+    """A run's peak memory in bytes, ms a step in its fastest epoch; epochs, seconds, kWh to its best one."""
     rows = [row["timing"] for row in epochs(folder)]
     best, memory = rows[result["best"]["epoch"] - 1], result["timing"]["peak_memory_bytes"]
     step_ms = min(row["step_ms"] for row in rows)
-    return {"memory": memory, "step_ms": step_ms, "seconds": best["seconds"], **best["energy_kwh"]}
+    found = {"memory": memory, "step_ms": step_ms, "seconds": best["seconds"], **best["energy_kwh"]}
+    return found | {"epochs": result["best"]["epoch"]}
 
 
 def in_use(args, script, task, folder):

@@ -165,7 +165,7 @@ def how(args, script, sizes, tries):
     """What the numbers are, in words. `sizes`: {task: (trained on, held out)} of tries; `tries`: at first."""
     rates = "One rate a method, not chosen"
     if args.paper:
-        rates = "--paper: each rate is the training script's, which is the paper's where that prints one"
+        rates = "--paper: each rate is the paper's where that prints one, else the training script's"
     elif tries > 1:
         on = "validation, at seed 0"
         if sizes:

@@ -51,7 +51,7 @@ def arguments():
     parser.add_argument("--tries", type=whole, metavar="N", default=6, help=most)
     head = "of every method's head (default: the best of the head alone, found first)"
     parser.add_argument("--head-lr", type=positive, metavar="LR", help=head)
-    parser.add_argument("--paper", action="store_true", help="no search: the training script's rates")
+    parser.add_argument("--paper", action="store_true", help="no search: the paper's rates, or else ours")
     for name in (*SETTINGS, "limit-train"):
         kind = whole if name in ("epochs", "batch-size", "limit-train", "max-len") else None
         parser.add_argument(f"--{name}", type=kind, help="as in the training script")
@@ -82,7 +82,6 @@ def fill_in(args, table):
         if task not in known:
             raise UserError(f"--tasks {task}: unknown: {args.table} takes {' '.join(known)}")
     against = {
-        f"--paper: the paper of {args.table} searches its rates": args.paper and not table.script.paper,
         "--paper: mini has settings of its own: give --model and --data": args.paper and bundled(args),
         "--paper: its rates are fixed: leave --lrs out": args.paper and args.lrs,
         f"--head-lr: the models of {args.table} have no head": args.head_lr and not table.script.head,

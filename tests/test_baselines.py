@@ -325,6 +325,8 @@ def test_what_a_run_takes_is_the_papers_where_it_prints_it():
     found = settings("lora", "cola", "encoder", shared, mini={"epochs": 5})
     assert (found["lr"], found["batch_size"], found["epochs"]) == (METHODS["lora"].mini["encoder"], 1, 5)
     assert settings("bitfit", "cola", "encoder", shared)["lr"] == METHODS["bitfit"].lr["encoder"]
+    found = settings("lora", "cola", "encoder-decoder", shared)  # Tables 6 and 7 are of RoBERTa and GPT-2
+    assert (found["lr"], found["batch_size"]) == (METHODS["lora"].lr["encoder-decoder"], shared["batch_size"])
 
 
 @pytest.mark.parametrize("name", METHODS)

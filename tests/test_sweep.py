@@ -209,10 +209,20 @@ def test_paper_is_fixed_rates_and_the_last_epoch(call, command, pretend, tmp_pat
     assert [c["mean"]["matthews"] for c in content["cells"]] == [0.5, 0.5] and content["cells"][0][
         "lr"
     ] == 0.125
-    assert "at the last epoch" in content["how"] and "rate is the training script's" in content["how"]
+    assert "at the last epoch" in content["how"] and "the paper's where that prints one" in content["how"]
     shown = content["tables"][0]
     row = dict(zip(shown["header"], shown["rows"][0], strict=True))
     assert row["cola matthews"] == "50.0" and row["paper"] == "70.5 ± 1.2" and row["best epoch"] == "80.0"
+
+
+def test_read_runs_the_rates_that_its_paper_prints(call, command, pretend, tmp_path):
+    """Would catch: Table 9's rates under another method or task; a method without a rate."""
+    ran = pretend(lambda a: (0.5, 0.8))
+    call("read", *command, "--paper", "--methods", "read", "read:128", "houlsby", "hut", "--seeds", 1)
+    assert [value(a, "--lr") for a in ran] == ["0.000329", "0.000329", "0.00116", None]
+    assert [value(a, "--r") for a in ran] == ["256", "128", "64", "8"]
+    content = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert [cell["lr"] for cell in content["cells"]] == [0.000329, 0.000329, 0.00116, 0.125]
 
 
 @pytest.mark.parametrize("task", [*glue.TASKS, "e2e"])
@@ -297,7 +307,11 @@ def test_read_end_to_end(call, command, tiny_t5, tmp_path, capsys):
     memory = result["timing"]["peak_memory_bytes"]
     cost = cell["runs"][0]["cost"]
     assert cost.pop("label_ms") > 0 and cost.pop("label_memory") > 50 * 2**20
-    assert cost.pop("step_ms") > 0 and cost == {"memory": memory, "seconds": search.rounded(seconds, 4)}
+    assert cost.pop("step_ms") > 0 and cost == {
+        "memory": memory,
+        "seconds": search.rounded(seconds, 4),
+        "epochs": result["best"]["epoch"],
+    }
     assert (runs[cell["lr"]] / "in-use.json").exists()
     counts = result["parameters"]
     assert f"| read r4 | {counts['adapter']:,} ({100 * counts['adapter'] / counts['frozen']:.2f} %) |" in out
@@ -332,7 +346,7 @@ def test_read_chooses_on_validation_and_runs_nothing_twice(call, command, preten
     assert [(c["lr"], c["mean"]) for c in content["cells"]] == [(0.01, {"score": 0.25})] * 2
     full, prompt = content["tables"][0]["rows"]
     assert full[:8] == ["full", "7 (1.00 %)", "100 %", "25.0 ± 0.0", "53.97", "2", "0.01", "3, 120"]
-    assert full[8:] == ["5", "12.0", "30", "–", "0.25", "2.2", "3"]
+    assert full[8:] == ["5", "12.0", "30", "5", "1 ± 0", "–", "0.25 ± 0", "2.2", "3"]
     assert prompt[:2] == ["prompt r20", "7 (1.01 %)"]
     printed = capsys.readouterr().out
     assert "[8]" in printed and "[9]" not in printed
@@ -341,18 +355,21 @@ def test_read_chooses_on_validation_and_runs_nothing_twice(call, command, preten
 
 def test_what_is_said_over_tasks():
     """Would catch: a sum of memories, a mean time over tasks, a task that is missing counted as nothing."""
-    keys = ("memory", "step_ms", "seconds", "utilisation", "power", "label_ms", "label_memory")
+    keys = ("memory", "step_ms", "seconds", "epochs", "utilisation", "power", "label_ms", "label_memory")
 
     def task(*values):
         return {"costs": dict(zip(keys, values, strict=True))}
 
-    cells = [task(2**20, 7, 10, 1, None, 7, 2**21), task(5 * 2**20, 5, 100, 0.5, 1, 2, 2**20)]
+    cells = [
+        task(2**20, 7, 10, (4, 0.3), (1, 0), None, 7, 2**21),
+        task(5 * 2**20, 5, 100, (7.5, 0.4), (0.5, 0.25), (1, 0), 2, 2**20),
+    ]
 
     def shown(*more):
         return [sheet.over_tasks(column, [*cells, *more]) for column in tables.READ.costs]
 
-    assert shown() == ["5", "7.0", "110", "1.5", "–", "7.0", "2"]
-    assert shown(None) == ["…"] * 7 and shown({"costs": {}}) == ["–"] * 7
+    assert shown() == ["5", "7.0", "110", "3", "11.5 ± 0.5", "1.5 ± 0.25", "–", "7.0", "2"]
+    assert shown(None) == ["…"] * 9 and shown({"costs": {}}) == ["–"] * 9
 
 
 def test_rows_of_tables_4_and_5(call, command, pretend, tmp_path):
@@ -410,7 +427,6 @@ def test_rank_sets_the_spread_over_r_beside_that_over_seeds(call, command, prete
         ),
         (["read", "--head-lr", "1e-3"], "--head-lr: the models of read have no head"),
         (["table1", "--seeds", "hat=3"], "--seeds hat=3: no method 'hat'"),
-        (["read", "--paper"], "--paper: the paper of read searches its rates"),
         (["table1", "--seeds", "0"], "--seeds 0: '0': expected a whole number"),
         (["table1", "--data", "nowhere"], "nowhere/SST-2/train.tsv: No such file"),
     ],
