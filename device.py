@@ -26,7 +26,8 @@ def pick_device(name, dtype):
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise UserError(f"--device {name}: not available ({first_line(error)})") from None
     if dtype is None:
-        dtype = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = "bfloat16" if fast else "float32"
     return device, getattr(torch, dtype)
 
 

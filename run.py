@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from data import UserError, no_nan, write_json, write_json_lines
 from data.hub import MINI
-from device import Meter, gpu_of, peak_memory
+from device import Meter, gpu_of, peak_memory, pick_device
 from hut import copy_tensors
 from methods import ENCODER, METHODS
 from model import first_line
@@ -42,7 +42,8 @@ def adamw(model, args):
     """AdamW over the trainable parameters: the adapter's peak rate is args.lr, the head's args.head_lr."""
     parts = zip(trainable(model), (args.lr, args.head_lr), strict=True)
     groups = [{"params": [*part.values()], "peak": lr} for part, lr in parts if part]
-    return torch.optim.AdamW(groups, weight_decay=args.weight_decay)
+    fused = groups[0]["params"][0].is_cuda or None  # one launch for all tensors; elsewhere torch's own choice
+    return torch.optim.AdamW(groups, weight_decay=args.weight_decay, fused=fused)
 
 
 def schedule(step, total, warmup):
@@ -65,6 +66,7 @@ class Run:
     """
 
     STATE = ("epoch", "position", "step", "seen", "loss_sum", "seconds", "energy", "log", "best", "last")
+    LOOK_EVERY = 20  # steps: only then does the program wait for a GPU
     SAVE_EVERY = 600  # seconds between checkpoints within an epoch
     locks = []  # on the folders of this process's last run
 
@@ -79,6 +81,7 @@ class Run:
         self.loss_sum, self.seconds, self.log, self.best, self.last = 0.0, 0.0, [], None, None
         self.energy = {"utilisation": 0.0, "power": 0.0}  # kWh, before a resumption
         self.steps_here = self.seen_here = 0
+        self.unseen = []  # (losses, weight) of the steps since `look`
         self.stopping = False
         self.device = next(model.parameters()).device
         self.meter = Meter(gpu_of(self.device))
@@ -90,7 +93,7 @@ class Run:
         for lock in Run.locks:
             lock.close()
         Run.locks = [alone_in(folder) for folder in ([args.out.parent] if args.seeds else []) + [args.out]]
-        resumed = open_folder(args.out, settings, args.resume, args.overwrite)
+        resumed = open_folder(args.out, settings, args.resume, args.overwrite, self.device)
         if resumed:
             self._restore(args.out / "checkpoint.pt")
         else:
@@ -122,27 +125,41 @@ class Run:
         self.bar = tqdm(left, title, initial=done, total=len(groups), disable=None, leave=False)
         return self.bar
 
-    def advance(self, loss, weight):
-        """Counts an optimiser step of mean `loss` over `weight` examples or tokens; saves now and then.
+    def advance(self, losses, weight):
+        """Counts an optimiser step over `weight` examples or tokens; looks and saves now and then.
 
-        Raises UserError if the loss is not finite. Ends the program, saved, if the user has asked for that.
+        `losses` are its batches', tensors () on the device, whose sum is the step's mean. Raises UserError as
+        `look` does. Ends the program, saved, if the user has asked for that.
         """
-        if not math.isfinite(loss):
-            raise self._not_finite()
-        self.stepped_at = time.time()
         self.step, self.position, self.seen = self.step + 1, self.position + 1, self.seen + weight
-        self.loss_sum += loss * weight
-        self.steps_here, self.seen_here = self.steps_here + 1, self.seen_here + weight
-        speed = f"{self.speed():,.0f} {self.unit}/s"
-        self.bar.set_postfix_str(f"loss {loss:.3f}, lr {self.lr():.1e}, {speed}", refresh=False)
-        if self.steps_here == 20:
-            each = (time.time() - self.epoch_started) / 20
+        self.steps_here += 1
+        self.unseen.append((losses, weight))
+        if self.steps_here % self.LOOK_EVERY == 0 or self.position == self.steps:
+            self.look()
+        if self.steps_here == self.LOOK_EVERY:
+            each = (time.time() - self.epoch_started) / self.LOOK_EVERY
             left = clock(each * (self.total - self.step))
             tqdm.write(f"about {left} to go at {1000 * each:.0f} ms a step, scoring not counted")
         if self.stopping:
             self._save_and_exit()
         if time.time() - self.saved_at > self.SAVE_EVERY:
             self.save()
+
+    def look(self):
+        """Waits for the losses of the steps since the last look. UserError if one is not finite."""
+        if not self.unseen:
+            return
+        found = iter(torch.stack([loss for losses, _ in self.unseen for loss in losses]).tolist())
+        self.stepped_at = time.time()
+        for step, (losses, weight) in enumerate(self.unseen, self.step - len(self.unseen) + 1):
+            loss = sum(next(found) for _ in losses)
+            if not math.isfinite(loss):
+                raise self._not_finite(step)
+            self.loss_sum += loss * weight
+            self.seen_here += weight
+        self.unseen = []
+        shown = f"loss {loss:.3f}, lr {self.lr():.1e}, {self.speed():,.0f} {self.unit}/s"
+        self.bar.set_postfix_str(shown, refresh=False)
 
     def end_epoch(self, scores, better):
         """Logs the epoch and writes the folder's files; adapter.pt is this epoch's where it is `better`."""
@@ -181,8 +198,9 @@ class Run:
         """checkpoint.pt: all that resuming needs. Batches come from (seed, epoch), and have no state."""
         adapter, head = trainable(self.model)
         tensors = {name: p.detach() for name, p in (adapter | head).items()}
+        self.look()
         if not all(p.isfinite().all() for p in tensors.values()):
-            raise self._not_finite()
+            raise self._not_finite(self.step)
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         state = {key: getattr(self, key) for key in self.STATE}
         state |= {"seconds": self.elapsed(), "energy": self.spent()}
@@ -211,6 +229,8 @@ class Run:
         try:
             saved = read_dict(path, "tensors", "optimizer", "rng", *Run.STATE)
             copy_tensors(saved["tensors"], adapter | head)
+            for group in saved["optimizer"]["param_groups"]:  # on a GPU or not, as this run is
+                group["fused"] = self.optimizer.defaults["fused"]
             self.optimizer.load_state_dict(saved["optimizer"])
             if saved["step"] and not self.optimizer.state:
                 raise ValueError("the optimiser's state is empty")
@@ -224,9 +244,9 @@ class Run:
         for key in self.STATE:
             setattr(self, key, saved[key])
 
-    def _not_finite(self):
+    def _not_finite(self, step):
         good = self.args.out / "checkpoint.pt"
-        where = f"step {self.step + 1} of {self.total}, task {self.args.task}, lr {self.lr():g}"
+        where = f"step {step} of {self.total}, task {self.args.task}, lr {self.lr():g}"
         kept = f"; {good} is the last good state" if good.exists() else ""
         return UserError(f"the loss is not finite at {where}: lower --lr{kept}")
 
@@ -304,7 +324,7 @@ def alone_in(folder, name="lock"):
     return lock
 
 
-def open_folder(folder, settings, resume, overwrite):
+def open_folder(folder, settings, resume, overwrite, device):
     """Begins a run folder with args.json. True if there is training to --resume.
 
     Raises UserError as `check_out` does, and if the run had other settings.
@@ -328,12 +348,12 @@ def open_folder(folder, settings, resume, overwrite):
         return begun
     for name in present:
         (folder / name).unlink()
-    write_json(folder / "args.json", {"args": settings, **environment()})
+    write_json(folder / "args.json", {"args": settings, **environment(device)})
     return False
 
 
-def environment():
-    """What a number may depend on besides the arguments."""
+def environment(device=None):
+    """What a number may depend on besides the arguments. `device`: that of a run, else the default."""
     here = Path(__file__).parent
 
     def git(*command):
@@ -344,10 +364,11 @@ def environment():
     if revision and git("status", "--porcelain", "--untracked-files=no"):
         revision += " with changes"
     modules = {"torch": torch, "numpy": numpy, "tokenizers": tokenizers}
-    gpu = torch.cuda.is_available()
+    device = device or pick_device(None, None)[0]
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "versions": {"python": platform.python_version()} | {n: m.__version__ for n, m in modules.items()},
-        "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()} CPU",
+        "device": gpu or f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
         "git": revision,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),

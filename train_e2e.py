@@ -30,7 +30,7 @@ from arguments import (
     whole_or_zero,
 )
 from data import UserError, as_user_error, e2e, write_json, write_text
-from data.batching import Batches, pad, say_cut, sorted_batches, subset
+from data.batching import Batches, pad, places, say_cut, send, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
 from methods import DECODER
@@ -88,7 +88,7 @@ def arguments():
 
 
 def batch_of(pairs, device):
-    """(prompt, completion) pairs -> ids (B, L), mask, where (B, L) the next token is learned, these tokens.
+    """(prompt, completion) pairs -> ids (B, L), mask, places where the next token is learned, these tokens.
 
     The prompt's last token predicts the completion's first. Padding may be any token: nothing that counts
     sees it.
@@ -97,8 +97,8 @@ def batch_of(pairs, device):
     where = torch.zeros(ids.shape, dtype=torch.bool)
     for row, (prompt, completion) in enumerate(pairs):
         where[row, len(prompt) - 1 : len(prompt) + len(completion) - 1] = True
-    target = torch.tensor([t for _, completion in pairs for t in completion], device=device)
-    return ids, mask, where.to(device), target
+    target = torch.tensor([t for _, completion in pairs for t in completion])
+    return ids, mask, places(where, device), send(target, device)
 
 
 @torch.no_grad()
@@ -167,7 +167,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
     while run.epoch < args.epochs:
         model.train()
         for group in run.remaining(batches.epoch(run.epoch)):
-            tokens, mean_loss = sum(len(pairs[i][1]) for batch in group for i in batch), 0.0
+            tokens, losses = sum(len(pairs[i][1]) for batch in group for i in batch), []
             for batch in group:
                 ids, mask, where, target = batch_of([pairs[i] for i in batch], device)
                 with autocast(device, dtype):
@@ -175,14 +175,14 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
                 smoothing = args.label_smoothing
                 loss = F.cross_entropy(logits, target, reduction="sum", label_smoothing=smoothing) / tokens
                 loss.backward()
-                mean_loss += loss.item()
+                losses.append(loss.detach())
             for part in optimizer.param_groups:
                 part["lr"] = part["peak"] * schedule(run.step, run.total, run.warmup)
             if args.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), args.clip)
             optimizer.step()
             optimizer.zero_grad()
-            run.advance(mean_loss, tokens)
+            run.advance(losses, tokens)
         scores = score(model, dev, device, dtype)
         run.end_epoch(scores, better=run.best is None or scores["loss"] < run.best["loss"])
 

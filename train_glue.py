@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from adapter import Predictor, all_logits, predictions
 from arguments import Parser, add_arguments, check_adapter, check_max_len, fill_in, run_as_script, run_folders
 from data import UserError, as_user_error, glue, no_nan, table, write_text
-from data.batching import Batches, Tokens, sorted_batches, subset
+from data.batching import Batches, Tokens, send, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
 from methods import ENCODER
@@ -147,20 +147,21 @@ def train(args, model_class, checkpoint_dir, sets, device, dtype):
     while run.epoch < args.epochs:
         model.train()
         for group in run.remaining(batches.epoch(run.epoch)):
-            examples, mean_loss = sum(map(len, group)), 0.0
+            examples, losses = sum(map(len, group)), []
             for batch in group:
+                target = send(labels[batch], device)
                 with autocast(device, dtype):
                     logits = model(*inputs(batch))
-                loss = loss_sum(logits.float(), labels[batch].to(device)) / examples
+                loss = loss_sum(logits.float(), target) / examples
                 loss.backward()
-                mean_loss += loss.item()
+                losses.append(loss.detach())
             for part in optimizer.param_groups:  # the adapter, and the head
                 part["lr"] = part["peak"] * schedule(run.step, run.total, run.warmup)
             if args.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), args.clip)
             optimizer.step()
             optimizer.zero_grad()
-            run.advance(mean_loss, examples)
+            run.advance(losses, examples)
         scores, main_score = score(task, model, dev, device, dtype), task.scores[0]
         better = run.best is None or worth(scores[main_score]) > worth(run.best[main_score])
         run.end_epoch(scores, better)

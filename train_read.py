@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from adapter import EVAL_BATCH, Predictor, sources_of, written
 from arguments import Parser, add_arguments, check_adapter, fill_in, run_as_script, run_folders, whole
 from data import UserError, glue, no_nan
-from data.batching import Batches, pad, subset
+from data.batching import Batches, pad, places, send, subset
 from data.hub import MINI, open_checkpoint
 from device import autocast, peak_memory, pick_device
 from methods import T5
@@ -139,24 +139,23 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
     while run.epoch < args.epochs and not (run.best and run.epoch - run.best["epoch"] >= args.patience):
         model.train()
         for group in run.remaining(batches.epoch(run.epoch)):
-            tokens, mean_loss = sum(len(targets[i]) for batch in group for i in batch), 0.0
+            tokens, losses = sum(len(targets[i]) for batch in group for i in batch), []
             for batch in group:
                 ids, mask = pad([sources[i] for i in batch], fill, device)
-                target, said = pad([targets[i] for i in batch], fill, device)
+                target, _ = pad([targets[i] for i in batch], fill)
+                where, said = places(target != fill, device), send(target[target != fill], device)
                 with autocast(device, dtype):
-                    logits = model(ids, mask, model.shifted(target)).float()
-                if said is not None:
-                    logits, target = logits[said], target[said]
-                loss = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="sum") / tokens
+                    logits = model(ids, mask, model.shifted(send(target, device))).float()
+                loss = F.cross_entropy(logits[where], said, reduction="sum") / tokens
                 loss.backward()
-                mean_loss += loss.item()
+                losses.append(loss.detach())
             for part in optimizer.param_groups:
                 part["lr"] = part["peak"] * schedule(run.step, run.total, run.warmup)
             if args.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), args.clip)
             optimizer.step()
             optimizer.zero_grad()
-            run.advance(mean_loss, tokens)
+            run.advance(losses, tokens)
         scores = score(args, model, tokenizer, *held["validation"], device, dtype)
         run.end_epoch(scores, better=run.best is None or worth(scores["score"]) > worth(run.best["score"]))
         if scores["invalid"]:

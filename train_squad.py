@@ -28,7 +28,7 @@ from arguments import (
     whole_or_zero,
 )
 from data import squad, write_json
-from data.batching import Batches, sorted_batches, subset
+from data.batching import Batches, send, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
 from device import pick_device
 from methods import ENCODER
@@ -109,19 +109,20 @@ def train(args, model_class, checkpoint_dir, sets, device, dtype):
     while run.epoch < args.epochs:
         model.train()
         for group in run.remaining(batches.epoch(run.epoch)):
-            examples, mean_loss = sum(map(len, group)), 0.0
+            examples, losses = sum(map(len, group)), []
             for batch in group:
+                target = send(targets[batch], device)
                 start, end, _ = log_probabilities(model, [windows[i] for i in batch], device, dtype)
-                loss = loss_sum(start, end, targets[batch].to(device)) / examples
+                loss = loss_sum(start, end, target) / examples
                 loss.backward()
-                mean_loss += loss.item()
+                losses.append(loss.detach())
             for part in optimizer.param_groups:  # the adapter, and the head
                 part["lr"] = part["peak"] * schedule(run.step, run.total, run.warmup)
             if args.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), args.clip)
             optimizer.step()
             optimizer.zero_grad()
-            run.advance(mean_loss, examples)
+            run.advance(losses, examples)
         scores = score(model, dev_questions, dev_windows, device, dtype)
         run.end_epoch(scores, better=run.best is None or scores["f1"] > run.best["f1"])
     return run.finish(unreachable=lost)

@@ -51,9 +51,21 @@ def pad(sequences, value, device="cpu"):
     longest = max(map(len, sequences))
     ids = torch.tensor([tokens + [value] * (longest - len(tokens)) for tokens in sequences])
     if all(len(tokens) == longest for tokens in sequences):
-        return ids.to(device), None
+        return send(ids, device), None
     lengths = torch.tensor([len(tokens) for tokens in sequences])
-    return ids.to(device), (torch.arange(longest) < lengths[:, None]).to(device)
+    return send(ids, device), send(torch.arange(longest) < lengths[:, None], device)
+
+
+def send(tensor, device):
+    """The tensor on `device`. To a GPU it goes from pinned memory, for which the program does not wait."""
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def places(where, device):
+    """(rows, columns) of a CPU's mask (B, L), on `device`: x[places] is x[where] without a wait."""
+    return send(where.nonzero().T, device).unbind()
 
 
 def padding_share(lengths, batches):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from data import UserError, read_text
-from data.batching import pad
+from data.batching import pad, send
 from data.download import cache, fetch, load_splits
 
 
@@ -176,10 +176,10 @@ def unreachable(questions, windows):
 def batch_of(windows, pad_token, device):
     """input_ids (B, L), mask (B, L) or None, and which tokens are the text's, (B, L) bool."""
     ids, mask = pad([window.ids for window in windows], pad_token, device)
-    place = torch.arange(ids.shape[1], device=device)
-    first = torch.tensor([window.first for window in windows], device=device)[:, None]
-    count = torch.tensor([len(window.offsets) for window in windows], device=device)[:, None]
-    return ids, mask, (place >= first) & (place < first + count)
+    place = torch.arange(ids.shape[1])
+    first = torch.tensor([window.first for window in windows])[:, None]
+    count = torch.tensor([len(window.offsets) for window in windows])[:, None]
+    return ids, mask, send((place >= first) & (place < first + count), device)
 
 
 def log_probabilities(logits, of_text):

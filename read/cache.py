@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from data.batching import send
 from model import first_line, write_file, writing
 from read.network import ReadClassifier
 
@@ -64,7 +65,7 @@ class States:
         self.states, self.lengths, self.device = states, tokens.lengths, tokens.device
 
     def __call__(self, batch):
-        return (self.states[batch].to(self.device),)
+        return (send(self.states[batch], self.device),)
 
 
 class FromStates(nn.Module):

@@ -59,6 +59,7 @@ def test_a_run_and_what_it_leaves(glue, command, tmp_path, capsys):
         set(adapter) == {"method", "config", "task", "base", "adapter", "head"} and adapter["method"] == "hut"
     )
     assert {name.rpartition(".")[2] for name in adapter["adapter"]} == {"M_A", "M_B", "gamma", "beta"}
+    assert args["device"].endswith("CPU")  # also where there is a GPU: the run's own device is named
     printed = capsys.readouterr().out
     assert "40 training examples" in printed and "576 adapter + 650 head" in printed
 
@@ -307,9 +308,11 @@ def test_a_truncated_checkpoint_is_refused_by_name(glue, command, tmp_path, caps
     assert str(path) in line and "truncated" in line
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(glue, command, tmp_path, capsys, monkeypatch):
-    """Would catch: NaN written over the last good checkpoint."""
+@pytest.mark.parametrize(("seconds", "kept"), [(600, 5), (-1, 7)])
+def test_a_loss_that_is_not_finite_stops_the_run(glue, command, tmp_path, capsys, monkeypatch, seconds, kept):
+    """Would catch: NaN written over the last good checkpoint, also by a save between two looks."""
     loss_sum, steps = train_glue.loss_sum, []
+    monkeypatch.setattr(Run, "SAVE_EVERY", seconds)
 
     def spoiled(*arguments):
         steps.append(None)  # the sixth call scores the first epoch
@@ -321,7 +324,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(glue, command, tmp_path, capsys
         r"not finite at step 8 of 15, task cola, lr 0\.00.*checkpoint\.pt is the last good state", line
     )
     saved = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
-    assert saved["step"] == 5 and all(t.isfinite().all() for t in saved["tensors"].values())
+    assert saved["step"] == kept and all(t.isfinite().all() for t in saved["tensors"].values())
 
 
 # ---- a trained adapter
