@@ -49,7 +49,6 @@ T5_SIZES = {
     "large": T5Config(d_model=1024, d_ff=4096, num_layers=24, num_heads=16),
     "3B": T5Config(d_model=1024, d_ff=16384, num_layers=24, num_heads=32, d_kv=128),
 }  # fmt: skip
-LARGEST = 10 * 2**30  # bytes of weights that `sizes` runs
 
 
 class Step:
@@ -270,35 +269,31 @@ def adapter_bytes(model):
 
 def sizes_table(args):
     """Parameters are counted on the meta device; the rest is of random weights, each in its own process."""
-    columns, rows = ("parameters", "ms a label", "peak memory in use, MiB"), {}
+    columns, curves, texts = ("parameters", "ms a label", "peak memory in use, MiB"), [{}, {}, {}], []
     for name in ("read", "lst", "houlsby", "lora", "prompt", "bitfit", "full"):  # Table 5's
         for size, config in T5_SIZES.items():
             with torch.device("meta"):
-                backbone, model = T5(config), adapted(T5(config), T5.LAYOUT, name, None)
-            each, held = None, 4 * count(model.parameters())
-            if held < LARGEST:
+                model, backbone = adapted(T5(config), T5.LAYOUT, name, None), T5(config)
+            ms, held, backbone = None, 4 * count(model.parameters()), count(backbone.parameters())
+            if held < 10 * 2**30:
                 each, held, _ = alone(args.device, partial(label_of, args, config, name), args.rounds)
-            sizes = count(backbone.parameters()), count(trainable(model)[0].values())
-            rows[name, size] = *sizes, each and 1000 * each, held / 2**20
-    texts = [[*key, *("–" if n is None else f"{n:,.0f}" for n in row)] for key, row in rows.items()]
-    note = (
-        f"{args.length} tokens read, {LABEL} written, one source at a time; {machine(args.device)}. –: not "
-    )
-    note += f"run, more than {LARGEST / 2**30:.0f} GiB of weights, which stand for the memory."
-    sheet, figures = Sheet(["method", "T5", "backbone", *columns], texts, [note]), []
-    for i, y in enumerate(columns, 1):
-        curves = {name: [] for name, _ in rows}
-        for (name, _), row in rows.items():
-            curves[name] += [[row[0], row[i]]] if row[i] else []
-        figures.append({"title": f"Figure {4 + (i > 1)}", "x": "backbone", "y": y, "curves": curves})
+                ms = 1000 * each
+            row = count(trainable(model)[0].values()), ms, held / 2**20
+            texts.append([name, size, f"{backbone:,}", *(f"{n:,.0f}" if n else "–" for n in row)])
+            for curve, n in zip(curves, row, strict=True):
+                curve.setdefault(name, []).extend([[backbone, n]] if n else [])
+    note = f"One source at a time: {args.length} tokens read, {LABEL} written; {machine(args.device)}. "
+    note += "–: not run; the weights, above 10 GiB, stand for the memory."
+    sheet = Sheet(["method", "T5", "backbone", *columns], texts, [note])
     print(sheet)
     if args.json:
-        content = {"table": "sizes", "title": "READ's Figures 4 and 5, Table 5", "cells": []}
-        write_json(args.json, content | {"tables": [sheet._asdict()], "figures": figures})
+        axes = zip(columns, curves, strict=True)
+        figures = [{"title": "Figures 4, 5", "x": "backbone", "y": y, "curves": found} for y, found in axes]
+        content = {"table": "sizes", "cells": [], "tables": [sheet._asdict()], "figures": figures}
+        write_json(args.json, content)
 
 
 def label_of(args, config, name):
-    """What writes a label with a T5 of random weights, for one source."""
     model = adapted(T5(replace(config, eos_token_id=-1)), T5.LAYOUT, name, None).to(args.device).eval()
     return partial(model.generate, [[3] * args.length], LABEL)
 

@@ -80,12 +80,11 @@ def mean_std(values):
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0
 
 
-def summed(pairs):
-    """The mean and standard deviation of a sum over tasks that vary on their own."""
-    return sum(mean for mean, _ in pairs), math.hypot(*(std for _, std in pairs))
+def summed(pairs):  # over tasks that vary on their own
+    means, stds = zip(*pairs, strict=True)
+    return f"{sum(means):.3g} ± {math.hypot(*stds):.2g}"
 
 
-PLUS_MINUS = "{0[0]:.3g} ± {0[1]:.2g}".format
 # The least of the milliseconds, as other work on the machine only adds to them.
 COSTS = (
     Cost("peak memory, MiB", "memory", statistics.median, max, mebibytes),
@@ -162,9 +161,9 @@ READ = Script(
     costs=(
         *COSTS,
         Cost("mean of the tasks", "memory", statistics.median, statistics.fmean, mebibytes),
-        Cost("epochs to the best", "epochs", mean_std, summed, PLUS_MINUS),
-        Cost("kWh, by utilisation", "utilisation", mean_std, summed, PLUS_MINUS),
-        Cost("kWh, by power", "power", mean_std, summed, PLUS_MINUS),
+        Cost("epochs to the best", "epochs", mean_std, summed, str),
+        Cost("kWh, by utilisation", "utilisation", mean_std, summed, str),
+        Cost("kWh, by power", "power", mean_std, summed, str),
         Cost("ms a label, batch 1", "label_ms", min, max, "{:.1f}".format),
         Cost("peak memory in use, MiB", "label_memory", max, max, mebibytes),
     ),
@@ -359,9 +358,6 @@ TABLES = {
             "A score is the mean of the task's own (MRPC, QQP: accuracy and F1; STS-B: Pearson and "
             "Spearman). Parameters are the method's, with their share of the backbone. Memory is the peak of "
             "a run, scoring included, on the task that needs most. Time and energy are sums over the tasks.",
-            "READ's paper chose sizes for all tasks at once, by the mean of the best validation scores: of "
-            "read:256, read:128, and read:128 with -- --cell lstm; houlsby:32, :64, :128; lora:8, :16, :32; "
-            "prompt:10, :20, :30 (Table 8). READ-large is --model t5-large with -- --drop-last 4.",
         ),
     ),
 }  # fmt: skip
