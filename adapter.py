@@ -94,20 +94,27 @@ def predictions(logits):
 # ---- answers
 
 
-@torch.no_grad()
 def answers_of(model, questions, windows, device, dtype):
-    """[(answer, its probability)], one for each question: the likeliest span of all its windows."""
+    """[(answer, its probability)], a question; ("", 0) where the tokenizer dropped all of the text."""
+    found = [("", 0.0)] * len(questions)
+    for number, (score, *span) in best_spans(model, windows, device, dtype).items():
+        found[number] = squad.cut(questions[number].context, *span), math.exp(score)
+    return found
+
+
+@torch.no_grad()
+def best_spans(model, windows, device, dtype):
+    """{question: (log-probability, window, first, last)}: the likeliest span of all its windows."""
     model.eval()
-    best = [("", -math.inf)] * len(questions)
+    best = {}
     for batch in sorted_batches([len(window.ids) for window in windows], SPAN_BATCH):
         some = [windows[i] for i in batch]
         start, end, of_text = log_probabilities(model, some, device, dtype)
         spans = (t.tolist() for t in squad.best_spans(start, end, of_text))
         for window, first, last, score in zip(some, *spans, strict=True):
-            if score > best[window.question][1]:
-                answer = squad.cut(questions[window.question].context, window, first, last)
-                best[window.question] = answer, score
-    return [(answer, math.exp(score)) for answer, score in best]
+            if window.question not in best or score > best[window.question][0]:
+                best[window.question] = score, window, first, last
+    return best
 
 
 def log_probabilities(model, windows, device, dtype):

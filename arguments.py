@@ -126,10 +126,11 @@ def add_arguments(parser, layout, defaults):
     warmup = f"below 1 a share of all steps, else steps (default: {defaults['warmup']})"
     add("--warmup", type=not_negative, help=warmup)
     decay = "AdamW's; it pulls M_A, M_B and gamma to 0, not to the frozen model's 1"
-    decay += f" (default: {defaults['weight_decay']})"
+    decay += f" (default: {defaults.get('weight_decay', '0; the paper names none')})"
     add("--weight-decay", type=not_negative, metavar="W", help=decay)
     add("--clip", type=positive, metavar="NORM", help="clip the gradient's norm (default: no clipping)")
-    dropout = f"everywhere that is trained (default: {defaults['dropout']})"
+    own = "the checkpoint's own; the paper names none"
+    dropout = f"everywhere that is trained (default: {defaults.get('dropout', own)})"
     add("--dropout", type=probability, metavar="P", help=dropout)
     paper = "the paper's: 512, or 128 for lora, houlsby and pfeiffer; at most the position table"
     longest = f"truncate to this (default: {defaults.get('max_len', paper)})"
@@ -165,9 +166,9 @@ def fill_in(args, layout, shared, mini, mini_data):
     """
     method = args.method = args.method or shared["method"]
     row, bundled = METHODS[method], (args.model or shared["model"]) == "mini" and not args.data
-    has = {"r": bool(row.r), **{name: name in row.takes for name in OPTIONS}}
-    for name in has:
-        if not has[name] and (given := getattr(args, name)) is not None:
+    takes = [*row.takes, "r"] if row.r else row.takes
+    for name in ("r", *OPTIONS):
+        if name not in takes and (given := getattr(args, name)) is not None:
             print(f"--{name} {given}: --method {method} has no such thing; it is left out")
             setattr(args, name, None)
     for name in ("seed", "frozen_seed"):

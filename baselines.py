@@ -314,9 +314,7 @@ class Prefix(nn.Module):
             mask = torch.ones(L, L, dtype=torch.bool, device=x.device).tril()
         if mask is not None:
             mask = F.pad(mask, (len(self.keys), 0), value=True)  # (B, 1, L or 1, m + S)
-        p = inner.dropout.p if inner.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p)
-        return inner.o(y.transpose(1, 2).flatten(2))
+        return inner.attend(q, k, v, mask)
 
 
 def apply_prefix(model, r=7):

@@ -12,6 +12,7 @@ import math
 import os
 import pickle
 import re
+import zipfile
 from collections import deque
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -96,6 +97,9 @@ class Attention(nn.Module):
         q, k, v = (split_heads(layer(x), self.n_head) for layer in (self.q, self.k, self.v))
         if past is not None:
             k, v = past.extend(k, v)
+        return self.attend(q, k, v, mask)
+
+    def attend(self, q, k, v, mask):
         p, causal = self.dropout.p if self.training else 0.0, self.causal and mask is None
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p, is_causal=causal)
         return self.o(y.transpose(1, 2).flatten(2))
@@ -384,10 +388,8 @@ def read_safetensors(path):
 def load_file(path):
     """What torch.save wrote, memory-mapped if a zip. Raises ValueError if it is damaged or holds code."""
     refuse_pointer(path)
-    with Path(path).open("rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"  # older files are plain pickles
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    try:  # older files are plain pickles
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise ValueError(f"{path}: refused: it is damaged or holds more than tensors") from None
     except (RuntimeError, EOFError, OSError, ValueError, IndexError, KeyError) as error:

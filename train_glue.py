@@ -45,8 +45,6 @@ def arguments():
         "model": "roberta-large, the paper's",
         "settings": "the paper's Table 6, by method and task; ours where it has no entry; see below",
         "warmup": "0.06, the paper's",
-        "weight_decay": "0; the paper names none",
-        "dropout": "the checkpoint's own; the paper names none",
     }
     add_arguments(parser, ENCODER, defaults)
     pool = "what the head reads: the first token's state, as the paper's (default), or the mean over tokens"

@@ -45,7 +45,6 @@ def arguments():
         "model": "t5-base, the paper's",
         "settings": "the READ paper's: 30 epochs at most, batch 96",
         "warmup": "0.06; the paper names none",
-        "weight_decay": "0; the paper names none",
         "dropout": "the checkpoint's own; READ's backbone has none",
         "max_len": "512 for a source, cut off behind it; the paper names none",
     }

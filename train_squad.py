@@ -51,8 +51,6 @@ def arguments():
         "model": "roberta-large, the paper's",
         "settings": "ours, as the paper has them for QNLI: 10 epochs, batch 8",
         "warmup": "0.06, the paper's for GLUE",
-        "weight_decay": "0; the paper names none",
-        "dropout": "the checkpoint's own; the paper names none",
         "max_len": "512 for a window, or the model's position table if that is shorter",
     }
     add_arguments(parser, ENCODER, defaults)

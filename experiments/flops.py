@@ -1,4 +1,4 @@
-"""What the paper's Table 2 counts, and what it does not: python -m experiments.flops [--tokens 128]
+"""What the paper's Table 2 counts, and what it does not: python -m experiments.flops
 
 A multiplication and an addition count as two.
 """
@@ -6,7 +6,7 @@ A multiplication and an addition count as two.
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from arguments import Parser, run_as_script, whole
+from arguments import Parser, run_as_script
 from experiments.tables import PAPER, Sheet, label
 from methods import ENCODER, METHODS, adapt, methods_of
 from model import ROBERTA_LARGE, RobertaClassifier
@@ -93,11 +93,8 @@ def step_table(batch_size=1, tokens=128):
 
 
 def main():
-    parser = Parser(prog="python -m experiments.flops", description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=whole, default=128, help="of an example (default: 128)")
-    parser.add_argument("--batch-size", type=whole, default=1, help="of the training step (default: 1)")
-    args = parser.parse_args()
-    print(f"{table_2(args.tokens)[1]}\n\n{step_table(args.batch_size, args.tokens)[1]}")
+    Parser(prog="python -m experiments.flops", description=__doc__.splitlines()[0]).parse_args()
+    print(f"{table_2()[1]}\n\n{step_table()[1]}")
 
 
 if __name__ == "__main__":

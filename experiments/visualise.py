@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from tqdm import tqdm
 
-from adapter import load
+from adapter import best_spans, load
 from arguments import Parser, run_as_script, whole
 from data import UserError, glue, squad, table
 from data.hub import MINI
@@ -106,14 +106,8 @@ def read_squad(subject, question, context):
     if not windows:
         raise UserError("--context: no text that the tokenizer knows")
 
-    @torch.no_grad()
-    def likeliest(window):
-        ids, _, of_text = squad.batch_of([window], model.config.pad_token_id, subject.device)
-        start, end = (squad.log_probabilities(logits, of_text) for logits in model(ids))
-        first, last, score = squad.best_spans(start, end, of_text)
-        return score.item(), first.item(), last.item(), window, ids, of_text
-
-    _, first, last, window, ids, of_text = max(map(likeliest, windows), key=lambda found: found[0])
+    ((_, window, first, last),) = best_spans(model, windows, subject.device, torch.float32).values()
+    ids, _, of_text = squad.batch_of([window], model.config.pad_token_id, subject.device)
 
     def outcome(ids):
         logits = start, end = model(ids)
@@ -295,32 +289,32 @@ class Explanation(NamedTuple):
     related: dict[str, list[float]]  # what `relations` returns
 
 
-def painted(reading, values, top, paint):
-    """Each text, its pieces painted by `paint(characters, kind, value, depth)`; `depth` is from 0 to 1.
+def pieces(reading, values):
+    """Yields each text as [(characters, kind, value), …].
 
     A piece is a "word", a word in the "answer", what stands "between" words, or "unread": before the first
     or after the last word that was read.
     """
     for text, full in enumerate(reading.texts):
-        parts, at, between = [], 0, "unread"
+        found, at, between = [], 0, "unread"
         for word, value in zip(reading.words, values, strict=True):
             if word.text == text:
                 kind = "answer" if in_answer(word, reading.span) else "word"
-                parts.append(paint(full[at : word.start], between, 0, 0))
-                parts.append(paint(full[word.start : word.end], kind, value, max(value, 0) / top))
+                found += [(full[at : word.start], between, 0), (full[word.start : word.end], kind, value)]
                 at, between = word.end, "between"
-        yield "".join([*parts, paint(full[at:], "unread", 0, 0)])
+        yield [*found, (full[at:], "unread", 0)]
 
 
-def as_html(characters, kind, value, depth):
-    shade = f' style="--depth:{depth:.3f}" title="{value:.4g}"' if kind in ("word", "answer") else ""
+def as_html(characters, kind, value, top):
+    depth = f' style="--depth:{max(value, 0) / top:.3f}" title="{value:.4g}"'
+    shade = depth if kind in ("word", "answer") else ""
     return f'<span class="{kind}"{shade}>{escape(characters)}</span>' if characters else ""
 
 
 def has_unread(reading):
     """Whether some text is beyond --max-len, or outside the answer's window."""
-    unread = painted(reading, [0] * len(reading.words), 1, lambda text, kind, *_: text * (kind == "unread"))
-    return any(text.strip() for text in unread)
+    texts = pieces(reading, [0] * len(reading.words))
+    return any(kind == "unread" and part.strip() for text in texts for part, kind, _ in text)
 
 
 def deepest(explanations, measure):
@@ -356,8 +350,8 @@ def html_page(title, explanations, right):
         for subject, reading, related in explanations:
             parts.append(f"<h3>{escape(subject.name)}</h3>")
             parts.append(f'<p class="soft">{escape(conclusion(reading, right))}</p>')
-            texts = painted(reading, related[measure], top, as_html)
-            parts += [f'<p class="strip">{text}</p>' for text in texts]
+            texts = ("".join(as_html(*piece, top) for piece in t) for t in pieces(reading, related[measure]))
+            parts += (f'<p class="strip">{text}</p>' for text in texts)
         parts.append("</section>")
     return page(title, "\n".join(parts))
 
