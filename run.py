@@ -42,8 +42,7 @@ def adamw(model, args):
     """AdamW over the trainable parameters: the adapter's peak rate is args.lr, the head's args.head_lr."""
     parts = zip(trainable(model), (args.lr, args.head_lr), strict=True)
     groups = [{"params": [*part.values()], "peak": lr} for part, lr in parts if part]
-    fused = groups[0]["params"][0].is_cuda or None  # one launch for all tensors; elsewhere torch's own choice
-    return torch.optim.AdamW(groups, weight_decay=args.weight_decay, fused=fused)
+    return torch.optim.AdamW(groups, weight_decay=args.weight_decay, fused=True)
 
 
 def schedule(step, total, warmup):
@@ -229,8 +228,6 @@ class Run:
         try:
             saved = read_dict(path, "tensors", "optimizer", "rng", *Run.STATE)
             copy_tensors(saved["tensors"], adapter | head)
-            for group in saved["optimizer"]["param_groups"]:  # on a GPU or not, as this run is
-                group["fused"] = self.optimizer.defaults["fused"]
             self.optimizer.load_state_dict(saved["optimizer"])
             if saved["step"] and not self.optimizer.state:
                 raise ValueError("the optimiser's state is empty")
