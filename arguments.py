@@ -87,6 +87,8 @@ probability = number("a number from 0 to below 1", lambda x: 0 <= x < 1)
 
 # ---- the arguments
 
+HOLD_OUT = "score on a part of the training set that is not trained on, in place of dev: to choose by"
+
 
 def add_arguments(parser, layout, defaults):
     """Adds the arguments of all training scripts. `defaults` says in words where their defaults differ."""

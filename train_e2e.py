@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from adapter import Predictor, generate
 from arguments import (
+    HOLD_OUT,
     Parser,
     add_arguments,
     check_adapter,
@@ -30,7 +31,7 @@ from arguments import (
     whole_or_zero,
 )
 from data import UserError, as_user_error, e2e, write_json, write_text
-from data.batching import Batches, pad, places, say_cut, send, sorted_batches, subset
+from data.batching import Batches, hold_out, pad, places, say_cut, send, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
 from methods import DECODER
@@ -77,6 +78,7 @@ def arguments():
     )
     tokens = "(default: 64, as LoRA's decoder)"
     group.add_argument("--max-new-tokens", type=whole, metavar="N", help=tokens)
+    parser.add_argument("--hold-out", action="store_true", help=HOLD_OUT)
     args = parser.parse_args()
     args.task = "e2e"
     check_adapter(args, "train_e2e.py", DECODER)
@@ -224,6 +226,8 @@ def main():
     splits = e2e.load(args.data, args.train_file, args.dev_file, wanted)
     if "train" in splits:
         splits["train"] = subset(splits["train"], args.limit_train)
+        if args.hold_out:
+            splits["train"], splits["dev"] = hold_out(splits["train"])
         results = [train(one, model_class, checkpoint_dir, tokenizer, splits, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last", "test"))
         say_next(runs[0], DECODER)

@@ -17,9 +17,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from adapter import Predictor, all_logits, predictions
-from arguments import Parser, add_arguments, check_adapter, check_max_len, fill_in, run_as_script, run_folders
+from arguments import (
+    HOLD_OUT,
+    Parser,
+    add_arguments,
+    check_adapter,
+    check_max_len,
+    fill_in,
+    run_as_script,
+    run_folders,
+)
 from data import UserError, as_user_error, glue, no_nan, table, write_text
-from data.batching import Batches, Tokens, send, sorted_batches, subset
+from data.batching import Batches, Tokens, hold_out, send, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
 from methods import ENCODER
@@ -67,6 +76,7 @@ def arguments():
     )
     parser.add_argument("--cache-features", metavar="DIR", nargs="?", const="", help=features)
     submission = "write test.tsv's predictions in the leaderboard's format"
+    parser.add_argument("--hold-out", action="store_true", help=HOLD_OUT)
     parser.add_argument("--submit", metavar="DIR", help=submission)
     args = parser.parse_args()
     endings = [Path(file).suffix.lower() for file in (args.predict_file, args.out_file) if file]
@@ -242,11 +252,14 @@ def main():
     def tokens(examples):
         return Tokens(glue.encode(tokenizer, examples, args.max_len), config.pad_token_id, device)
 
-    sets, wanted = {}, ("dev",) if args.adapter else ("train", "dev")
+    sets, wanted = {}, ("dev",) if args.adapter else ("train",) if args.hold_out else ("train", "dev")
     task, files = table.task_of(args), (args.train_file, args.dev_file, wanted)
     splits = table.load(task, *files) if args.task == "own" else glue.load(args.task, args.data, *files)
+    if "train" in splits:
+        splits["train"] = subset(splits["train"], args.limit_train)
+        if args.hold_out:
+            splits["train"], splits["dev"] = hold_out(splits["train"])
     for name, examples in splits.items():
-        examples = subset(examples, args.limit_train) if name == "train" else examples
         sets[name] = tokens(examples), [example.label for example in examples]
     if not args.adapter:
         results = [train(one, model_class, checkpoint_dir, sets, device, dtype) for one in runs]

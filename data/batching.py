@@ -5,12 +5,34 @@ import math
 import numpy as np
 import torch
 
+from data import UserError
+
+HELD_OUT = 500  # examples, where there are enough
+
 
 def subset(examples, n):
     """`n` random examples in their order, the same for every seed of a run; all of them if `n` is None."""
     if n is None or n >= len(examples):
         return examples
     return [examples[i] for i in sorted(np.random.default_rng(0).permutation(len(examples))[:n])]
+
+
+def hold_out(examples):
+    """(the rest, a part to choose by): a tenth, or HELD_OUT if that is more, up to a quarter; ever the same.
+
+    Examples of one text (E2E: of one meaning) are on one side. Raises UserError if there is one text alone.
+    """
+    groups, held = {}, set()
+    for i, example in enumerate(examples):
+        groups.setdefault(example[:-1], []).append(i)
+    if len(groups) < 2:
+        raise UserError(f"--hold-out: {len(examples)} training examples with one text: none can be held out")
+    wanted, groups = max(len(examples) // 10, min(HELD_OUT, len(examples) // 4)), list(groups.values())
+    for g in np.random.default_rng(1).permutation(len(groups)):
+        if len(held) + len(groups[g]) <= wanted or not held:
+            held.update(groups[g])
+    print(f"--hold-out: {len(held):,} of {len(examples):,} training examples take the place of dev")
+    return [[e for i, e in enumerate(examples) if (i in held) == side] for side in (False, True)]
 
 
 def say_cut(cut, total, max_len):

@@ -337,21 +337,6 @@ def rate_curves(entries):
     return figure(panels(curves, log=True), caption) if curves else ""
 
 
-def r_finding(content, entries):
-    """Score against r in a table with `spread`: each r at one seed, and each seed at one r."""
-    drawings, most = [], max(entries, key=lambda entry: len(entry.values), default=None)
-    for task, groups in content.get("spread", {}).items():
-        points = [(int(r), *3 * [100 * y]) for r, y in groups["r"]["scores"].items()]
-        seeds = [(most.cell["r"], *3 * [100 * y]) for y in groups["seeds"]["scores"].values()]
-        curves = [Curve("seed 0", points, "hut"), Curve(f"r = {most.cell['r']}", seeds)]
-        drawings += [scatter(task, "r", curves)] if points and seeds else []
-    return (
-        figure(drawings, "<b>Score against r: each r at one seed, each seed at one r.</b>")
-        if drawings
-        else ""
-    )
-
-
 # ---- sections
 
 
@@ -399,7 +384,6 @@ def draw(section, name):
         f'<p class="soft"><code>{escape(place)}</code> {badge}</p>',
         *(table(sheet["header"], sheet["rows"]) for sheet in content["tables"]),
         summary,
-        r_finding(content, entries),
         *(fronts(task, those, used, note) for task, those in by_task.items()),
         details("Rates", "".join(map(rate_curves, by_task.values()))),
         details("Learning curves", "".join(map(learning_curves, by_task.values())), not used),

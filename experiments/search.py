@@ -11,23 +11,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import deque
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
-import numpy as np
-
 from arguments import positive
-from data import UserError, write_json, write_text
-from data.batching import subset
+from data import UserError, write_json
 from experiments.tables import PAPER, Row, anchor
 from methods import METHODS
 from run import alone_in, clock, listed
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = ("model", "data", "epochs", "batch-size", "max-len", "device", "dtype")  # of the scripts
+SETTINGS = ("model", "data", "limit-train", "epochs", "batch-size", "max-len", "device", "dtype")
 STEP = 3  # from one rate to the next
-HELD_OUT = 500  # examples, where there are enough
 
 
 class Failed(Exception):
@@ -80,33 +75,6 @@ def around_own(args, layout, task, method):
 
 def rounded(value, digits=2):
     return float(f"{value:.{digits}g}") if isinstance(value, float) else value
-
-
-def hold_out(args, files, task):
-    """Writes two files of training examples, to train tries on and to score them on; -> (paths, sizes).
-
-    A tenth is held out, or HELD_OUT examples if that is more, but never above a quarter. All examples of one
-    text (E2E: one meaning representation) are in the same file.
-    """
-    examples = subset(files.read(task, files.mini if bundled(args) else args.data), args.limit_train)
-    groups = {}
-    for i, example in enumerate(examples):
-        groups.setdefault(example[:-1], []).append(i)
-    wanted, held = max(len(examples) // 10, min(HELD_OUT, len(examples) // 4)), set()
-    groups = list(groups.values())
-    for g in np.random.default_rng(1).permutation(len(groups)):  # the same choice every time
-        if len(held) + len(groups[g]) <= wanted or not held:
-            held.update(groups[g])
-    parts = [[e for i, e in enumerate(examples) if (i in held) == side] for side in (False, True)]
-    if not all(parts):
-        raise UserError(f"{task}: {len(examples)} training examples with one text: none can be held out")
-    folder = args.out / task
-    folder.mkdir(parents=True, exist_ok=True)
-    names = (f"part-of-{len(examples)}", f"held-out-{len(parts[1])}-of-{len(examples)}")
-    paths = [folder / f"{name}{files.ending}" for name in names]
-    for path, part in zip(paths, parts, strict=True):
-        write_text(path, "".join(f"{line}\n" for line in files.lines(task, part)))
-    return paths, [len(part) for part in parts]
 
 
 # ---- one run
@@ -171,39 +139,38 @@ def passed_on(args, names):
     return [*flags(**{name: getattr(args, name.replace("-", "_")) for name in names}), *args.rest]
 
 
-def epochs(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+def cost(args, script, task, folder, result):
+    """What a run took: peak memory in bytes, ms a step in its fastest epoch; seconds and kWh until its best.
 
-
-def cost(folder, result):
-    """A run's peak memory in bytes, ms a step in its fastest epoch; epochs, seconds, kWh to its best one."""
-    rows = [row["timing"] for row in epochs(folder)]
-    best, memory = rows[result["best"]["epoch"] - 1], result["timing"]["peak_memory_bytes"]
-    step_ms = min(row["step_ms"] for row in rows)
-    found = {"memory": memory, "step_ms": step_ms, "seconds": best["seconds"], **best["energy_kwh"]}
-    return found | {"epochs": result["best"]["epoch"]}
+    A script with such a column also has what a label costs, one source at a time.
+    """
+    if not (epoch := result["best"]["epoch"]):
+        return {}  # scored as it is
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line)["timing"] for line in lines]
+    found = {"memory": result["timing"]["peak_memory_bytes"], "step_ms": min(row["step_ms"] for row in rows)}
+    found |= {"epochs": epoch, "seconds": rows[epoch - 1]["seconds"], **rows[epoch - 1]["energy_kwh"]}
+    if any(column.key == "label_ms" for column in script.costs):
+        found |= in_use(args, script, task, folder)
+    return {key: rounded(value, 4) for key, value in found.items() if value is not None}
 
 
 def in_use(args, script, task, folder):
-    """What a label costs, one source at a time, with the adapter in `folder`; None where that fails.
-
-    A process of its own measures it, once.
-    """
-    path, found = folder / "in-use.json", {}
-    if path.exists():
-        found = read_json(path)
-    else:
+    """What a label costs with the adapter in `folder`; its own process measures it once. {} if that fails."""
+    path = folder / "in-use.json"
+    if not path.exists():
         given = passed_on(args, ("model", "data", "max-len", "device", "dtype"))
         adapter = [*flags(task=task, adapter=folder / "adapter.pt"), "--eval-only"]
         command = [str(part) for part in (sys.executable, ROOT / script.path, *given, *adapter)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if lines := [line for line in done.stdout.splitlines() if "ms_a_label" in line]:
-            found = json.loads(lines[0])
-            write_json(path, found)
-        else:
+        lines = [line for line in done.stdout.splitlines() if "ms_a_label" in line]
+        if not lines:
             reason = (done.stderr.splitlines() or ["no output"])[-1]
             print(f"{folder}: not measured in use: {reason}", flush=True)
-    return {"label_ms": found.get("ms_a_label"), "label_memory": found.get("peak_memory_bytes")}
+            return {}
+        write_json(path, json.loads(lines[0]))
+    found = read_json(path)
+    return {"label_ms": found["ms_a_label"], "label_memory": found["peak_memory_bytes"]}
 
 
 def backbone(method, layout, parameters):
@@ -227,14 +194,11 @@ class Sweep:
             own = {(task, head): around_own(args, self.script.layout, task, head) for task in args.tasks}
             self.rates = own | self.rates
         self.searches = self.begun > 1
-        self.chosen_is_scored = not self.script.files
-        self.held_out = {}  # {task: (paths, sizes)}, as `hold_out` gives them
-        if self.searches and self.script.files:
-            self.held_out = {t: hold_out(args, self.script.files, t) for t in args.tasks}
-        self.outcomes, self.plans, self.asked, self.seconds = {}, {}, {}, deque(maxlen=20)
-        searched = {(task, self.searched_as(row)) for task in args.tasks for row in rows}
-        begun = [len(self.rates.get((task, row.method), ())) for task, row in searched]
-        self.expected = sum(len(row.seeds) for row in rows) * len(args.tasks) + sum(n for n in begun if n > 1)
+        self.chosen_is_scored = not self.script.trial
+        self.outcomes, self.plans, self.asked = {}, {}, {}
+        searched = {self.searched_as(row) for row in rows if METHODS[row.method].lr[self.script.layout]}
+        tries = (self.begun - self.chosen_is_scored) * len(searched) * self.searches  # at first
+        self.expected = (sum(len(row.seeds) for row in rows) + tries) * len(args.tasks)
 
     # ---- what is run
 
@@ -242,26 +206,23 @@ class Sweep:
         """The row whose search chooses `row`'s rate."""
         return row._replace(r=anchor(self.args) if self.table.one_search else row.r, seeds=(0,))
 
-    def arguments(self, task, row, lr, head_lr, *names):
-        which = flags(method=row.method, r=row.r, targets=row.targets)
-        settings = passed_on(self.args, (*SETTINGS, *names))
-        rates = flags(lr=lr, head_lr=head_lr, task=task if len(self.script.scores) > 1 else None)
-        return [*which, *settings, *rates]
+    def arguments(self, task, row, lr, head_lr):
+        task = task if len(self.script.scores) > 1 else None
+        which = flags(method=row.method, r=row.r, targets=row.targets, lr=lr, head_lr=head_lr, task=task)
+        return [*which, *passed_on(self.args, SETTINGS)]
 
     def scored_run(self, task, row, lr, head_lr, seed):
         """(folder, arguments) of a run that goes into the table."""
         rate = f"lr{lr:g}" if lr else "default-lr"
         folder = self.args.out / task / str(row) / f"{rate}-seed{seed}"
-        return folder, [*self.arguments(task, row, lr, head_lr, "limit-train"), "--seed", seed]
+        return folder, [*self.arguments(task, row, lr, head_lr), "--seed", seed]
 
     def trial(self, task, row, lr, head_lr):
         """(folder, arguments) of a run that tries a rate."""
         if self.chosen_is_scored:
             return self.scored_run(task, row, lr, head_lr, 0)
-        (train, dev), _ = self.held_out[task]
-        more = [*self.script.trial, *flags(seed=0, train_file=train, dev_file=dev)]
         folder = self.args.out / task / str(row) / f"try-lr{lr:g}"
-        return folder, [*self.arguments(task, row, lr, head_lr), *more]
+        return folder, [*self.arguments(task, row, lr, head_lr), *self.script.trial, "--seed", 0]
 
     def head_rate(self, task, row):
         """A plan: -> the rate of every method's head, the best of the head alone; None: the method's own."""
@@ -299,19 +260,18 @@ class Sweep:
             return None, {"lr": lr, "failed": str(outcome)}
         worth, (score, *_) = self.script.worth(outcome, task), self.script.scores[task]
         part = outcome["best" if self.chosen_is_scored else "last"]
-        kept = {name: rounded(part.get(name), 6) for name in (score, "loss") if name in part}
-        seconds = rounded(outcome["timing"]["seconds"], 4)
-        about = {"lr": lr, "score": kept.get(score), "loss": kept.get("loss"), "seconds": seconds}
-        if None in worth:
-            return None, about | {"failed": "its score is not defined"}
-        return worth, about
+        about = {
+            name: rounded(part[key], 6) for name, key in (("score", score), ("loss", "loss")) if key in part
+        }
+        about |= {"lr": lr, "seconds": rounded(outcome["timing"]["seconds"], 4)}
+        return (None, about | {"failed": "its score is not defined"}) if None in worth else (worth, about)
 
     def cell(self, task, row):
         """A plan of a rate's choice and every seed; -> what table.json says, "failed" if no run worked."""
         head_lr = yield from self.head_rate(task, row)
         lr, tries = yield from self.search(task, row, head_lr)
         cell = {"task": task, **row._asdict(), "lr": lr, "head_lr": head_lr, "tries": tries}
-        cell |= {"parameters": None, "runs": [], "mean": {}, "std": {}, "best": {}, "costs": {}}
+        cell |= {"parameters": None, "runs": [], "mean": {}, "std": {}}
         if tries and lr is None:
             return cell | {"failed": f"no rate worked: {tries[0]['failed']}"}
         asked = [self.scored_run(task, row, lr, head_lr, seed) for seed in row.seeds]
@@ -320,38 +280,22 @@ class Sweep:
             if isinstance(outcome, Failed):
                 cell["runs"].append({"seed": seed, "failed": str(outcome)})
                 continue
-            kept = {part: outcome[part] for part in (self.script.counts[0], "best")}
-            scores, best = ({k: rounded(v, 6) for k, v in part.items()} for part in kept.values())
-            one = {"seed": seed, "scores": scores, "best": best}
-            one["folder"] = str(folder.relative_to(self.args.out))
-            spent = self.cost(task, folder, outcome).items()
-            one["cost"] = {key: rounded(value, 4) for key, value in spent if value is not None}
-            parameters = outcome["parameters"]
-            cell |= {"parameters": parameters["adapter"]}
-            cell["backbone"] = backbone(row.method, self.script.layout, parameters)
+            parts = (("scores", self.script.counts[0]), ("best", "best"))
+            one = {name: {k: rounded(v, 6) for k, v in outcome[part].items()} for name, part in parts}
+            one |= {"seed": seed, "folder": str(folder.relative_to(self.args.out))}
+            one["cost"] = cost(self.args, self.script, task, folder, outcome)
+            cell["runs"].append(one)
+            cell["parameters"] = outcome["parameters"]["adapter"]
+            cell["backbone"] = backbone(row.method, self.script.layout, outcome["parameters"])
             if lr is None and (task, row.method) in self.rates:
                 cell["lr"] = read_json(folder / "args.json")["args"]["lr"]
-            cell["runs"].append(one)
-        done = [one for one in cell["runs"] if "scores" in one]
+        done = [one["scores"] for one in cell["runs"] if "scores" in one]
         for score in self.script.scores[task]:
-            for part in ("scores", "best"):
-                values = [one[part].get(score) for one in done]
-                if values and None not in values:
-                    cell["mean" if part == "scores" else "best"][score] = statistics.fmean(values)
-                    if part == "scores":
-                        cell["std"][score] = statistics.stdev(values) if len(values) > 1 else None
-        for column in self.script.costs:
-            values = [one["cost"].get(column.key) for one in done]
-            cell["costs"][column.key] = None if None in values or not values else column.seeds(values)
-        cell["costs"]["search_seconds"] = sum(one.get("seconds", 0) for one in tries)
+            values = [scores.get(score) for scores in done]
+            if values and None not in values:
+                cell["mean"][score] = statistics.fmean(values)
+                cell["std"][score] = statistics.stdev(values) if len(values) > 1 else None
         return cell if done else cell | {"failed": cell["runs"][0]["failed"]}
-
-    def cost(self, task, folder, result):
-        if not result["best"]["epoch"]:  # scored as it is
-            return {}
-        found = cost(folder, result)
-        more = {"label_ms", "label_memory"} & {column.key for column in self.script.costs}
-        return found | (in_use(self.args, self.script, task, folder) if more else {})
 
     # ---- running
 
@@ -393,17 +337,16 @@ class Sweep:
     def note(self, folder, future, later):
         """Takes down what came of a run, and says so."""
         try:
-            found, what = future.result(), ""
-            self.seconds.append(found["timing"].get("seconds", 0))
+            found = future.result()
+            what = clock(found["timing"].get("seconds", 0))
         except Taken:
             later[folder] = time.time() + 5
             return
         except Failed as error:
-            found, what = error, f": failed: {error}"
+            found, what = error, f"failed: {error}"
         self.outcomes[folder] = found
-        each, n = statistics.fmean(self.seconds or [0]) / self.args.jobs, len(self.outcomes)
-        left = clock(each * max(self.expected - n, 0))
-        print(f"[{n}] {folder.relative_to(self.args.out)}{what}; {left} or more to go", flush=True)
+        n, total = len(self.outcomes), max(len(self.outcomes), self.expected)
+        print(f"[{n} of {total} or more] {folder.relative_to(self.args.out)}: {what}", flush=True)
 
     def commands(self, plans, ended):
         """The command lines of the runs that can begin now, which are written down as this sweep's."""

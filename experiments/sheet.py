@@ -1,17 +1,24 @@
 """A table as it is shown, made from what its table.json says."""
 
+import statistics
+
+from data.batching import HELD_OUT
 from experiments.significance import FEWEST, LEVEL, difference, holm
-from experiments.tables import TABLES, Row, Sheet, label, number, spread_sheet, unit
+from experiments.tables import TABLES, Row, Sheet, label, number, unit
 from methods import METHODS
 
 RIVALS = ("hut", "lora")  # every row is set against these
 
 
+def as_text(content):
+    """The tables of a table.json's content as Markdown, with the command."""
+    return "\n\n".join([*(str(Sheet(**one)) for one in content["tables"]), f"`{content['command']}`"])
+
+
 def sheets(content):
     """The Sheets of a table.json's content, complete or not: one of all tasks, then one each of several."""
     tasks = content["settings"]["tasks"]
-    found = [spread_sheet(content["spread"])] if "spread" in content else []
-    return found + [sheet(content, some) for some in [tasks, *([task] for task in tasks if len(tasks) > 1)]]
+    return [sheet(content, some) for some in [tasks, *([task] for task in tasks if len(tasks) > 1)]]
 
 
 def sheet(content, tasks):
@@ -40,7 +47,7 @@ def sheet(content, tasks):
             line.append(("mean", "–" if None in means else number("score", sum(means) / len(means))))
         else:
             line += about_search(cell, script, score=script.scores[task][0])
-            line += [(f"− {name} [95 %], p", texts.get(row, "–")) for name, texts in against.items()]
+            line += [(f"− {name} [95 %]", texts.get(row, "–")) for name, texts in against.items()]
         lines.append(line + [(column.title, over_tasks(column, found.values())) for column in script.costs])
     header = [title for title, _ in lines[0]]
     return Sheet(header, [[text for _, text in line] for line in lines], notes(content, tasks))
@@ -70,13 +77,18 @@ def mean_text(cell, score):
 
 def about_search(cell, script, score):
     """Columns: the number of seeds, the best epoch's score where the last counts, the rate and its search."""
-    cell = cell or {"runs": [], "tries": [], "costs": {}, "best": {}, "lr": None}
-    star, spent = "*" * at_the_end(cell), cell["costs"].get("search_seconds")
-    line = [("n", str(len(cell["runs"])))]
+    cell = cell or {"runs": [], "tries": [], "lr": None}
+    line, spent = [("n", str(len(cell["runs"])))], sum(one.get("seconds", 0) for one in cell["tries"])
     if script.counts[0] == "last":
-        line.append(("best epoch", number(score, cell["best"].get(score))))
-    line.append(("rate", f"{cell['lr']:g}{star}" if cell["lr"] else "–"))
+        line.append(("best epoch", number(score, joined(cell, "best", score, statistics.fmean))))
+    line.append(("rate", f"{cell['lr']:g}{'*' * at_the_end(cell)}" if cell["lr"] else "–"))
     return [*line, ("tries, s", f"{len(cell['tries'])}, {spent:,.0f}" if spent else "–")]
+
+
+def joined(cell, part, key, of):
+    """What `of` makes of the runs' values, None if a run has none."""
+    values = [one[part].get(key) for one in cell["runs"] if part in one]
+    return None if None in values or not values else of(values)
 
 
 def at_the_end(cell):
@@ -89,7 +101,7 @@ def over_tasks(column, cells):
     """The text of a tables.Cost, from a row's cells; None is a cell that is not there yet."""
     if None in cells:
         return "…"
-    values = [cell["costs"].get(column.key) for cell in cells]
+    values = [joined(cell, "cost", column.key, column.seeds) for cell in cells]
     return "–" if None in values else column.text(column.tasks(values))
 
 
@@ -119,7 +131,7 @@ def told_from_none(scores):
 def differences(rows, task, script):
     """{rival: {row: "−3.1 [−4.2, −2.0], .004"}}: each row less the rival, p with Holm's correction."""
     score = script.scores[task][0]
-    (factor, digits), scores, columns = unit(score), scores_of(rows, task, score), {}
+    scores, columns = scores_of(rows, task, score), {}
     for name in RIVALS:
         of_name = [row for row in rows if row.method == name]
         own = [row for row in of_name if row.r == METHODS[name].r.get(script.layout)]
@@ -130,10 +142,15 @@ def differences(rows, task, script):
         pairs = {row: difference(scores[row], scores[rival]) for row in rows if row != rival}
         texts = columns[label(*rival[:3]) if len(of_name) > 1 else name] = {}
         for row, one in holm({row: one for row, one in pairs.items() if one}).items():
-            mean, low, high = (f"{factor * v:+.{digits}f}".replace("-", "−") for v in one[:3])
-            p = f"{one.p:.3f}".lstrip("0") if one.p >= 0.001 else "<.001"
-            texts[row] = f"{mean} [{low}, {high}], {p}"
+            texts[row] = interval(score, one)
     return {name: texts for name, texts in columns.items() if texts}
+
+
+def interval(score, found):
+    """A Difference as it is shown: "−3.1 [−4.2, −2.0], p .004"."""
+    factor, digits = unit(score)
+    mean, low, high = (f"{factor * value:+.{digits}f}".replace("-", "−") for value in found[:3])
+    return f"{mean} [{low}, {high}], p " + (f"{found.p:.3f}".lstrip("0") if found.p >= 0.001 else "<.001")
 
 
 # ---- notes
@@ -161,21 +178,19 @@ def notes(content, tasks):
     return [content["how"], *star, *TABLES[content["table"]].notes, *said, *failed]
 
 
-def how(args, script, sizes, tries):
-    """What the numbers are, in words. `sizes`: {task: (trained on, held out)} of tries; `tries`: at first."""
+def how(args, script, tries):
+    """What the numbers are, in words. `tries`: rates at first."""
     rates = "One rate a method, not chosen"
     if args.paper:
         rates = "--paper: each rate is the paper's where that prints one, else the training script's"
     elif tries > 1:
-        on = "validation, at seed 0"
-        if sizes:
-            held = [f"{task}: {out:,} of {rest + out:,}" for task, (rest, out) in sizes.items()]
-            on = f"a held-out part of the training set ({', '.join(held)}), at seed 0, last epoch"
+        held = f"held-out training examples (a tenth, or {HELD_OUT}, up to a quarter), last epoch"
+        on = f"{held if script.trial else 'validation'}, seed 0"
         rates = (
             f"Each rate is the best of {tries} on {on}; while the best is at an end, the list grows there, "
             f"to {args.tries} at most"
         )
-        rates += "; then all of the set is trained on" if sizes else ""
+        rates += "; then all are trained on" if script.trial else ""
         if script.head and not args.head_lr:
             rates += "; the head's rate is the best of the head alone, for every method"
     if args.head_lr:

@@ -2,21 +2,25 @@
 
 Every run is a process of a training script, with its own folder under --out. Given again, the command skips
 what is finished, goes on with what was interrupted, and tries again what has failed. Several of them, on as
-many machines as see the folder, share its runs. Or: python -m experiments.sweep duel METHOD METHOD.
+many machines as see the folder, share its runs. For two methods and a verdict, in ten minutes:
+python -m experiments.sweep duel METHOD METHOD [--jobs N --minutes N …]
 """
 
 import argparse
+import re
 import shlex
 import signal
 import sys
+import time
 from pathlib import Path
 
 from arguments import Parser, positive, run_as_script, whole
 from data import UserError, write_json, write_text
 from experiments import flops
 from experiments.search import SETTINGS, Sweep, bundled
-from experiments.sheet import how, sheets
-from experiments.tables import TABLES, Sheet
+from experiments.sheet import as_text, how, interval, sheets
+from experiments.significance import FEWEST, LEVEL, difference
+from experiments.tables import TABLES
 from methods import METHODS
 from run import environment, listed
 
@@ -33,6 +37,9 @@ def arguments():
     more = "The training script gets what stands after --, as in: … table3 --model DIR -- --warmup 0.06"
     parser = Parser(prog="python -m experiments.sweep", description=__doc__.splitlines()[0], epilog=more)
     parser.add_argument("table", choices=(*TABLES, "table2"))
+    parser.add_argument(
+        "two", nargs="*", metavar="METHOD[:R]", help="of duel: --methods, one against the other"
+    )
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="(default: the paper's; with mini: cola)")
     for name, (kind, metavar) in CHOICES.items():
         takers = " ".join(key for key, table in TABLES.items() if name in table.choices)
@@ -52,7 +59,7 @@ def arguments():
     head = "of every method's head (default: the best of the head alone, found first)"
     parser.add_argument("--head-lr", type=positive, metavar="LR", help=head)
     parser.add_argument("--paper", action="store_true", help="no search: the paper's rates, or else ours")
-    for name in (*SETTINGS, "limit-train"):
+    for name in SETTINGS:
         kind = whole if name in ("epochs", "batch-size", "limit-train", "max-len") else None
         parser.add_argument(f"--{name}", type=kind, help="as in the training script")
     jobs = "runs side by side, each with one thread (default: 1, with all threads)"
@@ -61,10 +68,18 @@ def arguments():
     parser.add_argument(
         "--list", action="store_true", help=f"{commands}--list fills the table from their folders"
     )
+    minutes = "of duel, the search counted in (default: 10)"
+    parser.add_argument("--minutes", type=positive, default=10, help=minutes)
     parser.add_argument("--out", metavar="DIR", help="(default: runs/<table>)")
     args = parser.parse_args(given[:end])
     args.rest = given[end + 1 :]
-    args.out = Path(args.out or f"runs/{args.table}")
+    if (args.table == "duel") != (len(args.two) == 2):
+        raise UserError(f"{args.table} {' '.join(args.two)}: expected two methods after duel, and only there")
+    if args.table == "duel":
+        args.model, args.methods = args.model or "mini", args.two
+        if bundled(args):
+            args.epochs = args.epochs or 10  # enough to tell methods apart
+    args.out = Path(args.out or "-".join([f"runs/{args.table}", *args.two]).replace(":", ""))
     if args.table in TABLES:
         fill_in(args, TABLES[args.table])
     return args
@@ -101,6 +116,44 @@ def fill_in(args, table):
     args.seeds = found
 
 
+# ---- a duel
+
+
+def duel(args):
+    """Searches both methods' rates, runs pairs of seeds until the time is up, and prints a verdict.
+
+    The time alone ends it, and there is one look at the scores: both are what the 95 % need.
+    """
+    table, (task,), cells, n, last, began = TABLES["duel"], args.tasks, {}, 0, 0, time.time()
+    rows = table.rows(args)
+    first = (0, 1000 if len(rows) == 1 else 0)  # a method against itself has other seeds
+    sweep = Sweep(args, table, rows)
+    while not n or time.time() + last < began + 60 * args.minutes:
+        started, n = time.time(), n + 1
+        pair = {
+            i: sweep.cell(task, row._replace(seeds=tuple(range(start, start + n))))
+            for i, (row, start) in enumerate(zip((rows[0], rows[-1]), first, strict=True))
+        }
+        sweep.execute(pair, cells.__setitem__)
+        last = (time.time() - started) if n > 1 else 0
+    (score,), (one, other) = table.script.scores[task], (cells[i]["runs"] for i in (0, 1))
+    pairs = [
+        {i: run["scores"][score] for i, run in enumerate(runs) if "scores" in run} for runs in (one, other)
+    ]
+    print(verdict(f"{' − '.join(args.two)}, {task} {score}", score, *pairs))
+
+
+def verdict(what, score, *scores):
+    """One line on two {pair: score}."""
+    found = difference(*scores)
+    if not found:
+        return f"{what}: no verdict: {min(map(len, scores))} pairs, expected {FEWEST}: give more --minutes"
+    ahead = "neither is ahead"
+    if found.p < LEVEL:
+        ahead = f"{'the first' if found.mean > 0 else 'the second'} is ahead"
+    return f"{what}: {interval(score, found)} over {found.n} pairs: {ahead}"
+
+
 # ---- tables
 
 
@@ -108,11 +161,10 @@ def run_table(args, table):
     """Saves the table after each row; -> table.json's content, None with --list."""
     rows = table.rows(args)
     sweep, cells = Sweep(args, table, rows), {}
-    sizes = {task: counts for task, (_, counts) in sweep.held_out.items()}
     settings = {key: value for key, value in vars(args).items() if key not in ("table", *HERE)}
     settings |= {name: value and Path(value).name for name, value in settings.items() if name in NAMED}
     settings["rows"] = [str(row) for row in rows]
-    fixed = {"how": how(args, table.script, sizes, sweep.begun), "settings": settings}
+    fixed = {"how": how(args, table.script, sweep.begun), "settings": settings}
     fixed["environment"] = environment()
     content = {}
 
@@ -120,8 +172,6 @@ def run_table(args, table):
         cells[key] = cell
         ordered = [cells[task, row] for task in args.tasks for row in rows if (task, row) in cells]
         found = {"complete": len(cells) == len(args.tasks) * len(rows), "cells": ordered, **fixed}
-        if table.spread:
-            found["spread"] = table.spread(args, ordered)
         content.update(save(args, table.title, found))
 
     plans = {(task, row): sweep.cell(task, row) for task in args.tasks for row in rows}
@@ -152,24 +202,15 @@ def save(args, title, content, shown=None):
 
 
 def as_given():
-    """The command, without what is only of this machine: paths, and how many runs stand side by side."""
-    words, kept = iter(sys.argv[1:]), []
-    for word in words:
-        name = word.removeprefix("--").partition("=")[0]
-        if not word.startswith("--") or name not in (*HERE, *NAMED):
-            kept.append(word)
-        elif name != "list":
-            value = word.partition("=")[2] if "=" in word else next(words)
-            kept += [f"--{name}", Path(value).name] if name in NAMED else []
-    return f"python -m experiments.sweep {shlex.join(kept)}"
-
-
-def as_text(content):
-    return "\n\n".join([*(str(Sheet(**one)) for one in content["tables"]), f"`{content['command']}`"])
+    """The command without what is of this machine alone: paths, and how many runs stand side by side."""
+    given = re.sub(r" --(out|jobs)[ =]\S+| --list", "", shlex.join(["experiments.sweep", *sys.argv[1:]]))
+    return "python -m " + re.sub(r"(?<=[ =])\S*/(?=\S)", "", given)
 
 
 def main():
     args = arguments()
+    if args.table == "duel":
+        return duel(args)
     content = run_table(args, TABLES[args.table]) if args.table in TABLES else count_operations(args)
     if content is None:
         return

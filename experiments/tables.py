@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from data import UserError, e2e, glue
-from data.hub import MINI
+from data import UserError, glue
 from methods import DECODER, ENCODER, METHODS, T5, methods_of
 
 
@@ -51,15 +50,6 @@ def number(score, value, std=None):
 
 
 # ---- the scripts
-
-
-class Files(NamedTuple):
-    """How training examples are read, and written to a file that the script can read."""
-
-    mini: Path  # the folder of the bundled data
-    read: Callable  # (task, folder) -> examples
-    lines: Callable  # (task, examples) -> lines
-    ending: str
 
 
 class Cost(NamedTuple):
@@ -102,29 +92,15 @@ class Script(NamedTuple):
     worth: Callable  # (result, task) -> numbers; the rate is chosen whose try is worth the most
     counts: tuple  # the part of result.json that goes into the table, and what that is in words
     head: str | None = None  # the method whose search finds the rate of every method's head; None: no heads
-    # Rates are tried on a held-out part of the training set, in these files. A script without them has a
+    # Arguments of tries, which score on a held-out part of the training set. A script without them has a
     # validation set besides its test set: its tries are whole runs, and the chosen one is in the table.
-    files: Files | None = None
-    trial: tuple = ()  # arguments of tries
+    trial: tuple = ()
     costs: tuple = COSTS
 
 
 def worth(scores, score, on_a_tie):
     """A run that predicts one class is worth less than any that does not, as its 0 may beat a noisy −.02."""
     return not scores.get("single_class"), scores[score], on_a_tie
-
-
-def glue_lines(task, examples):
-    """The lines of a file that glue.read_split reads as these examples."""
-    spec = glue.TASKS[task]
-    names = (*spec.texts, spec.label)
-    columns = spec.columns or names
-    rows = [] if spec.columns else [columns]  # CoLA's files have no header
-    for example in examples:
-        label = spec.labels[example.label] if spec.labels else str(example.label)
-        row = dict(zip(names, (*example[: len(spec.texts)], label), strict=True))
-        rows.append([row.get(name, "") for name in columns])
-    return ["\t".join(row) for row in rows]
 
 
 GLUE = Script(
@@ -134,9 +110,7 @@ GLUE = Script(
     worth=lambda result, task: worth(result["last"], glue.TASKS[task].scores[0], -result["last"]["loss"]),
     counts=("last", "dev is scored at the last epoch"),
     head="head",
-    files=Files(
-        MINI, lambda task, data: glue.load(task, data, splits=("train",))["train"], glue_lines, ".tsv"
-    ),
+    trial=("--hold-out",),
 )
 E2E = Script(
     "train_e2e.py",
@@ -144,13 +118,7 @@ E2E = Script(
     scores={"e2e": ("BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr")},
     worth=lambda result, task: (-result["last"]["loss"],),
     counts=("test", "dev loss chooses the epoch, and the test set is scored with that"),
-    files=Files(
-        MINI / "e2e",
-        read=lambda task, data: e2e.load(data, splits=("train",))["train"],
-        lines=lambda task, examples: [f"{example.context}||{example.reference}" for example in examples],
-        ending=".txt",
-    ),
-    trial=("--beam-size", 1, "--max-new-tokens", 1),  # a try does not decode the test set
+    trial=("--hold-out", "--beam-size", 1, "--max-new-tokens", 1),  # a try does not decode the test set
 )
 READ = Script(
     "train_read.py",
@@ -230,50 +198,9 @@ def rows_of_table_5(args):
     return [Row("hut", r, letters, seeds_of(args)) for letters in args.targets for r in args.ranks]
 
 
-def rows_of_rank(args):
-    if len(args.targets) > 1:
-        raise UserError("--targets: rank looks at one choice of targets")
-    few = {r: None if r == anchor(args) else 1 for r in args.ranks}
-    return [Row("hut", r, args.targets[0], seeds_of(args)[:n]) for r, n in few.items()]
-
-
 def anchor(args):
-    """The r that rates are chosen at, and that `rank` runs with every seed: the paper's, 8, if it is run."""
+    """The r that rates are chosen at: the paper's, 8, if it is run."""
     return 8 if 8 in args.ranks else args.ranks[0]
-
-
-def spread(args, cells):
-    """{task: {"r": … at seed 0, "seeds": … at one r}}"""
-    found = {}
-    for task in args.tasks:
-        (score,) = GLUE.scores[task]
-        runs = [(cell["r"], one) for cell in cells if cell["task"] == task for one in cell["runs"]]
-        scores = [(r, one["seed"], one.get("scores", {}).get(score)) for r, one in runs]
-        known = [row for row in scores if row[2] is not None]
-        over_r = {r: value for r, seed, value in known if seed == 0}
-        over_seeds = {seed: value for r, seed, value in known if r == anchor(args)}
-        found[task] = {"r": widths(over_r), "seeds": widths(over_seeds)}
-    return found
-
-
-def spread_sheet(found):
-    lines = []
-    for task, both in found.items():
-        (score,) = GLUE.scores[task]
-        for name, fixed in (("r", "seed 0"), ("seeds", "one r")):
-            values, *widths = both[name].values()
-            values = ", ".join(f"{key}: {number(score, value)}" for key, value in values.items())
-            lines.append(
-                [f"{task} over {name}, {fixed}", values, *(number(score, value) for value in widths)]
-            )
-    return Sheet(["spread of the score", "scores", "std", "max − min"], lines, [])
-
-
-def widths(scores):
-    values, std, width = [*scores.values()], None, None
-    if len(values) > 1:
-        std, width = statistics.stdev(values), max(values) - min(values)
-    return {"scores": scores, "std": std, "range": width}
 
 
 # ---- the tables
@@ -289,7 +216,6 @@ class Table(NamedTuple):
     choices: dict  # {argument: default}, for those of --methods, --targets and --ranks that it takes
     seeds: int = 5
     one_search: bool = False  # rows that differ in r alone share the search at r = `anchor`
-    spread: Callable | None = None  # (arguments, cells) -> what goes into table.json besides
     notes: tuple = ()  # paragraphs below the table
 
 
@@ -306,6 +232,7 @@ TABLES = {
             "prefix", "lora", "vera", "fourierft", "hut"))},
         notes=("Of the paper's houlsby r8, RTE 91.5 and STS-B 72.9 seem to have changed places.",),
     ),
+    "duel": Table("Two methods", GLUE, ("cola",), rows_of_methods, choices={"methods": ()}),
     "table3": Table(
         "Table 3: the methods on E2E",
         E2E,
@@ -336,10 +263,9 @@ TABLES = {
         "What r does",
         GLUE,
         ("cola",),
-        rows=rows_of_rank,
+        rows=rows_of_table_5,
         choices={"targets": ("qv",), "ranks": RANKS},
         one_search=True,
-        spread=spread,
         notes=(
             "Under AdamW without clipping r is a factor of epsilon alone (tests/test_rank.py). The paper has "
             "67.1 to 71.7 on CoLA.",

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data import UserError, download, glue
-from data.batching import pad, padding_share, shuffled_batches, sorted_batches, subset
+from data.batching import hold_out, pad, padding_share, shuffled_batches, sorted_batches, subset
 from data.hub import checkpoint, load_tokenizer, open_checkpoint
 from model import RobertaClassifier, RobertaSpan
 
@@ -321,3 +321,19 @@ def test_subset_is_the_same_for_all_and_keeps_the_order():
     some = subset(list(range(100)), 10)
     assert some == sorted(some) == subset(list(range(100)), 10) and some != list(range(10))
     assert subset([1, 2], 5) == [1, 2]
+
+
+def test_hold_out_keeps_a_text_on_one_side():
+    """Would catch: an example that is lost, in both parts or in another order; a text on both sides."""
+    examples = [glue.Example(f"text {i // 2}", None, i % 2) for i in range(4000)]
+    part, held = hold_out(examples)
+    assert (
+        sorted(part + held) == sorted(examples)
+        and len(held) == 500
+        and part == [e for e in examples if e in part]
+    )
+    assert not {e.first for e in part} & {e.first for e in held} and hold_out(examples) == [part, held]
+    sizes = {n: len(hold_out([glue.Example(str(i), None, 0) for i in range(n)])[1]) for n in (2, 40, 9000)}
+    assert sizes == {2: 1, 40: 10, 9000: 900}
+    with pytest.raises(UserError, match="2 training examples with one text"):
+        hold_out(examples[:2])

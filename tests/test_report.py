@@ -107,11 +107,7 @@ def test_page(call, tmp_path):
     """Would catch: a number left out, text taken for markup, a tag left open, anything that is fetched."""
     runs, out = tmp_path / "runs", tmp_path / "report.html"
     sweep_folder(runs / "table1", "table1", [("hut", 8), ("lora", 8), ("head", None)])
-    groups = {
-        "r": {"scores": {"1": 0.5, "8": 0.51}, "range": 0.01},
-        "seeds": {"scores": {"0": 0.51, "1": 0.6}, "range": 0.09},
-    }
-    sweep_folder(runs / "rank", "rank", [("hut", 8)], spread={"cola": groups})
+    sweep_folder(runs / "rank", "rank", [("hut", 8)])
     run_folder(runs / "<b>one</b>", 0, [0.5, 0.75])
     call(runs, "-o", out)
     text = out.read_text()
@@ -133,7 +129,6 @@ def test_page(call, tmp_path):
         "complete",
     ):
         assert wanted in words, wanted
-    assert "r = 8" in words and "each seed at one r" in words
     assert "FLOPs are those of mini" in words and "cola, the paper's" in words
     assert words.index("All of table1") < words.index("All of rank"), "tables that compare methods come first"
     assert page.references and all(reference.startswith("#s") for reference in page.references)

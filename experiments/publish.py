@@ -1,0 +1,59 @@
+"""What is published of the runs: python -m experiments.publish [FOLDER …]
+
+Takes the finished table of each FOLDER into results/, under the folder's name, and writes from results/ what
+RESULTS.md has between <!-- results/NAME --> and <!-- end -->, and the README's picture.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from arguments import Parser, run_as_script
+from data import UserError, no_nan, read_text, write_text
+from experiments import report
+from experiments.sheet import as_text, sheets
+
+ROOT = Path(__file__).parent.parent
+RESULTS, PAGE, PICTURE = ROOT / "results", ROOT / "RESULTS.md", ROOT / "results" / "methods.svg"
+BLOCK = re.compile(r"(<!-- results/(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def content_of(path):
+    return json.loads(read_text(path, "expected what experiments.sweep has written"))
+
+
+def take(folder):
+    """Copies a folder's table.json, small: without what it can be made from, and a run a line."""
+    content = content_of(folder / "table.json")
+    if not content.get("complete", True):
+        raise UserError(f"{folder}: not finished: the same command of experiments.sweep goes on with it")
+    text = json.dumps(no_nan(content), indent=1, ensure_ascii=False)
+    text = re.sub(r"[{\[][^{}\[\]]*[}\]]", lambda found: " ".join(found[0].split()), text)
+    (RESULTS / folder.name).mkdir(parents=True, exist_ok=True)
+    write_text(RESULTS / folder.name / "table.json", text + "\n")
+
+
+def filled(text):
+    """`text` with its tables as results/ gives them."""
+
+    def block(found):
+        content = content_of(RESULTS / found[2] / "table.json")
+        shown = [one._asdict() for one in sheets(content)]
+        return f"{found[1]}{as_text(content | {'tables': shown})}\n{found[3]}"
+
+    return BLOCK.sub(block, text)
+
+
+def main():
+    parser = Parser(prog="python -m experiments.publish", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "folders", nargs="*", type=Path, metavar="FOLDER", help="of experiments.sweep: its --out"
+    )
+    for folder in parser.parse_args().folders:
+        take(folder)
+    write_text(PAGE, filled(read_text(PAGE, "expected the page of results")))
+    write_text(PICTURE, report.picture(report.find(RESULTS)))
+
+
+if __name__ == "__main__":
+    run_as_script(main)

@@ -1,0 +1,76 @@
+"""experiments/publish.py, and that RESULTS.md and the README's picture are what results/ gives."""
+
+import json
+import re
+import statistics
+
+import pytest
+
+from data import UserError
+from experiments import publish, report
+
+TABLES = sorted(publish.RESULTS.glob("*/table.json"))
+MACHINE = r"(?<![\w.])[/~][\w.-]+/|[A-Z]:\\|localhost"  # a path of somebody's, a host
+
+
+def test_the_page_and_the_picture_are_what_results_give():
+    """Would catch: a digit that is changed in RESULTS.md, in the picture or in results/."""
+    page = publish.PAGE.read_text(encoding="utf-8")
+    assert publish.filled(page) == page, "python -m experiments.publish writes it"
+    assert publish.PICTURE.read_text(encoding="utf-8") == report.picture(report.find(publish.RESULTS))
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.parent.name)
+def test_what_is_stored(path):
+    """Would catch: a mean that is not its runs'; a path of the machine of the runs; a large file."""
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(MACHINE, text) and len(text) < 200_000
+    for cell in json.loads(text)["cells"]:
+        for score, mean in cell["mean"].items():
+            values = [one["scores"][score] for one in cell["runs"]]
+            assert mean == pytest.approx(statistics.fmean(values), abs=1e-9)
+            if len(values) > 1:
+                assert cell["std"][score] == pytest.approx(statistics.stdev(values), abs=1e-9)
+
+
+@pytest.fixture
+def results(monkeypatch, tmp_path):
+    for name in ("RESULTS", "PAGE", "PICTURE"):
+        monkeypatch.setattr(publish, name, tmp_path / getattr(publish, name).relative_to(publish.ROOT))
+
+
+def content(**more):
+    runs = [{"seed": s, "scores": {"matthews": 0.5 + 0.01 * s}, "best": {"matthews": 0.6}} for s in range(5)]
+    cell = {"task": "cola", "method": "hut", "r": 8, "targets": "qv", "lr": 0.01, "tries": [], "runs": runs}
+    cell |= {"parameters": 7, "backbone": 100, "mean": {"matthews": 0.52}, "std": {"matthews": 0.0158}}
+    cell |= {"best": {"matthews": 0.6}, "costs": {}}
+    about = {
+        "table": "table1",
+        "title": "T",
+        "command": "sweep",
+        "how": "So.",
+        "settings": {"tasks": ["cola"]},
+    }
+    return {**about, "cells": [cell], "tables": [], **more}
+
+
+def test_a_table_is_taken_and_written_into_its_place(results, tmp_path):
+    """Would catch: words around a table that are lost; a table that is written twice; another's place."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "table.json").write_text(json.dumps(content()))
+    publish.take(tmp_path / "mine")
+    stored = publish.RESULTS / "mine" / "table.json"
+    assert json.loads(stored.read_text()) == content() and len(stored.read_text().splitlines()) < 60
+    page = "before\n\n<!-- results/mine -->\nold\n<!-- end -->\nafter <!-- end -->\n"
+    filled = publish.filled(page)
+    assert filled.startswith("before\n\n<!-- results/mine -->\n| method |") and "| 52.0 ± 1.6 |" in filled
+    assert (
+        filled.endswith("\n`sweep`\n<!-- end -->\nafter <!-- end -->\n") and publish.filled(filled) == filled
+    )
+
+
+def test_an_unfinished_table_is_not_taken(results, tmp_path):
+    """Would catch: half a table that is published."""
+    (tmp_path / "table.json").write_text(json.dumps(content(complete=False)))
+    with pytest.raises(UserError, match="not finished"):
+        publish.take(tmp_path)
