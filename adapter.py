@@ -12,8 +12,8 @@ from data.batching import Tokens, sorted_batches
 from data.hub import MINI, open_checkpoint
 from data.table import task_of
 from device import autocast, pick_device
-from methods import DECODER, METHODS
-from weights import SEARCH, merged, read_adapter, trained
+from methods import DECODER, METHODS, merge
+from weights import SEARCH, read_adapter, trained
 
 EVAL_BATCH, SPAN_BATCH = 64, 32
 USES = {  # the model's use, where the bundled one is, and how many tokens hold something of every text
@@ -35,10 +35,8 @@ class Predictor:
         self.task = None if args.task in ("e2e", "squad") else task_of(args)
         self.args, self.texts = args, len(self.task.texts) if self.task else 1 + (self.use == "span")
         self.on = device, _ = pick_device(args.device, args.dtype)
-        try:
+        with as_user_error(f"{args.adapter}: its base: "):
             base, model_class, config, self.tokenizer = open_checkpoint(args.model, self.use, MINI / folder)
-        except UserError as error:
-            raise UserError(f"{args.adapter}: its base: {error}") from None
         if shortest:
             check_max_len(args, config.max_length, shortest)
         options = {"num_labels": self.task.num_labels} if self.use == "classifier" else {}
@@ -133,7 +131,7 @@ def generate(args, model, tokenizer, contexts, device, dtype):
     prompts = [[*encoding.ids, end] for encoding in tokenizer.encode_batch(contexts)]
     search = args.max_new_tokens, args.beam_size, args.length_penalty, args.no_repeat_ngram
     if DECODER in METHODS[args.method].merges:
-        model = merged(model, args.method)  # a step of which computes less
+        model = merge(model, args.method)  # a step of which computes less
     with as_user_error(), autocast(device, dtype):
         found = model.generate(prompts, *search, end, args.ngram_scope)
     return [" ".join(text.split()) for text in tokenizer.decode_batch(found)]

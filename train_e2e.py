@@ -1,7 +1,7 @@
 """Fine-tunes GPT-2 to describe restaurants (E2E NLG Challenge), generates, scores: python train_e2e.py --r 4
 
-From top to bottom: settings, arguments, scoring, generation, one run, main. A row of a CSV file becomes a
-score by this way: e2e.read, e2e.encode, Batches, batch_of, the model, generate, metrics.e2e_scores.
+A row of a CSV file becomes a score by this way: e2e.read, e2e.encode, Batches, batch_of, the model, generate,
+metrics.e2e_scores.
 """
 
 if __name__ == "__main__":

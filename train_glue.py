@@ -1,8 +1,7 @@
 """Fine-tunes RoBERTa on a GLUE task, or on a table of yours: python train_glue.py --task cola --r 8
 
-From top to bottom: settings, arguments, scoring, one run, uses of a trained adapter, main. A line of a TSV
-file becomes a score by this way: glue.read_split, glue.encode, Batches, Tokens, the model, loss_sum,
-predictions, metrics.py's functions.
+A line of a TSV file becomes a score by this way: glue.read_split, glue.encode, Batches, Tokens, the model,
+loss_sum, predictions, metrics.py's functions.
 """
 
 if __name__ == "__main__":

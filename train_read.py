@@ -1,8 +1,8 @@
 """Fine-tunes T5 on a GLUE task as text to text, with READ or another method: python train_read.py --task cola
 
-From top to bottom: settings, arguments, scoring, one run, main. The tasks, splits and scores are the READ
-paper's. A line of a TSV file becomes a score by this way: glue.read_split, glue.read_protocol, encode,
-Batches, the model, written, glue.label_of, metrics.py's functions.
+The tasks, splits and scores are the READ paper's. A line of a TSV file becomes a score by this way:
+glue.read_split, glue.read_protocol, encode, Batches, the model, written, glue.label_of, metrics.py's
+functions.
 """
 
 if __name__ == "__main__":

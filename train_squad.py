@@ -1,8 +1,7 @@
 """Fine-tunes RoBERTa to find the answer of a question in a text (SQuAD v1.1): python train_squad.py --r 8
 
-From top to bottom: settings, arguments, scoring, one run, uses of a trained adapter, main. A question of a
-JSON file becomes a score by this way: squad.read, squad.encode, Batches, log_probabilities, squad.best_spans,
-metrics.squad_scores.
+A question of a JSON file becomes a score by this way: squad.read, squad.encode, Batches, log_probabilities,
+squad.best_spans, metrics.squad_scores.
 """
 
 if __name__ == "__main__":

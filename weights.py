@@ -135,11 +135,6 @@ def read_dict(path, *keys):
 # ---- merging
 
 
-def merged(model, method):
-    with as_user_error():
-        return merge(model, method)
-
-
 def export(args, model, directory, logits, examples, **config):
     """Writes the merged model to --export in HuggingFace's layout, if its logits are the unmerged one's.
 
@@ -148,7 +143,7 @@ def export(args, model, directory, logits, examples, **config):
     examples   what these are of, in words
     config     entries for config.json
     """
-    plain, folder = merged(model, args.method).eval(), Path(args.export)
+    plain, folder = merge(model, args.method).eval(), Path(args.export)
     model.eval()
     with torch.no_grad():
         pairs = zip(logits(model), logits(plain), strict=True)

@@ -16,8 +16,6 @@ def as_user_error(where=""):
     """Turns ValueError into UserError around calls to hut.py and model.py, which import only torch."""
     try:
         yield
-    except UserError:
-        raise
     except ValueError as error:
         raise UserError(f"{where}{error}") from None
 

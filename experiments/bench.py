@@ -5,7 +5,7 @@
     python -m experiments.bench methods                         every method on RoBERTa: trained, used, merged
     python -m experiments.bench t5                              every method on T5; in use it writes a label
     python -m experiments.bench sizes [--json FILE]             T5 small to 3B: READ's Figures 4, 5, Table 5
-    python -m experiments.bench generate                        decoding, beside transformers.generate
+    python -m experiments.bench generate                        decoding, beside transformers, if it is there
 
 All variants train the same random weights on the same batch in one process, in turn, round after round, so
 that a machine whose speed drifts slows them all. A figure is the median over the rounds; compare figures of
@@ -33,12 +33,11 @@ from data import UserError, as_user_error, glue, write_json
 from data.batching import Tokens, padding_share, shuffled_batches
 from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
-from experiments.generate_bench import generate_table
 from experiments.measure import MEMORY, alone, in_transformers, in_turn, joules, machine, memory, ratio
 from experiments.tables import Sheet, markdown
 from hut import HUTLinear, find_linears
 from methods import DECODER, ENCODER, METHODS, adapt, merge, methods_of
-from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, RobertaClassifier
+from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, GPT2Config, RobertaClassifier
 from read.cache import FromStates, cached_states
 from read.t5 import T5, T5_BASE, T5Config
 from weights import count, trainable
@@ -360,6 +359,48 @@ def cola_table(args):
     header = ["", "seconds an epoch", "ratio to LoRA", *MEMORY]
     print(markdown(header, [[title, *cells[title]] for title in COLA]))
 
+
+# ---- decoding
+
+LAYERS, WIDTH, PROMPTS, PROMPT_TOKENS, NEW_TOKENS, BEAMS = 8, 512, 16, 40, 40, 10
+SEARCH = {"length_penalty": 0.9, "no_repeat_ngram_size": 4}
+
+
+def with_transformers(reference, prompts):
+    """Completions of prompts (B, P), as model.generate has them: without the prompt and the end token."""
+    end, mask = reference.config.eos_token_id, torch.ones_like(prompts)
+    options = SEARCH | {"num_beams": BEAMS, "do_sample": False, "max_new_tokens": NEW_TOKENS}
+    found = reference.generate(prompts, attention_mask=mask, pad_token_id=end, **options)
+    texts = [[*text, end] for text in found[:, PROMPT_TOKENS:].tolist()]
+    return [text[: text.index(end)] for text in texts]
+
+
+def generate_table(args):
+    """Decodes with random weights, ten times as large as usual: so the beams differ and are reordered."""
+    torch.manual_seed(0)
+    sizes = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": WIDTH // 64, "n_positions": 128}
+    model = GPT2(GPT2Config(**sizes, initializer_range=0.2)).to(args.device).eval()
+    prompts = torch.randint(model.config.vocab_size, (PROMPTS, PROMPT_TOKENS), device=args.device)
+    ways = {"model.py": partial(model.generate, prompts.tolist(), NEW_TOKENS, beam_size=BEAMS, **SEARCH)}
+    if find_spec("transformers"):
+        reference = in_transformers(model, "AutoModelForCausalLM").eval()
+        ways["transformers"] = partial(with_transformers, reference, prompts)
+    found, rows = in_turn(ways, args.rounds, args.device), []
+    for way, times in found.items():
+        seconds = statistics.median(times)
+        rows.append([way, f"{seconds:.2f}", f"{PROMPTS / seconds:.2f}", ratio(found, [*ways][-1], way)])
+    print(
+        f"GPT-2 of {LAYERS} layers × {WIDTH}, {PROMPTS} prompts × {PROMPT_TOKENS} tokens, {NEW_TOKENS} new, "
+        f"{BEAMS} beams, {machine(args.device)}; median of {args.rounds} rounds\n"
+    )
+    print(markdown(["", "seconds", "sequences/s", "times as fast"], rows))
+    ours, *others = (way() for way in ways.values())
+    for theirs in others:
+        equal = sum(a == b for a, b in zip(ours, theirs, strict=True))
+        print(f"\ncompletions that are equal, token for token: {equal} of {PROMPTS}")
+
+
+# ---- main
 
 TABLES = {"glue": step_table, "e2e": step_table, "methods": methods_table, "t5": methods_table}
 TABLES["sizes"] = sizes_table

@@ -17,22 +17,17 @@ LISTS = Path(__file__).with_name("grammar.txt").read_text(encoding="utf-8").spli
 (
     MEN, WOMEN, ANYONE, HIS_NAMES, HER_NAMES, THINGS, PLACES, ADJECTIVES, THING_ADJECTIVES, STATES,
     PREPOSITIONS, SINGULAR_DETERMINERS, PLURAL_DETERMINERS, INTRANSITIVE, WITH_PERSON, WITH_THING,
-    REFLEXIVE, SAYING, KNOWING, MODALS,
+    REFLEXIVE, SAYING, KNOWING, MODALS, *IRREGULAR,
 ) = (line.split(" = ")[1].split() for line in LISTS if " = " in line)  # fmt: skip
-IRREGULAR_PLURALS = {
-    "gentleman": "gentlemen", "wife": "wives", "child": "children", "knife": "knives", "hero": "heroes",
-}  # fmt: skip
-IRREGULAR_VERBS = {  # past, participle
-    "sleep": "slept slept", "fall": "fell fallen", "kneel": "knelt knelt", "bring": "brought brought",
-    "say": "said said", "think": "thought thought", "know": "knew known", "forget": "forgot forgotten",
-}  # fmt: skip
-DOUBLED = {"wrap": "wrapp", "forget": "forgett"}
+IRREGULAR_PLURALS, IRREGULAR_VERBS, DOUBLED = (
+    {word: forms for word, *forms in (entry.split("/") for entry in words)} for words in IRREGULAR
+)
 PLURAL, SINGULAR = True, False  # the wrong number is `not number`
 
 
 def plural_of(noun):
     if noun in IRREGULAR_PLURALS:
-        return IRREGULAR_PLURALS[noun]
+        return IRREGULAR_PLURALS[noun][0]
     if noun[-1] == "y" and noun[-2] not in "aeiou":
         return noun[:-1] + "ies"
     return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
@@ -40,7 +35,7 @@ def plural_of(noun):
 
 def form(verb, which):
     """The form "base", "s" (third person), "past", "part" (after have) or "ing" of a verb."""
-    stem = DOUBLED.get(verb, verb.removesuffix("e"))
+    (stem,) = DOUBLED.get(verb, [verb.removesuffix("e")])
     if which == "base":
         return verb
     if which == "s":
@@ -48,7 +43,7 @@ def form(verb, which):
     if which == "ing":
         return stem + "ing"
     if verb in IRREGULAR_VERBS:
-        return IRREGULAR_VERBS[verb].split()[which == "part"]
+        return IRREGULAR_VERBS[verb][which == "part"]
     return verb[:-1] + "ied" if verb[-1] == "y" and verb[-2] not in "aeiou" else stem + "ed"
 
 
