@@ -3,9 +3,9 @@
 A file is named by its header, so that every task with these texts finds it, and nothing else does.
 """
 
-import hashlib
 import json
 import math
+from hashlib import sha256
 
 import torch
 from torch import nn
@@ -18,6 +18,10 @@ from read.network import ReadClassifier
 HEADER = 4096  # bytes; a page, so that the numbers are aligned
 
 
+def header(about):
+    return json.dumps(about).encode().ljust(HEADER)
+
+
 def write_states(path, about, parts):
     """Writes states to `path`, all or nothing.
 
@@ -27,7 +31,7 @@ def write_states(path, about, parts):
     size = 4 * math.prod(about["shape"][1:])  # bytes a row
 
     def write(file):
-        file.write(json.dumps(about).encode().ljust(HEADER))
+        file.write(header(about))
         for indices, states in parts:
             for i, row in zip(indices, states.float().cpu().numpy(), strict=True):
                 file.seek(HEADER + i * size)
@@ -42,18 +46,12 @@ def read_states(path, about):
     """The states as a memory-mapped tensor. ValueError if the file is not whole, or of something else."""
     try:
         with path.open("rb") as file:
-            found = json.loads(file.read(HEADER))
+            found = file.read(HEADER)
     except OSError as error:
         raise ValueError(f"{path}: could not be read ({first_line(error)})") from None
-    except ValueError:
-        found = None
-    if found != about:
-        raise ValueError(f"{path}: not these states: delete it, or name another folder")
     size = HEADER + 4 * math.prod(about["shape"])
-    if path.stat().st_size != size:
-        raise ValueError(
-            f"{path}: {path.stat().st_size:,} bytes: expected {size:,}: delete it, or name another folder"
-        )
+    if (found, path.stat().st_size) != (header(about), size):
+        raise ValueError(f"{path}: not {size:,} bytes of these states: delete it, or name another folder")
     content = torch.from_file(str(path), size=size, dtype=torch.uint8)
     return content[HEADER:].view(torch.float32).view(about["shape"])
 
@@ -78,10 +76,6 @@ class FromStates(nn.Module):
     forward = ReadClassifier.from_states
 
 
-def digest(content):
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
 def cached_states(model, tokens, batches, folder, autocast, **about):
     """The States of `tokens` by a ReadClassifier, from `folder`, where they are written if they are missing.
 
@@ -89,8 +83,8 @@ def cached_states(model, tokens, batches, folder, autocast, **about):
     about    what else they depend on: the checkpoint, what the head reads, the dtype
     """
     about["shape"] = [len(tokens.tokens), len(model.body.blocks), model.config.hidden_size]
-    about["examples"] = digest(tokens.tokens)
-    path = folder / f"{digest(about)}.states"
+    about["examples"] = sha256(json.dumps(tokens.tokens).encode()).hexdigest()
+    path = folder / f"{sha256(header(about)).hexdigest()[:16]}.states"
 
     def parts():
         for batch in tqdm(batches, path.name, disable=None, leave=False):

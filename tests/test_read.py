@@ -322,15 +322,15 @@ def test_a_file_of_states_is_whole_or_not_there(tmp_path):
     )
     assert read_states(path, about).tolist() == [[[1, 2]], [[3, 4]], [[5, 6]]]
     for change in ({"checkpoint": "y"}, {"pool": "mean"}):
-        with pytest.raises(ValueError, match=r"a\.states: not these states: delete it"):
+        with pytest.raises(ValueError, match=r"a\.states: not 4,120 bytes of these states: delete it"):
             read_states(path, about | change)
     content = path.read_bytes()
     assert len(content) == HEADER + 4 * 6
     path.write_bytes(content[:-4])
-    with pytest.raises(ValueError, match="4,116 bytes: expected 4,120"):
+    with pytest.raises(ValueError, match="not 4,120 bytes of these states"):
         read_states(path, about)
     path.write_bytes(b"\x80 no states")
-    with pytest.raises(ValueError, match="not these states"):
+    with pytest.raises(ValueError, match="not 4,120 bytes of these"):
         read_states(path, about)
 
 

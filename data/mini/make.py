@@ -6,9 +6,7 @@ squad    `squad/`: questions about two sentences of the grammar each, in the lay
 e2e      `e2e/`: descriptions of restaurants in the official layout, from `domains.py`
 gpt2     `gpt2/`: a decoder pretrained on descriptions from the other tables of `domains.py`
 t5       `t5/`: an encoder-decoder pretrained by span corruption on the encoder's sentences
-
-t5-larger, only where it is asked for, is `t5` with 6 + 6 blocks × 384, for --model: an hour of a core, in
-bfloat16. Its checkpoint, t5-larger.pt, lets a second call go on after a kill.
+t5-larger   the same with 6 + 6 blocks × 384, if asked for: half an hour, and a second call goes on
 
 Texts and tokenizers are the same, byte for byte, on every run and machine. Weights are the same on one
 machine with one version of torch. Elsewhere they differ a little, because sums are rounded in another order.
@@ -137,9 +135,8 @@ SAVE_EVERY = 250  # steps
 def pretrain(model, sequences, steps, batch_size, lr, loss_of, relative=False, checkpoint=None, rng=None):
     """Trains `model` on token lists; loss_of(ids (B, L), mask (B, L) or None) is the loss of a batch.
 
-    relative    whether each tensor's learning rate is `lr` times its root mean square at the start
-    checkpoint  a file that keeps the training's state, which is gone on from if it is there
-    rng         the random.Random that loss_of draws from, a part of that state
+    If `relative`, each tensor's learning rate is `lr` times its root mean square at the start. The file
+    `checkpoint` keeps the state, with that of `rng`, which loss_of draws from, and is gone on from.
     """
     params = list(model.parameters())
     if relative:
@@ -417,8 +414,8 @@ LARGER = {"t5-larger": partial(make_t5, width=384, blocks=6, steps=1500, dtype=t
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = {"metavar": "PART", "choices": [*PARTS, *LARGER, []], "help": "default: all but t5-larger"}
-    parser.add_argument("parts", nargs="*", **parts)
+    names = [*PARTS, *LARGER, []]
+    parser.add_argument("parts", nargs="*", metavar="PART", choices=names, help="default: all the bundled")
     parser.add_argument("--out", type=Path, default=HERE, help="the folder to write to (default: data/mini)")
     args = parser.parse_args()
     for part in args.parts or PARTS:
