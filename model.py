@@ -710,10 +710,11 @@ class GPT2(Pretrained):
                 raise ValueError(f"prompt {i}: {total}: the position table holds {self.config.n_positions}")
 
         def begin(batch):
-            batch = [torch.tensor(prompt, device=self.word.weight.device) for prompt in batch]
+            batch = [torch.tensor(prompt) for prompt in batch]
             history = [prompt if ngram_scope == "prompt" else prompt[:0] for prompt in batch]
             history = nn.utils.rnn.pad_sequence(history, True, padding_value=-1, padding_side="left")
-            return GPT2Decoder(self, batch, beam_size, max_new_tokens), history
+            decoder = GPT2Decoder(self, batch, beam_size, max_new_tokens)
+            return decoder, history.to(self.word.weight.device)
 
         end_token = self.config.eos_token_id if end_token is None else end_token
         search = max_new_tokens, end_token, no_repeat_ngram_size, beam_size, length_penalty
@@ -770,13 +771,15 @@ def decode_all(model, begin, prompts, batch_size, max_new_tokens, end_token, ngr
 class Past:
     """The keys and values of one attention layer, in columns that never move."""
 
-    def __init__(self, shape, like):
-        self.k, self.v = like.new_empty(shape), like.new_empty(shape)  # (B, n_head, columns, d / n_head)
-        self.length = 0
+    def __init__(self, columns):
+        self.columns, self.length = columns, 0
 
     def extend(self, k, v):
         """Appends columns (B, n_head, L, d / n_head) and returns all columns so far."""
         start, self.length = self.length, self.length + k.shape[2]
+        if not start:  # in the dtype of the arithmetic
+            shape = (*k.shape[:2], self.columns, k.shape[3])
+            self.k, self.v = k.new_empty(shape), k.new_empty(shape)
         self.k[:, :, start : self.length] = k
         self.v[:, :, start : self.length] = v
         return self.k[:, :, : self.length], self.v[:, :, : self.length]
@@ -799,19 +802,19 @@ class GPT2Decoder:
 
     def __init__(self, model, prompts, beam_size, max_new_tokens):
         self.model = model
-        self.lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=prompts[0].device)
+        device = model.word.weight.device
+        self.lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=device)
         # padding on the right needs no mask: no token sees what comes after it
-        self.prompts = nn.utils.rnn.pad_sequence(prompts, True)
-        B, P = self.prompts.shape
-        heads, d = model.config.n_head, model.config.n_embd
-        shape = (B, heads, P + (max_new_tokens - 1) * beam_size, d // heads)
-        self.past = [Past(shape, model.word.weight) for _ in model.blocks]
+        self.prompts = nn.utils.rnn.pad_sequence(prompts, True).to(device)
+        columns = self.prompts.shape[1] + (max_new_tokens - 1) * beam_size
+        self.past = [Past(columns) for _ in model.blocks]
 
     def start(self):
         columns = torch.arange(self.prompts.shape[1], device=self.prompts.device)
         self.visible = (columns < self.lengths)[:, None]  # (B, 1, P)
         states = self.model._states(self.prompts, columns, None, self.past)
-        return self._logits(self.model._last(states, columns == self.lengths - 1)[:, None])
+        last = torch.arange(len(self.lengths), device=columns.device), self.lengths[:, 0] - 1
+        return self._logits(self.model._last(states, last)[:, None])
 
     def step(self, tokens, parents):
         self.visible = extend_visible(self.visible, parents)
@@ -863,23 +866,30 @@ def beam_search(decoder, history, max_new_tokens, end_token, no_repeat_ngram_siz
         ends = (tokens == end_token) | (n == max_new_tokens)
 
         scores = (logp / n**length_penalty).masked_fill(~ends, -torch.inf)[:, :K]
-        best, i = scores.max(1)
-        for row in (best > finished[:, 0]).nonzero().flatten().tolist():
-            completion = [*history[row, parents[row, i[row]], P:].tolist(), tokens[row, i[row]].item()]
-            completions[rows[row]] = completion[:-1] if completion[-1] == end_token else completion
+        best, i = scores.max(1, keepdim=True)
+        better = best > finished[:, :1]
+        ended = torch.take_along_dim(history, parents.gather(1, i)[..., None], 1)[:, 0, P:]
+        ended = torch.cat([ended, tokens.gather(1, i)], 1)  # (B, n)
         finished = torch.cat([finished, scores], 1).topk(K).values
 
         beams, i = logp.masked_fill(ends, -torch.inf).topk(min(K, logp.shape[1]))
         parents, tokens = parents.gather(1, i), tokens.gather(1, i)
         history = torch.cat([torch.take_along_dim(history, parents[..., None], 1), tokens[..., None]], 2)
-        undone = beams[:, 0] / n**length_penalty > finished[:, -1]
-        if not undone.any():
+        undone = beams[:, :1] / n**length_penalty > finished[:, -1:]
+
+        known = torch.cat([better, undone, ended], 1).tolist()  # a step's only wait for a GPU
+        for row, (is_better, _, *completion) in zip(rows, known, strict=True):
+            if is_better:
+                completions[row] = completion[:-1] if completion[-1] == end_token else completion
+        going = [i for i, (_, more, *_) in enumerate(known) if more]
+        if not going:
             break
-        if not undone.all():
-            rows = [row for row, more in zip(rows, undone.tolist(), strict=True) if more]
-            beams, finished, history = beams[undone], finished[undone], history[undone]
-            parents, tokens = parents[undone], tokens[undone]
-            decoder.keep(undone)
+        if len(going) < len(rows):
+            rows, kept = [rows[i] for i in going], torch.tensor(going, device=device)
+            beams, finished, history, parents, tokens = (
+                t[kept] for t in (beams, finished, history, parents, tokens)
+            )
+            decoder.keep(kept)
         logits = decoder.step(tokens, parents)
     return completions
 
@@ -891,6 +901,6 @@ def ban_repeats(scores, history, size):
         return
     ngrams = history.unfold(2, size, 1)  # (B, K, T - size + 1, size)
     recent = history[:, :, None, T - size + 1 :]  # the last size - 1 tokens
-    begun = (ngrams[..., :-1] == recent).all(-1)
-    *beam, i = (begun & (ngrams[..., -1] >= 0)).nonzero(as_tuple=True)
-    scores[(*beam, ngrams[..., -1][(*beam, i)])] = -torch.inf
+    begun = (ngrams[..., :-1] == recent).all(-1) & (ngrams[..., -1] >= 0)
+    limits = torch.where(begun, -torch.inf, torch.inf)
+    scores.scatter_reduce_(2, ngrams[..., -1].clamp(min=0), limits, "amin")

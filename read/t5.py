@@ -175,7 +175,7 @@ class T5Side(nn.Module):
     def caches(self, memory, columns):
         """An empty Past of `columns` columns, and the keys and values of memory (B, m, d), for each block."""
         crossed = [block.cross.keys_values(memory) for block in self.blocks]
-        return [Past((*k.shape[:2], columns, k.shape[3]), k) for k, _ in crossed], crossed
+        return [Past(columns) for _ in crossed], crossed
 
 
 class Source(NamedTuple):
@@ -309,11 +309,11 @@ class T5Decoder:
     def __init__(self, model, sources, beam_size, max_new_tokens):
         self.model = model
         B, device = len(sources), model.word.weight.device
-        sources = [torch.tensor(source, device=device) for source in sources]
-        lengths = torch.tensor([len(source) for source in sources], device=device)
+        lengths = torch.tensor([[len(source)] for source in sources])
+        sources = [torch.tensor(source) for source in sources]
         ids = nn.utils.rnn.pad_sequence(sources, True, padding_value=model.config.pad_token_id)
-        kept = torch.arange(ids.shape[1], device=device) < lengths[:, None]
-        self.source = model.encode(ids, None if kept.all() else kept)
+        kept = torch.arange(ids.shape[1]) < lengths
+        self.source = model.encode(ids.to(device), None if kept.all() else kept.to(device))
         self.past, self.crossed = model._caches(self.source, 1 + (max_new_tokens - 1) * beam_size)
         self.positions = torch.zeros(1, dtype=torch.int64, device=device)
         self.visible = torch.ones(B, 1, 1, dtype=torch.bool, device=device)
