@@ -12,7 +12,7 @@ from data.batching import Tokens, sorted_batches
 from data.hub import MINI, open_checkpoint
 from data.table import task_of
 from device import autocast, pick_device
-from methods import DECODER, METHODS, merge
+from methods import DECODER, METHODS, merge, store
 from weights import SEARCH, read_adapter, trained
 
 EVAL_BATCH, SPAN_BATCH = 64, 32
@@ -34,14 +34,15 @@ class Predictor:
         self.use, folder, shortest = USES[read_adapter(args.adapter)["script"]]
         self.task = None if args.task in ("e2e", "squad") else task_of(args)
         self.args, self.texts = args, len(self.task.texts) if self.task else 1 + (self.use == "span")
-        self.on = device, _ = pick_device(args.device, args.dtype)
+        self.on = device, dtype = pick_device(args.device, args.dtype)
         with as_user_error(f"{args.adapter}: its base: "):
             base, model_class, config, self.tokenizer = open_checkpoint(args.model, self.use, MINI / folder)
         if shortest:
             check_max_len(args, config.max_length, shortest)
         options = {"num_labels": self.task.num_labels} if self.use == "classifier" else {}
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            self.model = trained(args.adapter, args, model_class, base, device, **options)
+            stored = torch.float32 if self.use == "generator" else dtype  # which `generate` merges
+            self.model = trained(args.adapter, args, model_class, base, device, stored, **options)
 
     def __call__(self, texts, title=None):
         items = [(item,) if isinstance(item, str) else tuple(item) for item in texts]
@@ -132,6 +133,7 @@ def generate(args, model, tokenizer, contexts, device, dtype):
     search = args.max_new_tokens, args.beam_size, args.length_penalty, args.no_repeat_ngram
     if DECODER in METHODS[args.method].merges:
         model = merge(model, args.method)  # a step of which computes less
+    store(model, dtype)
     with as_user_error(), autocast(device, dtype):
         found = model.generate(prompts, *search, end, args.ngram_scope)
     return [" ".join(text.split()) for text in tokenizer.decode_batch(found)]

@@ -8,8 +8,11 @@ import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+from torch import nn
+
 import baselines
-from hut import apply_hut
+from hut import HUTLinear, apply_hut
 from read.lst import apply_lst
 from read.network import CELLS, WIDTH, apply_read
 
@@ -195,9 +198,33 @@ def adapt(model, method, given, head=True):
     return model
 
 
+# What a layer only multiplies by, or adds to the product: {class: names}. A class that is not here keeps its
+# tensors in float32, as FourierFT, which builds a weight from W_0.
+FACTORS = {
+    nn.Linear: ("weight", "bias"),
+    HUTLinear: ("weight",),
+    baselines.LoRA: ("weight", "bias"),
+    baselines.VeRA: ("weight", "bias", "A", "B"),
+}
+
+
+def store(model, dtype):
+    """Stores the frozen FACTORS in `dtype`, to which autocast would cast them at each use; -> the model.
+
+    Under autocast to `dtype` it computes the same, bit by bit. It merges no longer: that takes float32.
+    """
+    for module in model.modules():
+        for tensor in (getattr(module, name) for name in FACTORS.get(type(module), ())):
+            if tensor is not None and not tensor.requires_grad:
+                tensor.data = tensor.data.to(dtype)
+    return model
+
+
 def merge(model, method):
     """A copy of `model` with plain layers. ValueError where no plain weights compute the same."""
     check_merges(method, model.body.LAYOUT)
+    if any(p.dtype != torch.float32 for p in model.parameters()):
+        raise ValueError("merging needs the frozen weights in float32: `store` has rounded them")
     merged = copy.deepcopy(model)
     for name, module in model.named_modules():
         if hasattr(module, "to_linear"):

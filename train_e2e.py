@@ -37,7 +37,7 @@ from device import autocast, pick_device
 from methods import DECODER
 from metrics import e2e_report, e2e_scores
 from run import Run, about, adamw, report, say_next, schedule
-from weights import SEARCH, count, export, load_adapter, prepare, trained
+from weights import SEARCH, count, export, prepare, trained
 
 DEFAULTS = {  # the paper's Table 7; it leaves open where dropout is: in all of GPT-2's own places here
     **{"method": "hut", "model": "gpt2-medium", "seed": 0},
@@ -155,7 +155,7 @@ def generate_and_score(args, model, tokenizer, examples, folder, device, dtype):
 
 def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
     """One run into args.out, and its best epoch on the test set; -> what result.json says."""
-    model, base = prepare(args, model_class, checkpoint_dir, device)
+    model, base = prepare(args, model_class, checkpoint_dir, device, dtype)
     end = model.config.eos_token_id
     pairs, dev = (e2e.encode(tokenizer, splits[name], end, args.max_len) for name in ("train", "dev"))
     say_cut(sum(completion[-1:] != [end] for _, completion in pairs + dev), len(pairs + dev), args.max_len)
@@ -188,7 +188,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
         scores = score(model, dev, device, dtype)
         run.end_epoch(scores, better=run.best is None or scores["loss"] < run.best["loss"])
 
-    load_adapter(args.out / "adapter.pt", args, model, base)
+    model = trained(args.out / "adapter.pt", args, model_class, checkpoint_dir, device)  # for merging, exact
     scores, seconds = generate_and_score(args, model, tokenizer, splits["test"], args.out, device, dtype)
     return run.finish({"decoding_seconds": seconds}, test=scores)
 

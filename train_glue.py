@@ -140,7 +140,7 @@ def score(task, model, sets, device, dtype):
 def train(args, model_class, checkpoint_dir, sets, device, dtype):
     """One run into args.out; -> what result.json says."""
     task = table.task_of(args)
-    model, base = prepare(args, model_class, checkpoint_dir, device, num_labels=task.num_labels)
+    model, base = prepare(args, model_class, checkpoint_dir, device, dtype, num_labels=task.num_labels)
     lengths, labels = sets["train"][0].lengths, torch.tensor(sets["train"][1])
     batches, optimizer = Batches(lengths, args.batch_size, args.accumulate, args.seed), adamw(model, args)
     run = Run(args, model, base, optimizer, batches.steps, "examples")
@@ -268,7 +268,7 @@ def main():
         return
 
     path = args.adapter or runs[0].out / "adapter.pt"
-    model = trained(path, runs[0], model_class, checkpoint_dir, device, num_labels=task.num_labels)
+    model = trained(path, runs[0], model_class, checkpoint_dir, device, dtype, num_labels=task.num_labels)
     dev = {name: content for name, content in sets.items() if name != "train"}
     if args.eval_only:
         print(json.dumps(no_nan(score(task, model, dev, device, dtype))))

@@ -121,7 +121,7 @@ def in_use(args, model, tokenizer, sources, device, dtype):
 
 
 def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
-    model, base = prepare(args, model_class, checkpoint_dir, device)
+    model, base = prepare(args, model_class, checkpoint_dir, device, dtype)
     sources, targets = encode(args, tokenizer, splits["train"])
     held = {
         name: (encode(args, tokenizer, splits[name])[0], [example.label for example in splits[name]])
@@ -186,7 +186,7 @@ def main():
         return
 
     path = args.adapter or runs[0].out / "adapter.pt"
-    model = trained(path, runs[0], model_class, checkpoint_dir, device)
+    model = trained(path, runs[0], model_class, checkpoint_dir, device, dtype)
     if args.eval_only:
         sources, _ = encode(args, tokenizer, splits["test"])
         print(json.dumps(in_use(args, model, tokenizer, sources, device, dtype)))

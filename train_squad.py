@@ -89,7 +89,7 @@ def score(model, questions, windows, device, dtype):
 
 
 def train(args, model_class, checkpoint_dir, sets, device, dtype):
-    model, base = prepare(args, model_class, checkpoint_dir, device)
+    model, base = prepare(args, model_class, checkpoint_dir, device, dtype)
     (questions, windows), (dev_questions, dev_windows) = sets["train"], sets["dev"]
     targets = torch.tensor(
         [squad.target(window, questions[window.question].answers[0]) for window in windows]
@@ -171,7 +171,7 @@ def main():
         return
 
     path = args.adapter or runs[0].out / "adapter.pt"
-    model = trained(path, runs[0], model_class, checkpoint_dir, device)
+    model = trained(path, runs[0], model_class, checkpoint_dir, device, dtype)
     if args.eval_only:
         print(json.dumps(score(model, *sets["dev"], device, dtype)))
     if args.submit:

@@ -10,7 +10,7 @@ from torch import nn
 from data import UserError, as_user_error
 from data.hub import copy_tokenizer
 from hut import copy_tensors
-from methods import OPTIONS, adapt, merge
+from methods import OPTIONS, adapt, merge, store
 from model import load_file, write_file, writing
 
 KEYS = ("method", "config", "task", "base", "adapter", "head")
@@ -26,10 +26,11 @@ LARGEST_DIFFERENCE = 1e-3  # of a logit, merged − unmerged, in float32
 # ---- the model
 
 
-def prepare(args, model_class, directory, device, **options):
+def prepare(args, model_class, directory, device, dtype=torch.float32, **options):
     """(the model on `device`, frozen and with args.method in it; the fingerprint of its base).
 
-    A head that the checkpoint does not have, and all that is trained, are drawn from args.seed.
+    Frozen matrices are in `dtype`, that of the arithmetic, or for merging in float32. A head that the
+    checkpoint does not have, and all that is trained, are drawn from args.seed, in float32.
     """
     torch.manual_seed(args.seed)
     if pool := getattr(args, "pool", None):  # train_glue.py has it
@@ -37,7 +38,7 @@ def prepare(args, model_class, directory, device, **options):
     with as_user_error():
         model = model_class.from_pretrained(directory, **options)
         base = fingerprint(model)
-        model = adapt(model.to(device), args.method, vars(args))
+        model = store(adapt(model.to(device), args.method, vars(args)), dtype)
     if args.dropout is not None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -47,9 +48,10 @@ def prepare(args, model_class, directory, device, **options):
     return model, base
 
 
-def trained(path, args, model_class, directory, device, **options):
+def trained(path, args, model_class, directory, device, dtype=torch.float32, **options):
     """The model that an adapter file was trained in, with its tensors, in eval mode; see `prepare`."""
-    model, base = prepare(args, model_class, directory, device, **options)
+    dtype = torch.float32 if vars(args).get("export") else dtype
+    model, base = prepare(args, model_class, directory, device, dtype, **options)
     load_adapter(path, args, model, base)
     return model.eval()
 

@@ -1,4 +1,4 @@
-"""What a GPU would wait for, seen without one."""
+"""What a GPU would wait for and what it would cast, seen without one."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from data.batching import places
-from methods import METHODS, adapt
+from methods import LAYOUTS, METHODS, adapt, merge, methods_of, store
 from model import GPT2, RobertaClassifier, RobertaSpan
 from read.t5 import T5
 
@@ -53,3 +53,45 @@ def test_no_layer_waits(kind, method):
         output = model(IDS, MASK, **inputs)
         sum(t.square().mean() for t in tree_leaves(output)).backward()
     assert not waits.found
+
+
+KINDS = dict(zip(LAYOUTS, (RobertaClassifier, GPT2, T5), strict=True))
+
+
+def made(kind, method):
+    torch.manual_seed(0)
+    model = kind.from_pretrained(REFERENCE / {GPT2: "gpt2", T5: "t5"}.get(kind, "roberta"))
+    row = METHODS[method]
+    r = row.r and min(row.r[model.body.LAYOUT], 16)
+    model = adapt(model, method, {"r": r}).eval()
+    for parameter in model.parameters():  # away from where it starts, which may be zero
+        if parameter.requires_grad:
+            parameter.data += 0.02 * torch.randn(parameter.shape)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("layout", "method"), [(layout, name) for layout in LAYOUTS for name in methods_of(layout)]
+)
+def test_a_stored_model_computes_the_same_bits(layout, method):
+    """Would catch: a frozen tensor that is rounded though the arithmetic takes it in float32."""
+    model, stored = made(KINDS[layout], method), store(made(KINDS[layout], method), torch.bfloat16)
+    whole = ("full", "top2")  # the reference models have two blocks
+    more = [IDS] if layout == T5.LAYOUT else []
+    logits = []
+    for one in (model, stored):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits.append(one(IDS, MASK, *more))
+        if method != "frozen":
+            logits[-1].float().square().sum().backward()
+    assert torch.equal(*logits)
+    for ours, theirs in zip(model.parameters(), stored.parameters(), strict=True):
+        assert theirs.dtype == torch.float32 or not theirs.requires_grad
+        assert (ours.grad is None) == (theirs.grad is None)
+        assert ours.grad is None or torch.equal(ours.grad, theirs.grad)
+    matrices = [m.weight for m in stored.modules() if type(m) is torch.nn.Linear]
+    frozen = [weight for weight in matrices if not weight.requires_grad]
+    assert all(weight.dtype == torch.bfloat16 for weight in frozen) and (frozen or method in whole)
+    if layout in METHODS[method].merges and method not in whole:
+        with pytest.raises(ValueError, match="merging needs the frozen weights in float32"):
+            merge(stored, method)

@@ -19,6 +19,7 @@ from conftest import fails, without_timing
 import model as model_module
 import train_glue
 from data import no_nan
+from hut import apply_hut, load_hut, merge_hut
 from methods import METHODS, methods_of
 from metrics import worth
 from model import RobertaClassifier
@@ -368,6 +369,33 @@ def test_eval_only_predict_submit_export(glue, command, tmp_path, capsys):
         "--out",
         tmp_path / "next",
     )
+
+
+def test_bfloat16_resumes_in_the_same_bits_and_exports_the_exact_weights(
+    glue, command, tmp_path, monkeypatch, tiny_model
+):
+    """Would catch: matrices that are rounded for training in what is exported, or that resuming changes."""
+    command = [*command, "--dtype", "bfloat16"]
+    advance = Run.advance
+
+    def cut(run, *arguments):
+        advance(run, *arguments)
+        if run.step == 8:
+            run.save()
+            raise KeyboardInterrupt
+
+    glue(*command, "--export", tmp_path / "merged")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "advance", cut)
+        glue(*command, "--out", tmp_path / "cut")
+    glue(*command, "--out", tmp_path / "cut", "--resume")
+    assert without_timing(tmp_path / "cut") == without_timing(tmp_path / "out")
+
+    tensors = torch.load(tmp_path / "out" / "adapter.pt", weights_only=True)["adapter"]
+    plain, merged = (RobertaClassifier.from_pretrained(p) for p in (tiny_model, tmp_path / "merged"))
+    load_hut(apply_hut(plain, 2), tensors)
+    expected = merge_hut(plain).roberta.state_dict()
+    assert all(torch.equal(t, expected[name]) for name, t in merged.roberta.state_dict().items())
 
 
 def test_init_adapter_starts_from_the_adapter_but_not_its_head(glue, command, tmp_path):
