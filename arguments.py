@@ -59,8 +59,8 @@ def run_as_script(main, stopped="stopped"):
 
 
 def whole(text):
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}': expected a whole number of 1 or more")
+    if not text.isdigit() or not 1 <= int(text) < 10**9:
+        raise argparse.ArgumentTypeError(f"'{text}': expected a whole number of 1 or more, below 1e9")
     return int(text)
 
 

@@ -170,7 +170,7 @@ class Pretrained(nn.Module):
     NAMES    our module names -> theirs where they differ, with `{}` for the layer
     PREFIX   the body's name, which files have in front of its tensors or leave out: both are read
     HEAD     prefixes of tensors that may all be absent from the file: a head that is not trained yet
-    DROPPED  prefixes of tensors in the file that are not read: buffers, other models' heads
+    DROPPED  prefixes of tensors in the file that are not read, unless the model has them: buffers, heads
     TIED     tensors in the file that must equal another of its tensors
     """
 
@@ -243,6 +243,7 @@ class Pretrained(nn.Module):
         ours = self.state_dict()
         names = {self._their_name(name).removeprefix(self.PREFIX): name for name in ours}
         expected = self._to_file({key: ours[name].to("meta") for key, name in names.items()})
+        dropped = tuple(name for name in self.DROPPED if not any(key.startswith(name) for key in expected))
         head = [key for key in expected if key.startswith(self.HEAD)]
         if not any(key in state for key in head):
             expected = {key: tensor for key, tensor in expected.items() if key not in head}
@@ -252,7 +253,7 @@ class Pretrained(nn.Module):
             if (shape := tuple(state[key].shape)) != tensor.shape:
                 raise wrong(bare[key], f"has shape {shape}: expected {tuple(tensor.shape)}")
         for key, tensor in state.items():
-            if key not in expected and not without_layer(key)[0].startswith(self.DROPPED):
+            if key not in expected and not without_layer(key)[0].startswith(dropped):
                 shape = tuple(tensor.shape)
                 raise wrong(bare[key], f"of shape {shape} is not expected in a {self.architecture}")
         state = self._from_file({key: state[key] for key in expected})
@@ -443,6 +444,7 @@ class RobertaModel(Pretrained):
     """RoBERTa for a head. Called with input_ids (B, L) and attention_mask (B, L), it returns logits."""
 
     CONFIG, PREFIX = RobertaConfig, "roberta."
+    DROPPED = ("embeddings.position_ids", "pooler.", "lm_head.", "qa_outputs.", "classifier.")
     TYPES = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
     NAMES = {
         "embeddings.word": "embeddings.word_embeddings",
@@ -484,7 +486,6 @@ class RobertaClassifier(RobertaModel):
 
     ARCHITECTURE = "ForSequenceClassification"
     HEAD = ("classifier.",)
-    DROPPED = ("embeddings.position_ids", "pooler.", "lm_head.", "qa_outputs.")
 
     def __init__(self, config, num_labels=2, pool="first"):
         super().__init__(config)
@@ -525,7 +526,6 @@ class RobertaMaskedLM(RobertaModel):
     """Logits (B, L, V); with `where` (B, L) bool, of these positions only, (number of them, V)."""
 
     ARCHITECTURE = "ForMaskedLM"
-    DROPPED = ("embeddings.position_ids", "pooler.", "classifier.", "qa_outputs.")
     TIED = {
         "lm_head.decoder.weight": "embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
@@ -546,7 +546,6 @@ class RobertaSpan(RobertaModel):
 
     ARCHITECTURE = "ForQuestionAnswering"
     HEAD = ("qa_outputs.",)
-    DROPPED = ("embeddings.position_ids", "pooler.", "lm_head.", "classifier.")
 
     def __init__(self, config):
         super().__init__(config)

@@ -22,11 +22,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tokenizers import Tokenizer
-from torch import nn
 from tqdm import tqdm
 
-from adapter import best_spans, load
+from adapter import Predictor, best_spans, load
 from arguments import Parser, run_as_script, whole
 from data import UserError, glue, squad, table
 from data.hub import MINI
@@ -55,17 +53,6 @@ DRAWS = 5  # how often as many random words are masked for comparison
 # ---- models
 
 
-class Subject(NamedTuple):
-    """A fine-tuned model, and how its input is made."""
-
-    name: str
-    task: glue.Task | None  # None for SQuAD
-    args: argparse.Namespace  # of the run
-    model: nn.Module
-    device: torch.device
-    tokenizer: Tokenizer
-
-
 class Word(NamedTuple):
     tokens: list[int]
     text: int  # it is texts[text][start:end]
@@ -86,12 +73,12 @@ class Reading(NamedTuple):
 
 
 def load_subject(path, model_name, device):
-    """The model of an adapter file, on `model_name` or the checkpoint that the file names."""
+    """An adapter's Predictor with a `name`, on `model_name` or the checkpoint that the file names."""
     if read_adapter(path, "train_glue.py", "train_squad.py")["method"] == "read":
         raise UserError(f"{path}: READ runs its backbone without gradients, so words have none")
-    found = load(path, model_name, device)
-    name = f"{label(found.args.method, found.args.r)} ({path})"
-    return Subject(name, found.task, found.args, found.model, device, found.tokenizer)
+    subject = load(path, model_name, device)
+    subject.name = f"{label(subject.args.method, subject.args.r)} ({path})"
+    return subject
 
 
 def read(subject, texts):
@@ -106,8 +93,8 @@ def read_squad(subject, question, context):
     if not windows:
         raise UserError("--context: no text that the tokenizer knows")
 
-    ((_, window, first, last),) = best_spans(model, windows, subject.device, torch.float32).values()
-    ids, _, of_text = squad.batch_of([window], model.config.pad_token_id, subject.device)
+    ((_, window, first, last),) = best_spans(model, windows, *subject.on).values()
+    ids, _, of_text = squad.batch_of([window], model.config.pad_token_id, subject.on[0])
 
     def outcome(ids):
         logits = start, end = model(ids)
@@ -127,7 +114,7 @@ def read_glue(subject, *texts):
     model, task = subject.model, subject.task
     subject.tokenizer.enable_truncation(subject.args.max_len, strategy="longest_first")
     encoding = subject.tokenizer.encode(*texts)
-    ids = torch.tensor([encoding.ids], device=subject.device)
+    ids = torch.tensor([encoding.ids], device=subject.on[0])
     tokens = zip(encoding.sequence_ids, encoding.offsets, strict=True)
     places = [None if text is None else (text, *offsets) for text, offsets in tokens]
     with torch.no_grad():
@@ -284,7 +271,7 @@ def faithfulness(subject, inputs):
 
 
 class Explanation(NamedTuple):
-    subject: Subject
+    subject: Predictor
     reading: Reading
     related: dict[str, list[float]]  # what `relations` returns
 

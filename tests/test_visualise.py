@@ -194,7 +194,8 @@ def test_the_answer_is_that_of_the_likeliest_window(loaded, max_len):
 
 def test_a_pair_of_glue(loaded):
     """Would catch: the second sentence's places in the first, a class with another's logit."""
-    subject = loaded("cola")._replace(task=glue.TASKS["rte"])
+    subject = loaded("cola")
+    subject.task = glue.TASKS["rte"]
     reading = visualise.read_glue(subject, CONTEXT, "A neighbour was praised.")
     assert spelt(reading)[1] == ["A", "neighbour", "was", "praised", "."] and spelt(reading)[0][-1] == "."
     logits = subject.model(reading.ids)[0]
@@ -359,7 +360,8 @@ def test_text_that_was_not_read_is_grey(command, adapter, tmp_path, capsys):
 
 def test_markup_in_a_path_and_in_an_answer_does_not_run(loaded):
     """Would catch: a name, a title or an answer that is not escaped; ", wrong" whatever the answer is."""
-    subject = loaded()._replace(name="hut (<script>.pt)")
+    subject = loaded()
+    subject.name = "hut (<script>.pt)"
     reading = visualise.read_squad(subject, QUESTION, CONTEXT)._replace(answer="<script>x</script>")
     explanation = visualise.Explanation(subject, reading, visualise.relations(subject.model, reading))
     text = visualise.html_page("<script>", [explanation], ["<script>x</script>"])
