@@ -64,7 +64,8 @@ class LayerRNN(nn.Module):
 
     def forward(self, states):
         x = F.rms_norm(states, states.shape[-1:], eps=1e-6)
-        with torch.autocast(x.device.type, enabled=False):  # CUDA's would run cuDNN's RNNs in float16
+        device = "cpu" if x.is_meta else x.device.type  # meta has no autocast
+        with torch.autocast(device, enabled=False):  # CUDA's would run cuDNN's RNNs in float16
             output, _ = self.rnn(x.float().flatten(0, -3))  # (positions, N, d) -> (positions, N, width)
         return self.up(output[:, -1]).unflatten(0, states.shape[:-2])
 
