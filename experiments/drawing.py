@@ -46,11 +46,6 @@ class Axis:
         return [i * step for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
 
 
-def spread_out(values):
-    """Whether a logarithmic axis shows these better."""
-    return min(values) > 0 and max(values) > 30 * min(values)
-
-
 def amount(value):
     """4000000 -> 4M"""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -112,7 +107,7 @@ def scatter(title, x_title, curves, pareto=False, width=350, height=270, log_y=F
     height, column = max(height, 80 + LINE * len(names)), width - CHARACTER * max(map(len, names))
     left, top, right, bottom = 40, 28, column - 24, height - 34
     values = [value for value, *_ in points if value]
-    x = Axis(values, left, right, spread_out(values))
+    x = Axis(values, left, right, log=max(values) > 30 * min(values) > 0)
     y = Axis([end for _, low, _, high in points for end in (low, high)], bottom, top, log_y)
     parts = [style, text(2, 12, title, "name"), *grid(x, x.ticks(), y)]
     x_title += " (log scale)" * x.log
@@ -138,6 +133,8 @@ def scatter(title, x_title, curves, pareto=False, width=350, height=270, log_y=F
 
 def panels(curves, log=False):
     """A drawing for each curve with its band, the others behind it in grey, all on the same axes."""
+    if not curves:
+        return []
     width, height, left, bottom = 168, 140, 36, 122
     points = [point for curve in curves for point in curve.points]
     xs = [value for value, *_ in points] + [value for curve in curves for value in curve.crosses]

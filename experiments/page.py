@@ -1,5 +1,6 @@
 """The HTML pages that report.py and visualise.py write. A page needs no other file."""
 
+import re
 from html import escape
 from pathlib import Path
 
@@ -35,11 +36,12 @@ def details(summary, content, is_open=False):
 
 
 def table(header, rows, words=1):
-    """A table of texts: the first `words` columns are words, the others numbers."""
+    """A table of texts: the first `words` columns are words, the others numbers; **bold**."""
 
     def cell(i, value):
         kind = "word" * (i < words) + " bad" * (value == "failed")
-        return f'<td class="{kind}" title="{escape(header[i])}">{escape(value)}</td>'
+        text = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escape(value))
+        return f'<td class="{kind}" title="{escape(header[i])}">{text}</td>'
 
     head = "".join(f'<th class="{"word" * (i < words)}">{escape(name)}</th>' for i, name in enumerate(header))
     body = "".join(f"<tr>{''.join(map(cell, range(len(row)), row))}</tr>" for row in rows)

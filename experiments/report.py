@@ -7,29 +7,38 @@ inline SVG. --picture FILE.svg writes a picture for a README instead.
 import json
 import re
 import statistics
-from collections import Counter
 from html import escape
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 from arguments import Parser, run_as_script
-from data import UserError, read_text
+from data import UserError, as_user_error, read_text
 from data.hub import MINI
 from experiments.drawing import Curve, panels, scatter
 from experiments.flops import ADAPTERS, BUILDING, adapters, building, training_step
 from experiments.page import DRAWING, details, page, save, table
-from experiments.tables import PAPER, TABLES, label, number, unit
+from experiments.search import spent
+from experiments.sheet import at_the_end
+from experiments.tables import COSTS, PAPER, TABLES, label, number, unit
 from methods import ENCODER, methods_of
-from model import ROBERTA_BASE, ROBERTA_LARGE, RobertaConfig, RobertaModel, read_config
+from model import ROBERTA_LARGE, RobertaConfig, RobertaModel, read_config
 
 RUN_FILES = ("args.json", "metrics.jsonl", "result.json")
-TOKENS = 128  # length of the example that Figure 3 counts
-AXES = {  # what scores are drawn against: {key of Entry.costs: its title}
-    "parameters": "parameters without the head",
-    "seconds": "seconds",
-    "memory": "peak memory, MiB",
-    "building": "FLOPs, as the paper counts",
-    "step": "FLOPs of a training step",
+AXES = {  # what scores are drawn against: {key of Entry.costs: (unit, title)}
+    "parameters": (1, "parameters without the head"),
+    "step_ms": (1, "ms a step"),
+    "seconds": (1, "seconds to the best epoch"),
+    "memory": (2**20, "peak memory, MiB"),
+    "utilisation": (1, "kWh, by utilisation"),
+    "building": (1e9, "GFLOPs, as the paper counts"),
+    "step": (1e9, "GFLOPs of a training step"),
+}
+OF_A_RUN = [*AXES][:4]
+PRINTED = {  # {(table, key of AXES): (column, title)}: as far as the papers print their Figures 3 and 1
+    ("table1", "building"): ("gflops", "GFLOPs"),
+    ("read", "seconds"): ("energy_kWh", "kWh, all tasks"),
+    ("read", "memory"): ("training_GB", "peak memory, GB, mean of tasks"),
 }
 
 
@@ -83,10 +92,8 @@ def grouped(things, key):
 
 def parse(content, where, *keys):
     """`content` as a JSON object with `keys`. Raises UserError if it is anything else."""
-    try:
+    with as_user_error(f"{where}: not JSON: "):
         found = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}, line {error.lineno}: not JSON: {error.msg}") from None
     missing = [key for key in keys if not isinstance(found, dict) or key not in found]
     if missing:
         raise UserError(f"{where}: not a file of this program: no '{missing[0]}' in it")
@@ -99,21 +106,15 @@ def read(path, *keys):
 
 def read_run(folder, root):
     args, metrics, result = (folder / name for name in RUN_FILES)
-    environment = read(args, "args") if args.exists() else {"args": {}}
+    result = read(result) if result.exists() else None
+    environment = read(args, "args") if args.exists() else {"args": result or {}}
     rows = read_text(metrics, "expected rows of scores").splitlines() if metrics.exists() else []
-    return RunFolder(
-        folder.relative_to(root),
-        environment.pop("args"),
-        environment,
-        [parse(row, f"{metrics}:{i}", "epoch", "train_loss") for i, row in enumerate(rows, 1)],
-        read(result) if result.exists() else None,
-    )
+    rows = [parse(row, f"{metrics}:{i}", "epoch", "train_loss") for i, row in enumerate(rows, 1)]
+    return RunFolder(folder.relative_to(root), environment.pop("args"), environment, rows, result)
 
 
 def find(root):
     """The [Section] of all tables, of those that compare the most methods first, and of the other runs."""
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder: expected a folder of runs")
     folders = {path.parent for name in RUN_FILES for path in root.rglob(name)}
     runs = [read_run(folder, root) for folder in sorted(folders)]
     runs = [run for run in runs if "runs" not in (run.result or {})]  # without the summaries of --seeds
@@ -121,88 +122,73 @@ def find(root):
     tables.sort(key=lambda section: -len({entry.cell["method"] for entry in section.entries}))
     used = {run.path for section in tables for run in section.runs}
     others = [run for run in runs if run.path not in used]
-    by_script = grouped(others, lambda run: (str(run.args.get("task")), script_of(run)))
-    tables += [section_of_runs(" by ".join(key), those) for key, those in by_script.items()]
+    by_title = grouped(others, lambda run: f"{run.args.get('task')} by {script_of(run)}")
+    tables += [section_of_runs(*found) for found in by_title.items()]
     if not tables:
         raise UserError(f"{root}: no table.json, {', '.join(RUN_FILES)} in it: expected a folder of runs")
     return tables
 
 
 def script_of(run):
-    return run.environment.get("command", "a script").split()[0]
+    return run.environment.get("command", "?").split()[0]
 
 
 def costs_of(runs):
-    """{key of AXES: mean} over the finished runs."""
-    found = []
-    for result in (run.result for run in runs if run.result):
-        timing = {"seconds": 0, "peak_memory_bytes": 0} | result.get("timing", {})
-        memory = timing["peak_memory_bytes"] / 2**20
-        adapter = result.get("parameters", {}).get("adapter", 0)
-        found.append({"parameters": adapter, "seconds": timing["seconds"], "memory": memory})
-    return {key: statistics.fmean(one[key] for one in found) for key in (found or [{}])[0]}
+    """{key of OF_A_RUN: mean over the finished runs, None if one has not measured it}"""
+    done = [(run.epochs, run.result) for run in runs if run.result]
+    found = [spent(*run) | {"parameters": run[1].get("parameters", {}).get("adapter")} for run in done]
+    return {key: mean_and_std([one[key] for one in found])[0] for key in OF_A_RUN}
 
 
-def floats(scores):
-    return [name for name, value in (scores or {}).items() if isinstance(value, float)]
-
-
-def label_of(found):
-    return label(found.get("method", "?"), found.get("r"), found.get("targets"))
+def label_of(cell):
+    return label(cell["method"], cell.get("r"), cell.get("targets"))
 
 
 def section_of_table(path, root, runs):
     content, folder = read(path, "table", "cells", "tables"), path.parent.relative_to(root)
     here, entries = {run.path: run for run in runs if run.path.is_relative_to(folder)}, []
-    for cell in content["cells"]:
-        if "runs" not in cell:
-            continue  # of Table 2
-        paths = [folder / one["folder"] for one in cell["runs"] if "folder" in one]
-        used, score = [here[path] for path in paths if path in here], next(iter(cell["mean"]), None)
-        values = [
-            one["scores"][score] for one in cell["runs"] if one.get("scores", {}).get(score) is not None
-        ]
-        costs = costs_of(used) | {"parameters": cell["parameters"]}
+    for cell in (cell for cell in content["cells"] if "runs" in cell):  # not of Table 2
+        used = [here[path] for one in cell["runs"] if (path := folder / one.get("folder", "")) in here]
+        score = next(iter(cell["mean"]), None)
+        values = [one["scores"][score] for one in cell["runs"] if score in one.get("scores", ())]
+        stored = {k: v[0] if isinstance(v, list) else v for k, v in cell.get("costs", {}).items()}
+        costs = costs_of(used) | stored | {"parameters": cell["parameters"]}
         entries.append(Entry(label_of(cell), cell, used, costs, score, values))
     return Section(content.get("title", content["table"]), str(folder), content, entries, [*here.values()])
 
 
 def section_of_runs(title, runs):
     """Runs of one task and script as a table. Those that differ in the seed alone share a row, but the same
-    seed again begins another.
-
-    They are drawn by the score on the test set, or else by that of the last epoch.
+    seed again begins another. They are drawn by the first score on the test set, or else of the last epoch.
     """
-    times, entries, columns, rows = Counter(), [], {}, []
-
-    def settings(run):
-        key = json.dumps(run.args | {"seed": None}, sort_keys=True)
-        times[key, run.args.get("seed")] += 1
-        return key, times[key, run.args.get("seed")]
-
-    for group in grouped(runs, settings).values():
-        results = [run.result for run in group if run.result]
-        for part, most in (("last", None), ("best", 1), ("test", None)):
-            scores = [name for result in results for name in floats(result.get(part))[:most]]
-            columns |= dict.fromkeys((part, score) for score in scores)
-        scores = [result.get("test") or result.get("last") or {} for result in results]
-        score = next((name for one in scores for name in floats(one)), None)
-        values = [one[score] for one in scores if one.get(score) is not None]
-        name, cell = f"{group[0].path}{' …' * (len(group) > 1)}", {"method": "?", "task": ""} | group[0].args
-        entries.append(Entry(name, cell, group, costs_of(group), score, values))
-
+    entries, rows, columns = [], [], {}
+    for part, most in (("last", None), ("best", 1), ("test", None)):
+        for scores in (run.result.get(part) or {} for run in runs if run.result):
+            names = [name for name, value in scores.items() if isinstance(value, float)]
+            columns |= dict.fromkeys((part, name) for name in names[:most])
     percent = ("last", "exact_match") in columns  # SQuAD's scores are in hundredths already
-    for name, cell, group, costs, *_ in entries:
-        done, row = [run.result for run in group if run.result], [name]
-        for part, score in columns:
-            values = [(result.get(part) or {}).get(score) for result in done]
-            row.append(number("exact_match" if percent else score, *mean_and_std(values)))
+    first = next((one for one in columns if one[0] == "test"), next(iter(columns), (None, None)))
+    groups = []
+    for alike in grouped(runs, lambda run: str(run.args | {"seed": None})).values():
+        by_seed = grouped(alike, lambda run: run.args.get("seed"))
+        groups += [[run for run in group if run] for group in zip_longest(*by_seed.values())]
+    for group in groups:
+        done, costs = [run.result for run in group if run.result], costs_of(group)
+        values = {one: [(result.get(one[0]) or {}).get(one[1]) for result in done] for one in columns}
+        name, cell = f"{group[0].path}{' …' * (len(group) > 1)}", {"method": "?", "task": "?"} | group[0].args
+        drawn = [value for value in values.get(first, ()) if value is not None]
+        entries.append(Entry(name, cell, group, costs, first[1], drawn))
+        row = [name]
+        for (_, score), found in values.items():
+            row.append(number("exact_match" if percent else score, *mean_and_std(found)))
         epochs = ", ".join(str(n) for n in sorted({len(run.epochs) for run in group}))
         row += [label_of(cell), f"{cell.get('lr') or '–'}", epochs, f"{len(done)} of {len(group)}"]
-        rows.append(row + ([f"{cost:,.0f}" for cost in costs.values()] or ["–"] * 3))
+        for key, value in costs.items():
+            row.append("–" if value is None else f"{value / AXES[key][0]:,.1f}".removesuffix(".0"))
+        rows.append(row)
     header = ["folder", *map(" ".join, columns), "method", "lr", "epochs", "finished"]
     notes = ["Runs that differ only in the seed share a row: mean ± standard deviation of those finished."]
-    sheet = {"header": [*header, "parameters", "seconds", "MiB"], "rows": rows, "notes": notes}
+    sheet = {"header": header + [AXES[key][1] for key in OF_A_RUN], "rows": rows, "notes": notes}
     return Section(title, f"{len(runs)} runs", {"table": "", "tables": [sheet]}, entries, runs)
 
 
@@ -210,104 +196,103 @@ def section_of_runs(title, runs):
 
 
 def figure(drawings, caption):
-    drawings = f'<div class="drawings">{"".join(drawings)}</div>'
-    return f"<figure>{drawings}<figcaption>{caption}</figcaption></figure>"
+    inside = f'<div class="drawings">{"".join(drawings)}</div><figcaption>{caption}</figcaption>'
+    return f"<figure>{inside}</figure>" if drawings else ""
 
 
 def learning_curves(entries):
     """A panel for each of a task's entries. The score is the one that the scripts write first."""
-    rows = (row for entry in entries for run in entry.runs for row in run.epochs)
-    names = (name for row in rows for name in row if name not in ("epoch", "step", "train_loss"))
-    score, curves = next(names, ""), []
+    names = (name for entry in entries for run in entry.runs for row in run.epochs for name in row)
+    score, curves = next((name for name in names if name not in ("epoch", "step", "train_loss")), ""), []
     factor, digits = unit(score)
     for entry in entries:
-        rows = [row for run in entry.runs for row in run.epochs if row.get(score) is not None]
-        points = []
+        rows, points = [row for run in entry.runs for row in run.epochs if row.get(score) is not None], []
         for epoch, those in sorted(grouped(rows, lambda row: row["epoch"]).items()):
             values = [factor * row[score] for row in those]
             points.append((epoch, min(values), statistics.fmean(values), max(values)))
         if points:
-            last = f"{points[-1][2]:.{digits}f} after epoch {points[-1][0]}"
-            curves.append(entry.drawn(points, -1, last))
+            epoch, _, last, _ = points[-1]
+            curves.append(entry.drawn(points, -1, f"{last:.{digits}f} after epoch {epoch}"))
     caption = (
         f"<b>{escape(score)} on the development set after each epoch.</b> The line is the mean over seeds, "
         "the band their range. The other panels' lines are grey."
     )
-    return figure(panels(curves), caption) if curves else ""
-
-
-def config_of(model):
-    """(name, config) to count FLOPs on: the model that was run, or the paper's if its config is gone."""
-    published = {"roberta-base": ROBERTA_BASE, "roberta-large": ROBERTA_LARGE}
-    directory = MINI / "roberta" if model == "mini" else model
-    try:
-        return model, published.get(model) or read_config(directory, RobertaConfig, *RobertaModel.TYPES)
-    except (ValueError, OSError):
-        return f"roberta-large ({model} has no config.json here)", ROBERTA_LARGE
-
-
-def paper_count(method, r, config, examples, tokens):
-    d, layers = config.hidden_size, config.num_hidden_layers
-    if method in BUILDING:
-        return 2 * layers * building(method, d, d, r)  # q's and v's weights
-    return adapters(method, d, r, layers, examples * tokens) if method in ADAPTERS else None
+    return figure(panels(curves), caption)
 
 
 def with_flops(entries, model):
-    """(the entries with Figure 3's FLOPs among their costs, a sentence on what was counted)."""
-    (name, config), found = config_of(model or "roberta-large"), []
-    tokens = min(TOKENS, config.max_length)
+    """(the entries with Figure 3's FLOPs among their costs, a sentence on them)"""
+    mini, found = read_config(MINI / "roberta", RobertaConfig, *RobertaModel.TYPES), []
+    name, config = ("mini", mini) if model == "mini" else ("roberta-large", ROBERTA_LARGE)
+    tokens, d, layers = min(128, config.max_length), config.hidden_size, config.num_hidden_layers
     for entry in entries:
         method, r, counts = entry.cell["method"], entry.cell["r"], {}
         if method in methods_of(ENCODER):
-            counts["building"] = paper_count(method, r, config, 1, tokens)
             counts["step"] = training_step(method, r, config, 1, tokens)
+        if method in BUILDING:
+            counts["building"] = 2 * layers * building(method, d, d, r)  # q's and v's weights
+        if method in ADAPTERS:
+            counts["building"] = adapters(method, d, r, layers, tokens)
         found.append(entry._replace(costs=entry.costs | counts))
     return found, (
-        f" FLOPs are those of {escape(name)}, {tokens} tokens. The paper counts building the adapted weights "
-        "once for HUT and LoRA, whatever the tokens, and adapters' products (Figure 3). Torch counts the "
-        "matrix products and attention of a step, not elementwise work such as HUT's scalings."
+        f" FLOPs: {name}, {tokens} tokens. The paper (Figure 3) counts building the adapted weights once, or "
+        "the adapters' products; torch counts a step's matrix products and attention, not elementwise work."
     )
 
 
-def printed(name, task):
-    """The points of the paper's Figure 3, as far as its Tables 1 and 2 print them."""
-    costs, found = PAPER["table2"]["rows"], []
-    for key, row in PAPER[name]["rows"].items() if name == "table1" else ():
-        if key in costs and task in row:
-            mean, *std = map(float, row[task].split(" ± "))
-            low, high = mean - sum(std), mean + sum(std)
-            point = (1e9 * float(costs[key]["gflops"]), low, mean, high)
+def printed(table, task, axis):
+    """The drawing of the paper's points beside those of a table, if PRINTED has them."""
+    (column, x_title), found = PRINTED.get((table, axis), ("", "")), []
+    for key, row in PAPER.get(table, {"rows": {}})["rows"].items():
+        row = row | PAPER["table2"]["rows"].get(key, {})
+        score = row.get(task, row.get("avg_as_printed"))
+        if column in row and score:
+            mean, *std = map(float, score.split(" ± "))
+            point = float(row[column]), mean - sum(std), mean, mean + sum(std)
             found.append(Curve(key.replace(":", " r"), [point], "paper"))
-    return found
+    return [scatter(f"The paper's {task}", x_title, found, True)] if found else []
 
 
 def against(entries, axis, **look):
-    """The entries' scores against one of AXES, where two or more have a cost above 0."""
+    """The entries' scores against one of AXES, if two or more have a cost above 0."""
     known = [entry for entry in entries if entry.values and entry.costs.get(axis) is not None]
     if sum(entry.costs[axis] > 0 for entry in known) < 2:
         return []
-    (factor, _), curves = unit(known[0].score), []
+    (factor, _), (divisor, x_title), curves = unit(known[0].score), AXES[axis], []
     for entry in known:
-        mean, std = mean_and_std(entry.values)
-        ends = mean - (std or 0), mean, mean + (std or 0)
-        curves.append(entry.drawn([(entry.costs[axis], *(factor * end for end in ends))]))
+        mean, std = mean_and_std([factor * value for value in entry.values])
+        point = entry.costs[axis] / divisor, mean - (std or 0), mean, mean + (std or 0)
+        curves.append(entry.drawn([point]))
     title = f"{known[0].cell['task']}: {known[0].score} ± standard deviation"
-    return [scatter(title, AXES[axis], curves, True, **look)]
+    return [scatter(title, x_title, curves, True, **look)]
+
+
+def over_tasks(entries):
+    """The Entries of the means over the tasks where there are several; of costs as COSTS says."""
+    found = []
+    for those in grouped(entries, lambda entry: entry.name).values():
+        known = [cost for cost in COSTS if all(entry.costs.get(cost.key) for entry in those)]
+        costs = {cost.key: cost.tasks([entry.costs[cost.key] for entry in those]) for cost in known}
+        of_seeds = zip(*(entry.values for entry in those), strict=False)
+        cell, values = (
+            those[0].cell | {"task": f"mean of {len(those)} tasks"},
+            [*map(statistics.fmean, of_seeds)],
+        )
+        found += [those[0]._replace(cell=cell, runs=[], costs=costs, values=values)] if len(those) > 1 else []
+    return found
 
 
 def fronts(task, entries, table="", note=""):
-    """A task's scores against each of AXES with the Pareto front; the paper's points beside ours."""
+    """A task's scores against each of AXES, the paper's beside ours."""
     drawings = []
     for axis in AXES:
         drawings += (ours := against(entries, axis))
-        if ours and axis == "building" and (paper := printed(table, task)):
-            drawings.append(scatter(f"{task}, the paper's", AXES[axis], paper, pareto=True))
+        drawings += printed(table, task, axis) if ours else []
     caption = (
         "<b>Scores against what they cost.</b> Dotted: the Pareto front; nothing to the left of it scores as "
         f"high.{note}"
     )
-    return figure(drawings, caption) if drawings else ""
+    return figure(drawings, caption)
 
 
 def picture(sections):
@@ -324,17 +309,29 @@ def rate_curves(entries):
     """A panel for each of a task's entries whose rate was searched, with its tries."""
     curves = []
     for entry in entries:
-        tries, chosen = sorted(entry.cell.get("tries", ()), key=lambda one: one["lr"]), entry.cell.get("lr")
-        points = [(one["lr"], *3 * [one["score"]]) for one in tries if one.get("score") is not None]
+        tries, chosen, points = entry.cell.get("tries", ()), entry.cell.get("lr"), []
+        for one in tries:
+            values = [one[key] for key in ("score", "loss") if one.get(key) is not None]
+            points += [(one["lr"], *3 * values[:1])] if values else []
         if points and chosen:
-            note = f"{chosen:g}" + ", at the end of the list" * (chosen in (tries[0]["lr"], tries[-1]["lr"]))
+            note = f"{chosen:g}" + ", at the end of the list" * at_the_end(entry.cell)
             failed = [one["lr"] for one in tries if "failed" in one]
             curves.append(entry.drawn(points, [lr for lr, *_ in points].index(chosen), note, failed))
     caption = (
-        "<b>All rates that were tried: score against rate (log scale).</b> The large dot is the chosen one, "
-        "× one that failed. The other panels' lines are grey."
+        "<b>All rates that were tried: score (E2E: loss) against rate (log scale).</b> The large dot is the "
+        "chosen one, × one that failed."
     )
-    return figure(panels(curves, log=True), caption) if curves else ""
+    return figure(panels(curves, log=True), caption)
+
+
+def line_charts(content):
+    """The drawings of a table.json's "figures": {"title", "x", "y", "curves": {name: [[x, y], …]}}."""
+    drawings = []
+    for chart in content.get("figures", ()):
+        lines = {name: [(x, y, y, y) for x, y in points] for name, points in chart["curves"].items()}
+        curves = [Curve(name, points) for name, points in lines.items() if points]
+        drawings.append(scatter(f"{chart['title']}: {chart['y']}", chart["x"], curves, log_y=True))
+    return figure(drawings, "")
 
 
 # ---- sections
@@ -346,12 +343,11 @@ def paragraph(words):
 
 
 def settings_table(runs, environment):
-    """All values of each argument in the runs' args.json, without arguments that no run was given."""
+    """All values of each argument of the runs, without those that no run was given."""
     found = {}
     for arguments, made in [(run.args, run.environment) for run in runs] or [({}, environment)]:
-        versions = made.get("versions", {}) | {key: made.get(key) for key in ("device", "threads", "git")}
-        for key, value in (arguments | versions).items():
-            if value is not None:
+        for key, value in {**arguments, **made.get("versions", {}), **made}.items():
+            if value is not None and key not in ("versions", "command"):
                 found.setdefault(key.replace("_", "-"), []).append(str(value))
     rows = [[key, ", ".join(dict.fromkeys(values))] for key, values in found.items()]
     return table(["", "value, or all the values"], rows, words=2) if rows else ""
@@ -363,32 +359,31 @@ def draw(section, name):
     used, note = content["table"], ""
     if used in TABLES and TABLES[used].script.layout == ENCODER:
         entries, note = with_flops(entries, content.get("settings", {}).get("model"))
-    state = [] if content.get("complete", True) else [f"incomplete: {len(entries)} cells"]
-    parts = [one for entry in entries for one in (entry.cell, *entry.cell.get("runs", ())) if "failed" in one]
-    state += [f"{len(parts)} failed"] * bool(parts)
+    state = [f"incomplete: {len(entries)} cells"] * (not content.get("complete", True))
+    cells = [one for entry in entries for one in (entry.cell, *entry.cell.get("runs", ()))]
+    failed = sum("failed" in one for one in cells)
+    state += [f"{failed} failed"] * bool(failed)
     state += [
         f"{run.path}: stopped or running after epoch {len(run.epochs)}" for run in runs if not run.result
     ]
-    badge = (
-        f'<span class="{"bad" if state else "good"} badge">{escape("; ".join(state) or "complete")}</span>'
-    )
+    kind = "bad" if state else "good"
+    badge = f'<span class="{kind} badge">{escape("; ".join(state) or "complete")}</span>'
 
     summary, *notes = [paragraph(note) for sheet in content["tables"] for note in sheet["notes"]] or [""]
     notes += [paragraph(f"`{content['command']}`")] if "command" in content else []
-    by_task = grouped(entries, lambda entry: entry.cell["task"])
-    settings = settings_table(
-        [run for entry in entries for run in entry.runs], content.get("environment", {})
-    )
+    by_task = grouped([*entries, *(over_tasks(entries) if used else ())], lambda entry: entry.cell["task"])
+    used_runs = [run for entry in entries for run in entry.runs]
     parts = [
         f'<section id="{name}"><h2>{escape(title)}</h2>',
         f'<p class="soft"><code>{escape(place)}</code> {badge}</p>',
         *(table(sheet["header"], sheet["rows"]) for sheet in content["tables"]),
         summary,
+        line_charts(content),
         *(fronts(task, those, used, note) for task, those in by_task.items()),
         details("Rates", "".join(map(rate_curves, by_task.values()))),
         details("Learning curves", "".join(map(learning_curves, by_task.values())), not used),
         details("The command, and notes", "".join(notes)),
-        details("Settings and versions", settings),
+        details("Settings and versions", settings_table(used_runs, content.get("environment", {}))),
         "</section>",
     ]
     return "".join(parts)
@@ -401,10 +396,9 @@ def report(sections, root):
     links = (f'<a href="#s{i}">{escape(section.title)}</a>' for i, section in enumerate(sections))
     runs = [run for section in sections for run in section.runs]
     missing = sum(not run.result for run in runs)
-    state = f'<span class="bad">{missing} incomplete</span>' if missing else "none incomplete"
     head = f"""<h1>HUT beside the methods it is compared with</h1>
-<p><code>{escape(str(root))}</code> holds {len(runs)} runs, {state}. The columns “paper” and “paper’s” are
-the paper’s numbers, on its own models. Everything else was run. In all figures, HUT is
+<p><code>{escape(str(root))}</code> holds {len(runs)} runs, {missing} incomplete. The columns “paper” and
+“paper’s” are the paper’s numbers, on its own models. Everything else was run. In all figures, HUT is
 <b class="hut">orange</b>, every other method <b class="other">blue</b>, what the papers print grey.</p>
 <nav>{"".join(links)}</nav>
 """

@@ -139,17 +139,23 @@ def passed_on(args, names):
     return [*flags(**{name: getattr(args, name.replace("-", "_")) for name in names}), *args.rest]
 
 
-def cost(args, script, task, folder, result):
-    """What a run took: peak memory in bytes, ms a step in its fastest epoch; seconds and kWh until its best.
-
-    A script with such a column also has what a label costs, one source at a time.
+def spent(rows, result):
+    """Of a run's metrics.jsonl and result.json: the peak memory in bytes, ms a step in the fastest epoch;
+    epochs, seconds and kWh to the best one. None for what is not measured.
     """
-    if not (epoch := result["best"]["epoch"]):
+    timing, best = [row.get("timing", {}) for row in rows], (result.get("best") or {}).get("epoch")
+    until, memory = timing[best - 1] if best else {}, result.get("timing", {}).get("peak_memory_bytes")
+    steps = [epoch["step_ms"] for epoch in timing if epoch.get("step_ms")]  # one may be resumed at its end
+    found = {"memory": memory, "step_ms": min(steps, default=None), "seconds": until.get("seconds")}
+    return found | {"epochs": best, **until.get("energy_kwh", {})}
+
+
+def cost(args, script, task, folder, result):
+    """What a run took; for a script with such a column also what a label costs, one source at a time."""
+    if not result["best"]["epoch"]:
         return {}  # scored as it is
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line)["timing"] for line in lines]
-    found = {"memory": result["timing"]["peak_memory_bytes"], "step_ms": min(row["step_ms"] for row in rows)}
-    found |= {"epochs": epoch, "seconds": rows[epoch - 1]["seconds"], **rows[epoch - 1]["energy_kwh"]}
+    found = spent([json.loads(line) for line in lines], result)
     if any(column.key == "label_ms" for column in script.costs):
         found |= in_use(args, script, task, folder)
     return {key: rounded(value, 4) for key, value in found.items() if value is not None}

@@ -23,6 +23,7 @@ def run_folder(folder, seed, scores, finished=True, method="hut", task="cola", *
     (folder / "args.json").write_text(json.dumps({"args": args, **versions}))
     score = "exact_match" if task == "squad" else "matthews"
     rows = [{"epoch": i, "step": i, "train_loss": 0.5, score: s, "lr": 0.1} for i, s in enumerate(scores, 1)]
+    rows = [row | {"timing": {"seconds": 40 * row["epoch"], "step_ms": 12.5}} for row in rows]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if finished:
         last = {"epoch": len(scores), score: scores[-1]}
@@ -107,7 +108,7 @@ def test_page(call, tmp_path):
     """Would catch: a number left out, text taken for markup, a tag left open, anything that is fetched."""
     runs, out = tmp_path / "runs", tmp_path / "report.html"
     sweep_folder(runs / "table1", "table1", [("hut", 8), ("lora", 8), ("head", None)])
-    sweep_folder(runs / "rank", "rank", [("hut", 8)])
+    sweep_folder(runs / "rank", "rank", [("hut", 8), ("hut", 1)], spread={"cola": {}})
     run_folder(runs / "<b>one</b>", 0, [0.5, 0.75])
     call(runs, "-o", out)
     text = out.read_text()
@@ -129,7 +130,7 @@ def test_page(call, tmp_path):
         "complete",
     ):
         assert wanted in words, wanted
-    assert "FLOPs are those of mini" in words and "cola, the paper's" in words
+    assert "FLOPs: mini, 128 tokens" in words and "The paper's cola" in words
     assert words.index("All of table1") < words.index("All of rank"), "tables that compare methods come first"
     assert page.references and all(reference.startswith("#s") for reference in page.references)
     assert not re.search(
@@ -225,9 +226,12 @@ def test_a_picture_needs_scores(call, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (None, "no such folder"),
+        (None, "no table.json, args.json"),
         ({}, "no table.json, args.json"),
-        ({"a/args.json": '{"args":\n {]}'}, "args.json, line 2: not JSON"),
+        (
+            {"a/args.json": '{"args":\n {]}'},
+            "args.json: not JSON: Expecting property name enclosed in double quotes: line 2",
+        ),
         ({"a/table.json": "[]"}, "table.json: not a file of this program: no 'table' in it"),
         (
             {"a/args.json": '{"args": {}}', "a/metrics.jsonl": "{}\n"},
@@ -263,9 +267,19 @@ def test_runs_are_named_by_folder_and_a_seed_counts_once(call, tmp_path):
     call(runs, "-o", out)
     rows = rows_of(out)
     assert rows["folder"] == [
-        "last matthews", "best matthews", "method", "lr", "epochs", "finished", "parameters", "seconds", "MiB"
+        "last matthews", "best matthews", "method", "lr", "epochs", "finished", "parameters without the head",
+        "ms a step", "seconds to the best epoch", "peak memory, MiB",
     ]  # fmt: skip
-    assert rows["a …"] == ["55.0 ± 7.1"] * 2 + ["hut r8 qv", "0.25", "2", "2 of 2", "4,321", "76", "5"]
+    assert rows["a …"] == ["55.0 ± 7.1"] * 2 + [
+        "hut r8 qv",
+        "0.25",
+        "2",
+        "2 of 2",
+        "4,321",
+        "12.5",
+        "80",
+        "5",
+    ]
     assert rows["again"][0] == "70.0" and rows["z"][:3] == ["90.0", "90.0", "lora r8 qv"]
     text = out.read_text()
     assert all(
@@ -315,6 +329,39 @@ def test_rates_are_drawn(call, tmp_path):
     (runs / "table.json").write_text(json.dumps(content))
     call(runs, "-o", out)
     assert "1, at the end of the list" in out.read_text()
+
+
+def test_means_over_tasks_and_the_paper_beside_them(call, tmp_path):
+    """Would catch: READ's Figure 1 without the paper's points, memory that is summed."""
+    sweep_folder(tmp_path / "runs", "read", [("read", 256), ("lora", 32)])
+    path = tmp_path / "runs" / "table.json"
+    content = json.loads(path.read_text())
+    for cell in content["cells"]:
+        cell["costs"] = {"memory": 3 * 2**20 * len(cell["method"]), "seconds": 70.0, "step_ms": None}
+    content["cells"] += [cell | {"task": "sst2"} for cell in content["cells"]]
+    path.write_text(json.dumps(content))
+    call(tmp_path / "runs", "-o", tmp_path / "report.html")
+    (section,) = report.find(tmp_path / "runs")
+    first, *_ = report.over_tasks(section.entries)
+    assert first.costs == {"memory": 12 * 2**20, "seconds": 140.0} and first.cell["task"] == "mean of 2 tasks"
+    assert [round(value, 9) for value in first.values] == [0.2, 0.3]
+    text = (tmp_path / "report.html").read_text()
+    drawn = re.search(r'<svg[^>]*aria-label="The paper.{0,9}s mean of 2 tasks: kWh, all.*?</svg>', text)[0]
+    assert len(re.findall('class="paper"', drawn)) == 8 and ">read r256<" in drawn and ">read-large<" in drawn
+
+
+def test_lines_of_a_table(call, tmp_path):
+    """Would catch: a figure of lines (READ's 4 and 5) left out, or bold as stars."""
+    lines = {"read": [[1e6, 10.0], [1e8, 20.0]], "none": []}
+    figure = {"title": "Figure 4", "x": "backbone", "y": "parameters", "curves": lines}
+    sheet = {"header": ["a"], "rows": [["**7 < 8**"]], "notes": []}
+    content = {"table": "scaling", "cells": [], "tables": [sheet], "figures": [figure]}
+    (tmp_path / "table.json").write_text(json.dumps(content))
+    call(tmp_path, "-o", tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    drawn = re.search(r'<svg[^>]*aria-label="Figure 4: parameters: backbone.*?</svg>', text)[0]
+    assert drawn.count("<circle") == 2 and ">read<" in drawn and "none" not in drawn
+    assert "<b>7 &lt; 8</b>" in text
 
 
 def test_out_that_cannot_be_written(call, tmp_path, capsys):
