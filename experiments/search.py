@@ -29,10 +29,6 @@ class Failed(Exception):
     """A run that ended with an error; the rest go on."""
 
 
-class Taken(Exception):
-    """A run that another sweep is at work on."""
-
-
 def read_json(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -95,32 +91,29 @@ def record(folder, arguments):
 
 
 def run(script, folder, arguments, threads=None, processes=None):
-    """Runs `script` into `folder`, unless it has; -> what result.json says.
+    """Runs `script` into `folder`, unless it has; -> what result.json says, None if another sweep is there.
 
-    `processes`, a set, holds the process while it runs. Raises Failed with the last line of its errors, Taken
-    if another sweep has the folder, and UserError if the folder's run had other arguments.
+    `processes`, a set, holds the process while it runs. Raises Failed with the last line of its errors, and
+    UserError if the folder's run had other arguments.
     """
-    processes = set() if processes is None else processes
+    processes, result = set() if processes is None else processes, folder / "result.json"
     record(folder, arguments)
     try:
         lock = alone_in(folder, "sweep.lock")
     except UserError:
-        raise Taken from None
-    with lock or open(os.devnull):
-        result = folder / "result.json"
+        return None
+    with lock:
         if not result.exists():
             env = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
             with (folder / "log.txt").open("a", encoding="utf-8") as log:
                 pipes = {"stdout": log, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
                 with subprocess.Popen(as_command(script, folder, arguments), env=env, **pipes) as process:
                     processes.add(process)
-                    _, errors = process.communicate()
+                    errors = process.communicate()[1].split("\n")
                     processes.discard(process)
             if process.returncode:
-                lines = [line for line in errors.splitlines() if line.strip()]
-                raise Failed(
-                    lines[-1].removeprefix("error: ") if lines else f"exit status {process.returncode}"
-                )
+                said = [line for line in errors if line.strip()] or [f"exit status {process.returncode}"]
+                raise Failed(said[-1].removeprefix("error: "))
         return read_json(result)
 
 
@@ -266,10 +259,8 @@ class Sweep:
             return None, {"lr": lr, "failed": str(outcome)}
         worth, (score, *_) = self.script.worth(outcome, task), self.script.scores[task]
         part = outcome["best" if self.chosen_is_scored else "last"]
-        about = {
-            name: rounded(part[key], 6) for name, key in (("score", score), ("loss", "loss")) if key in part
-        }
-        about |= {"lr": lr, "seconds": rounded(outcome["timing"]["seconds"], 4)}
+        about = {"lr": lr, "score": rounded(part.get(score), 6), "loss": rounded(part.get("loss"), 6)}
+        about["seconds"] = rounded(outcome["timing"]["seconds"], 4)
         return (None, about | {"failed": "its score is not defined"}) if None in worth else (worth, about)
 
     def cell(self, task, row):
@@ -335,7 +326,7 @@ class Sweep:
                         time.sleep(1)  # all are taken
                     for future in done:
                         self.note(running.pop(future), future, later)
-            except KeyboardInterrupt:
+            except BaseException:
                 for process in list(processes):
                     process.terminate()  # the runs save and end
                 raise
@@ -344,12 +335,12 @@ class Sweep:
         """Takes down what came of a run, and says so."""
         try:
             found = future.result()
-            what = clock(found["timing"].get("seconds", 0))
-        except Taken:
-            later[folder] = time.time() + 5
-            return
+            what = clock(found["timing"].get("seconds", 0)) if found else ""
         except Failed as error:
             found, what = error, f"failed: {error}"
+        if not found:
+            later[folder] = time.time() + 5
+            return
         self.outcomes[folder] = found
         n, total = len(self.outcomes), max(len(self.outcomes), self.expected)
         print(f"[{n} of {total} or more] {folder.relative_to(self.args.out)}: {what}", flush=True)

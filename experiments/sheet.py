@@ -30,7 +30,7 @@ def sheet(content, tasks):
     printed = {row: row.in_paper(content["table"]) for row in rows}
     known = {name for texts in printed.values() for name in texts}
     best = {task: told_from_none(scores_of(rows, task, script.scores[task][0])) for task in tasks}
-    against = differences(rows, tasks[0], script) if len(tasks) == 1 else {}
+    less = differences(rows, tasks[0], script) if len(tasks) == 1 else {}
     lines = []  # of (title, text)
     for row, paper in printed.items():
         found = {task: rows[row].get(task) for task in tasks}
@@ -47,7 +47,7 @@ def sheet(content, tasks):
             line.append(("mean", "–" if None in means else number("score", sum(means) / len(means))))
         else:
             line += about_search(cell, script, score=script.scores[task][0])
-            line += [(f"− {name} [95 %]", texts.get(row, "–")) for name, texts in against.items()]
+            line += [(f"− {name} [95 %]", texts.get(row, "–")) for name, texts in less.items()]
         lines.append(line + [(column.title, over_tasks(column, found.values())) for column in script.costs])
     header = [title for title, _ in lines[0]]
     return Sheet(header, [[text for _, text in line] for line in lines], notes(content, tasks))
@@ -124,8 +124,13 @@ def told_from_none(scores):
     if len(means) < 2:
         return set()
     best = max(means, key=means.get)
-    found = {row: difference(scores[row], scores[best]) for row in means if row != best}
-    return {best, *(row for row, one in holm(found).items() if one.p >= LEVEL)}
+    return {best, *(row for row, one in against(scores, best).items() if one.p >= LEVEL)}
+
+
+def against(scores, rival):
+    """{row: Difference} of the rows less the rival, with Holm's correction; without rows of too few seeds."""
+    found = {row: difference(scores[row], scores[rival]) for row in scores if row != rival}
+    return holm({row: one for row, one in found.items() if one})
 
 
 def differences(rows, task, script):
@@ -139,11 +144,10 @@ def differences(rows, task, script):
         if not (default or len(of_name) == 1):
             continue
         rival = (default or of_name)[0]
-        pairs = {row: difference(scores[row], scores[rival]) for row in rows if row != rival}
-        texts = columns[label(*rival[:3]) if len(of_name) > 1 else name] = {}
-        for row, one in holm({row: one for row, one in pairs.items() if one}).items():
-            texts[row] = interval(score, one)
-    return {name: texts for name, texts in columns.items() if texts}
+        texts = {row: interval(score, one) for row, one in against(scores, rival).items()}
+        if texts:
+            columns[label(*rival[:3]) if len(of_name) > 1 else name] = texts
+    return columns
 
 
 def interval(score, found):

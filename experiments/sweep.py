@@ -37,9 +37,7 @@ def arguments():
     more = "The training script gets what stands after --, as in: … table3 --model DIR -- --warmup 0.06"
     parser = Parser(prog="python -m experiments.sweep", description=__doc__.splitlines()[0], epilog=more)
     parser.add_argument("table", choices=(*TABLES, "table2"))
-    parser.add_argument(
-        "two", nargs="*", metavar="METHOD[:R]", help="of duel: --methods, one against the other"
-    )
+    parser.add_argument("two", nargs="*", metavar="METHOD[:R]", help="the two of a duel")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="(default: the paper's; with mini: cola)")
     for name, (kind, metavar) in CHOICES.items():
         takers = " ".join(key for key, table in TABLES.items() if name in table.choices)
@@ -48,13 +46,9 @@ def arguments():
     seeds = listed({key: table.seeds for key, table in TABLES.items()})
     counts = f"seeds 0 … N−1, of all methods or of one (default: {seeds})"
     parser.add_argument("--seeds", nargs="+", metavar="[METHOD=]N", help=counts)
-    rates = (
-        "rates to begin with; one is not searched (default: the method's own, a third of it, three times it)"
-    )
+    rates = "rates to begin with, one for no search (default: the method's own, a third, three times it)"
     parser.add_argument("--lrs", nargs="+", metavar="[METHOD=]LR,LR…", help=rates)
-    most = (
-        "rates a method may try: while the best is at an end of its list, the list grows there (default: 6)"
-    )
+    most = "rates to try at most: while the best is at an end of the list, the list grows there (default: 6)"
     parser.add_argument("--tries", type=whole, metavar="N", default=6, help=most)
     head = "of every method's head (default: the best of the head alone, found first)"
     parser.add_argument("--head-lr", type=positive, metavar="LR", help=head)
@@ -64,10 +58,8 @@ def arguments():
         parser.add_argument(f"--{name}", type=kind, help="as in the training script")
     jobs = "runs side by side, each with one thread (default: 1, with all threads)"
     parser.add_argument("--jobs", type=whole, metavar="N", default=1, help=jobs)
-    commands = "print the commands of the runs that can begin now, and run nothing; the same command without "
-    parser.add_argument(
-        "--list", action="store_true", help=f"{commands}--list fills the table from their folders"
-    )
+    commands = "print the runs that can begin, a command a line; without it, the table is filled from them"
+    parser.add_argument("--list", action="store_true", help=commands)
     minutes = "of duel, the search counted in (default: 10)"
     parser.add_argument("--minutes", type=positive, default=10, help=minutes)
     parser.add_argument("--out", metavar="DIR", help="(default: runs/<table>)")
@@ -136,22 +128,18 @@ def duel(args):
         }
         sweep.execute(pair, cells.__setitem__)
         last = (time.time() - started) if n > 1 else 0
-    (score,), (one, other) = table.script.scores[task], (cells[i]["runs"] for i in (0, 1))
-    pairs = [
-        {i: run["scores"][score] for i, run in enumerate(runs) if "scores" in run} for runs in (one, other)
-    ]
-    print(verdict(f"{' − '.join(args.two)}, {task} {score}", score, *pairs))
+    (score,), runs = table.script.scores[task], (cells[i].get("runs", ()) for i in (0, 1))
+    pairs = [{i: run["scores"][score] for i, run in enumerate(of) if "scores" in run} for of in runs]
+    print(f"{args.two[0]} − {args.two[1]}, {task} {score}: {verdict(args.two, score, *pairs)}")
 
 
-def verdict(what, score, *scores):
-    """One line on two {pair: score}."""
+def verdict(two, score, *scores):
+    """What a look at {pair: score} of both says: who is ahead, if that is beyond chance."""
     found = difference(*scores)
     if not found:
-        return f"{what}: no verdict: {min(map(len, scores))} pairs, expected {FEWEST}: give more --minutes"
-    ahead = "neither is ahead"
-    if found.p < LEVEL:
-        ahead = f"{'the first' if found.mean > 0 else 'the second'} is ahead"
-    return f"{what}: {interval(score, found)} over {found.n} pairs: {ahead}"
+        return f"no verdict: {min(map(len, scores))} pairs, expected {FEWEST}: give more --minutes"
+    ahead = "neither" if found.p >= LEVEL else two[found.mean < 0]
+    return f"{interval(score, found)} over {found.n} pairs: {ahead} is ahead"
 
 
 # ---- tables
@@ -170,13 +158,13 @@ def run_table(args, table):
 
     def ended(key, cell):
         cells[key] = cell
-        ordered = [cells[task, row] for task in args.tasks for row in rows if (task, row) in cells]
-        found = {"complete": len(cells) == len(args.tasks) * len(rows), "cells": ordered, **fixed}
+        ordered = [cells[key] for key in plans if key in cells]
+        found = {"complete": len(ordered) == len(plans), "cells": ordered, **fixed}
         content.update(save(args, table.title, found))
 
     plans = {(task, row): sweep.cell(task, row) for task in args.tasks for row in rows}
     if args.list:
-        for command in sweep.commands(plans, lambda key, cell: None):
+        for command in sweep.commands(plans, lambda *_: None):
             print(command)
         return None
     print(f"{args.table}: {sweep.expected} runs or more in {args.out}", flush=True)

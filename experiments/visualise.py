@@ -7,8 +7,9 @@ python -m experiments.visualise, with
     --adapter A --text TEXT [TEXT]                    an adapter of train_glue.py
     --adapter A --faithfulness 200 --data DIR         whether red words matter
 
-The paper says only that a shade is the relation of the last layer's output to the input. Here are two such
-relations. --faithfulness measures which of them says what a model's answer depends on.
+The paper says that a shade is the relation of the last layer's output to the input, and that red "indicates
+the model's attention" (4.4.3), not how it is computed. Here are two such relations. --faithfulness measures
+which of them says what a model's answer depends on.
 """
 
 import argparse

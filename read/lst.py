@@ -8,8 +8,9 @@ of the backbone's block at its height, projected down:
     out  = g norm(phi_N) + (1 - g) (up norm(s_N))         what the output layer reads
 
 As in READ the backbone is not differentiated; but this is a whole small T5, whose decoder attends to its own
-encoder's output. Its blocks start as parts of the backbone's (`prune`), its projections at the library's
-default: this does NOT start at the frozen model. T5-base: 5,097,241 parameters.
+encoder's output. Its blocks start as parts of the backbone's, the largest (`prune`). Its authors prune by
+Fisher information, and keep 9 of T5-base's 12 blocks a side; here all are kept. Its projections start at
+the library's default: this does NOT start at the frozen model. T5-base: 5,097,241 parameters.
 """
 
 from dataclasses import replace

@@ -61,5 +61,7 @@ def test_under_adamw_r_is_epsilon_and_nothing_else(r):
 
 @pytest.mark.parametrize("how", [(adamw, 0.1), (sgd,)], ids=["clipping", "SGD"])
 def test_with_clipping_or_sgd_r_is_a_learning_rate(how):
-    """With clipping, which sees sqrt(r) times the norm, and with SGD, which moves lr / r, the claim fails."""
+    """The claim fails with clipping, which sees sqrt(r) times the norm; and with SGD, which moves the means
+    of M_A and M_B by lr / r, but gamma and beta by lr.
+    """
     assert difference(8, *how) > 1e-3
