@@ -43,23 +43,33 @@ def rates_of(args, layout, rows):
     With --paper there is one: what paper.json prints, else None, which stands for the training script's.
     """
     methods = [m for m in dict.fromkeys(row.method for row in rows) if METHODS[m].lr[layout]]
-    asked = dict.fromkeys(methods, (None,)) if args.paper else {}
-    for text in args.lrs or ():
-        method, separator, numbers = text.rpartition("=")
-        if separator and method not in methods:
-            raise UserError(f"--lrs {text}: '{method}' is not among the methods: {' '.join(methods)}")
-        try:
-            rates = tuple(sorted({positive(rate) for rate in numbers.split(",")}))
-        except argparse.ArgumentTypeError as error:
-            raise UserError(f"--lrs {text}: {error}") from None
-        asked |= dict.fromkeys([method] if separator else methods, rates)
-    found = {(t, m): asked.get(m) or around_own(args, layout, t, m) for t in args.tasks for m in methods}
+    asked = {"": (None,)} if args.paper else by_method("--lrs", args.lrs, rates, methods)
+    pairs = [(task, method) for task in args.tasks for method in methods]
+    found = {(t, m): asked.get(m, asked.get("")) or around_own(args, layout, t, m) for t, m in pairs}
     if args.paper:
         printed = PAPER.get(args.table, {}).get("rates", {})
         found |= {(t, m): (printed[m][t],) for t, m in found if t in printed.get(m, {})}
     tries = {method: len(rates) for (_, method), rates in found.items()}
     if len({*tries.values()}) > 1:
         raise UserError(f"--lrs: every method begins with the same number of tries: {listed(tries)}")
+    return found
+
+
+def rates(text):
+    return tuple(sorted({positive(rate) for rate in text.split(",")}))
+
+
+def by_method(flag, texts, kind, methods):
+    """{method: value} of [METHOD=]VALUE …; what is given for all methods is under ""."""
+    found = {}
+    for text in texts or ():
+        method, _, value = text.rpartition("=")
+        if method not in ("", *methods):
+            raise UserError(f"{flag} {text}: '{method}' is not among the methods: {' '.join(methods)}")
+        try:
+            found[method] = kind(value)
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"{flag} {text}: {error}") from None
     return found
 
 
@@ -195,15 +205,8 @@ class Sweep:
         self.searches = self.begun > 1
         self.chosen_is_scored = not self.script.trial
         self.outcomes, self.plans, self.asked = {}, {}, {}
-        searched = {self.searched_as(row) for row in rows if METHODS[row.method].lr[self.script.layout]}
-        tries = (self.begun - self.chosen_is_scored) * len(searched) * self.searches  # at first
-        self.expected = (sum(len(row.seeds) for row in rows) + tries) * len(args.tasks)
 
     # ---- what is run
-
-    def searched_as(self, row):
-        """The row whose search chooses `row`'s rate."""
-        return row._replace(r=anchor(self.args) if self.table.one_search else row.r, seeds=(0,))
 
     def arguments(self, task, row, lr, head_lr):
         task = task if len(self.script.scores) > 1 else None
@@ -240,7 +243,7 @@ class Sweep:
         rates = list(self.rates.get((task, row.method), (None,)))
         if len(rates) == 1:
             return rates[0], []
-        row = self.searched_as(row)
+        row = row._replace(r=anchor(self.args) if self.table.one_search else row.r)
         found, below, above = {}, rates[0] / rates[1], rates[-1] / rates[-2]
         while True:
             asked = [self.trial(task, row, lr, head_lr) for lr in rates if lr not in found]
@@ -342,8 +345,7 @@ class Sweep:
             later[folder] = time.time() + 5
             return
         self.outcomes[folder] = found
-        n, total = len(self.outcomes), max(len(self.outcomes), self.expected)
-        print(f"[{n} of {total} or more] {folder.relative_to(self.args.out)}: {what}", flush=True)
+        print(f"[{len(self.outcomes)}] {folder.relative_to(self.args.out)}: {what}", flush=True)
 
     def commands(self, plans, ended):
         """The command lines of the runs that can begin now, which are written down as this sweep's."""

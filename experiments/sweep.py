@@ -6,7 +6,6 @@ many machines as see the folder, share its runs. For two methods and a verdict, 
 python -m experiments.sweep duel METHOD METHOD [--jobs N --minutes N …]
 """
 
-import argparse
 import re
 import shlex
 import signal
@@ -17,7 +16,7 @@ from pathlib import Path
 from arguments import Parser, positive, run_as_script, whole
 from data import UserError, write_json, write_text
 from experiments import flops
-from experiments.search import SETTINGS, Sweep, bundled
+from experiments.search import SETTINGS, Sweep, bundled, by_method
 from experiments.sheet import as_text, how, interval, sheets
 from experiments.significance import FEWEST, LEVEL, difference
 from experiments.tables import TABLES
@@ -96,16 +95,7 @@ def fill_in(args, table):
     for problem, holds in against.items():
         if holds:
             raise UserError(problem)
-    found = {"": table.seeds}
-    for text in args.seeds or ():
-        method, _, n = text.rpartition("=")
-        if method and method not in METHODS:
-            raise UserError(f"--seeds {text}: no method '{method}'")
-        try:
-            found[method] = whole(n)
-        except argparse.ArgumentTypeError as error:
-            raise UserError(f"--seeds {text}: {error}") from None
-    args.seeds = found
+    args.seeds = {"": table.seeds} | by_method("--seeds", args.seeds, whole, METHODS)
 
 
 # ---- a duel
@@ -167,7 +157,8 @@ def run_table(args, table):
         for command in sweep.commands(plans, lambda *_: None):
             print(command)
         return None
-    print(f"{args.table}: {sweep.expected} runs or more in {args.out}", flush=True)
+    n = sum(len(row.seeds) for row in rows) * len(args.tasks)
+    print(f"{args.table}: {n} runs, and those of the searches, in {args.out}", flush=True)
     sweep.execute(plans, ended)
     return content
 
