@@ -130,12 +130,12 @@ def log_probabilities(model, windows, device, dtype):
 def generate(args, model, tokenizer, contexts, device, dtype):
     end = model.config.eos_token_id
     prompts = [[*encoding.ids, end] for encoding in tokenizer.encode_batch(contexts)]
-    search = args.max_new_tokens, args.beam_size, args.length_penalty, args.no_repeat_ngram
+    search = args.max_new_tokens, args.beam_size, args.length_penalty, args.no_repeat_ngram, args.ngram_scope
     if DECODER in METHODS[args.method].merges:
         model = merge(model, args.method)  # a step of which computes less
     store(model, dtype)
     with as_user_error(), autocast(device, dtype):
-        found = model.generate(prompts, *search, end, args.ngram_scope)
+        found = model.generate(prompts, *search)
     return [" ".join(text.split()) for text in tokenizer.decode_batch(found)]
 
 

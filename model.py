@@ -686,7 +686,6 @@ class GPT2(Pretrained):
         beam_size=10,
         length_penalty=0.9,
         no_repeat_ngram_size=4,
-        end_token=None,
         ngram_scope="prompt",
         batch_size=16,
     ):
@@ -696,7 +695,6 @@ class GPT2(Pretrained):
         length_penalty        a completion's score is its log probability / its length ** length_penalty
         no_repeat_ngram_size  n-grams of this size may not occur twice: in prompt and completion together
                               (`ngram_scope="prompt"`) or in the completion (`"completion"`); 0: no limit
-        end_token             None: the configuration's eos_token_id
 
         -> the completions in the order of the prompts: token ids without the prompt and the end token.
         Merged adapters are faster. Raises ValueError for prompts that cannot be decoded.
@@ -715,8 +713,7 @@ class GPT2(Pretrained):
             decoder = GPT2Decoder(self, batch, beam_size, max_new_tokens)
             return decoder, history.to(self.word.weight.device)
 
-        end_token = self.config.eos_token_id if end_token is None else end_token
-        search = max_new_tokens, end_token, no_repeat_ngram_size, beam_size, length_penalty
+        search = max_new_tokens, no_repeat_ngram_size, beam_size, length_penalty
         return decode_all(self, begin, prompts, batch_size, *search)
 
     def _to_file(self, state):
@@ -737,7 +734,7 @@ class GPT2(Pretrained):
 # ---- decoding
 
 
-def decode_all(model, begin, prompts, batch_size, max_new_tokens, end_token, ngram_size, beam_size, penalty):
+def decode_all(model, begin, prompts, batch_size, max_new_tokens, ngram_size, beam_size, penalty):
     """The completions of `prompts`; begin(a batch of similar length) returns its decoder and history.
 
     Raises ValueError for a prompt that is empty or holds an unknown token, and for a size below 1.
@@ -760,7 +757,8 @@ def decode_all(model, begin, prompts, batch_size, max_new_tokens, end_token, ngr
         for start in range(0, len(prompts), batch_size):
             chosen = by_length[start : start + batch_size]
             batch = begin([prompts[i] for i in chosen])
-            found = beam_search(*batch, max_new_tokens, end_token, ngram_size, beam_size, penalty)
+            search = max_new_tokens, model.config.eos_token_id, ngram_size, beam_size, penalty
+            found = beam_search(*batch, *search)
             for i, completion in zip(chosen, found, strict=True):
                 completions[i] = completion
     model.train(training)

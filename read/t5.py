@@ -296,7 +296,7 @@ class T5(Pretrained):
             history = torch.full((len(batch), 1), start, device=device)
             return T5Decoder(self, batch, beam_size, max_new_tokens), history
 
-        search = max_new_tokens, self.config.eos_token_id, no_repeat_ngram_size, beam_size, length_penalty
+        search = max_new_tokens, no_repeat_ngram_size, beam_size, length_penalty
         return decode_all(self, begin, sources, batch_size, *search)
 
 

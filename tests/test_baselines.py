@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 import baselines
 import weights
-from data import UserError
-from methods import METHODS, adapt, methods_of, settings
+from methods import METHODS, adapt, merge, methods_of, settings
 from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, GPT2Config, RobertaClassifier, RobertaConfig, beam_search
 
 ENCODER = RobertaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
@@ -351,10 +350,10 @@ def test_merged_equals_unmerged_or_says_that_it_does_not_merge(kind, method):
     model = randomise(adapted(kind, method))
     before = copy.deepcopy(model.state_dict())
     if kind not in METHODS[method].merges:
-        with pytest.raises(UserError, match=f"^--method {method} does not merge"):
-            weights.merged(model, method)
+        with pytest.raises(ValueError, match=f"^--method {method} does not merge"):
+            merge(model, method)
     else:
-        merged = weights.merged(model, method)
+        merged = merge(model, method)
         assert list(merged.state_dict()) == list(plain(kind).state_dict())
         assert all(type(m) is type(n) for m, n in zip(merged.modules(), plain(kind).modules(), strict=True))
         assert method in ("head", "frozen") or (merged(IDS) - plain(kind)(IDS)).abs().max() > 1e-3
@@ -401,7 +400,7 @@ def test_layers_of_other_shapes(method):
     model = randomise(adapt(plain("encoder"), method, {"r": 4, "targets": "qkvoud"}, head=False))
     adapted_layers = [m for m in model.modules() if hasattr(m, "to_linear")]
     assert len(adapted_layers) == 3 * 6
-    close(weights.merged(model, method)(IDS), model(IDS))
+    close(merge(model, method)(IDS), model(IDS))
 
 
 # ---- decoding
@@ -439,7 +438,7 @@ def test_generates_what_rereading_gives(method):
     wanted = [beam_search(Rereading(model, p), torch.tensor([p]), 8, 50256, 2, 3, 0.9)[0] for p in prompts]
     assert model.generate(prompts, 8, beam_size=3, no_repeat_ngram_size=2) == wanted
     if "decoder" in METHODS[method].merges:
-        merged = weights.merged(model, method)
+        merged = merge(model, method)
         assert merged.generate(prompts, 8, beam_size=3, no_repeat_ngram_size=2) == wanted
 
 

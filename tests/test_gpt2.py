@@ -162,10 +162,11 @@ def test_ngram_ban_on_prompts_of_unequal_length():
         assert [(row, token) for row, _, token in scores.isneginf().nonzero().tolist()] == banned
 
 
-def test_scope_of_the_ngram_ban(model):
+def test_scope_of_the_ngram_ban(model, monkeypatch):
     """Would catch: the two scopes being one."""
+    monkeypatch.setattr(model.config, "eos_token_id", -1)  # no token ends
     found = {
-        scope: model.generate([[13, 24, 13, 52]], 12, 4, 1.0, 1, -1, scope)[0]
+        scope: model.generate([[13, 24, 13, 52]], 12, 4, 1.0, 1, scope)[0]
         for scope in ("prompt", "completion")
     }
     assert not {13, 24, 52} & set(found["prompt"]) and len(set(found["prompt"])) == 12
@@ -213,7 +214,7 @@ def test_more_beams_than_words(model):
         (([[1, -1]], 5), "prompt 0 holds token -1"),
         (([[1]], 5, 0), "beam_size is 0"),
         (([[1]], 0), "max_new_tokens is 0"),
-        (([[1]], 5, 2, 1.0, 4, 7, "text"), "ngram_scope is 'text'"),
+        (([[1]], 5, 2, 1.0, 4, "text"), "ngram_scope is 'text'"),
     ],
 )
 def test_what_cannot_be_decoded(model, arguments, message):

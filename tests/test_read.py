@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import baselines
 import device
 import model as model_module
-import weights
+from methods import merge
 from model import (
     GPT2,
     GPT2_MEDIUM,
@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_refused(options, message):
     with pytest.raises(ValueError, match="a Linear: expected one of RobertaClassifier"):
         apply_read(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="--method read does not merge"):
-        weights.merged(adapted("encoder"), "read")
+        merge(adapted("encoder"), "read")
 
 
 # ---- what it leaves alone

@@ -11,12 +11,10 @@ import torch
 from conftest import T5_3B, T5_LARGE, T5_SMALL, with_t5_states
 from torch.nn import functional as F
 
-from data import UserError
 from hut import apply_hut, merge_hut
-from methods import METHODS, adapt
+from methods import METHODS, adapt, merge
 from model import read_config
 from read.t5 import T5, T5_BASE, T5Config, buckets
-from weights import merged
 
 REFERENCE = Path(__file__).parent / "reference" / "t5"
 EXPECTED = torch.load(REFERENCE / "expected.pt", weights_only=True)
@@ -268,10 +266,10 @@ def test_methods_start_decode_and_merge(model, method):
             logits[i, [0, *tokens[:i]]] = -torch.inf
             assert logits[i].argmax() == token
     if "encoder-decoder" in METHODS[method].merges:
-        close(merged(model, method)(*inputs), model(*inputs))
+        close(merge(model, method)(*inputs), model(*inputs))
     else:
-        with pytest.raises(UserError, match="does not merge"):
-            merged(model, method)
+        with pytest.raises(ValueError, match="does not merge"):
+            merge(model, method)
 
 
 def test_hut_in_layers_without_bias(model):
