@@ -27,6 +27,8 @@ def take(folder):
     content = content_of(folder / "table.json")
     if not content.get("complete", True):
         raise UserError(f"{folder}: not finished: the same command of experiments.sweep goes on with it")
+    content["environment"].pop("command", None)  # it may have paths
+    content["tables"] = [one._asdict() for one in sheets(content)]
     text = json.dumps(no_nan(content), indent=1, ensure_ascii=False)
     text = re.sub(r"[{\[][^{}\[\]]*[}\]]", lambda found: " ".join(found[0].split()), text)
     (RESULTS / folder.name).mkdir(parents=True, exist_ok=True)
@@ -38,8 +40,7 @@ def filled(text):
 
     def block(found):
         content = content_of(RESULTS / found[2] / "table.json")
-        shown = [one._asdict() for one in sheets(content)]
-        return f"{found[1]}{as_text(content | {'tables': shown})}\n{found[3]}"
+        return f"{found[1]}{as_text(content)}\n{found[3]}"
 
     return BLOCK.sub(block, text)
 
