@@ -16,7 +16,6 @@ class Curve(NamedTuple):
     kind: str = "other"  # its colour in drawing.css: hut, other, paper
     marked: int = -1  # the point that a panel marks
     note: str = ""  # what a panel says of it
-    crosses: tuple = ()  # each x that has no y
 
 
 class Axis:
@@ -98,8 +97,7 @@ def front(points):
 def scatter(title, x_title, curves, pareto=False, width=350, height=270, log_y=False, style=""):
     """Each curve's points with their bars, joined by a line; where x is 0, a dashed line instead.
 
-    The names stand in a column to the right, the highest on top. A line joins each to its last point.
-    pareto draws the front of high y at low x.
+    A line joins each to its name in a column to the right, the highest on top. pareto draws the front.
     """
     curves = sorted(curves, key=lambda curve: -curve.points[-1][2])
     names = [fitted(curve.name, 24) for curve in curves]
@@ -137,8 +135,7 @@ def panels(curves, log=False):
         return []
     width, height, left, bottom = 168, 140, 36, 122
     points = [point for curve in curves for point in curve.points]
-    xs = [value for value, *_ in points] + [value for curve in curves for value in curve.crosses]
-    x = Axis(xs, left, width - 8, log)
+    x = Axis([value for value, *_ in points], left, width - 8, log)
     y = Axis([end for _, *ends in points for end in ends], bottom, 36)
     means = [[(x(value), y(middle)) for value, _, middle, _ in curve.points] for curve in curves]
     found = []
@@ -152,7 +149,6 @@ def panels(curves, log=False):
         parts += [line(band, f"band {kind}", "polygon"), line(path, f"curve {kind}")]
         parts += [dot(*point, kind, 2) for point in path] if log else []
         parts += [dot(*path[curve.marked], kind)]
-        parts += [text(x(v), bottom - 2, "×", "bad", "middle") for v in curve.crosses]
         parts += [text(2, 12, fitted(curve.name, 24), "name"), text(2, 26, curve.note, "mute")]
         found.append(svg(width, height, f"{curve.name}: {curve.note}", parts))
     return found

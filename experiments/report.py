@@ -1,7 +1,7 @@
 """One page about a folder of runs: python -m experiments.report RUNS -o report.html
 
-RUNS holds what experiments/sweep.py and the training scripts have written, at any depth. The figures are
-inline SVG. --picture FILE.svg writes a picture for a README instead.
+RUNS holds what experiments/sweep.py and the training scripts have written, at any depth. --picture FILE.svg
+writes a picture for a README instead.
 """
 
 import json
@@ -73,7 +73,7 @@ class Section(NamedTuple):
 
 
 def mean_and_std(values):
-    """None for what they do not have."""
+    """None where unknown."""
     if not values or None in values:
         return None, None
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
@@ -109,15 +109,15 @@ def read_run(folder, root):
     result = read(result) if result.exists() else None
     environment = read(args, "args") if args.exists() else {"args": result or {}}
     rows = read_text(metrics, "expected rows of scores").splitlines() if metrics.exists() else []
-    rows = [parse(row, f"{metrics}:{i}", "epoch", "train_loss") for i, row in enumerate(rows, 1)]
+    rows = [parse(row, f"{metrics}:{i}", "epoch", "timing") for i, row in enumerate(rows, 1)]
     return RunFolder(folder.relative_to(root), environment.pop("args"), environment, rows, result)
 
 
 def find(root):
-    """The [Section] of all tables, of those that compare the most methods first, and of the other runs."""
+    """The [Section] of all tables, those with the most methods first, and of the other runs."""
     folders = {path.parent for name in RUN_FILES for path in root.rglob(name)}
     runs = [read_run(folder, root) for folder in sorted(folders)]
-    runs = [run for run in runs if "runs" not in (run.result or {})]  # without the summaries of --seeds
+    runs = [run for run in runs if not run.result or "timing" in run.result]  # no summaries of --seeds
     tables = [section_of_table(path, root, runs) for path in sorted(root.rglob("table.json"))]
     tables.sort(key=lambda section: -len({entry.cell["method"] for entry in section.entries}))
     used = {run.path for section in tables for run in section.runs}
@@ -134,7 +134,7 @@ def script_of(run):
 
 
 def costs_of(runs):
-    """{key of OF_A_RUN: mean over the finished runs, None if one has not measured it}"""
+    """{key of OF_A_RUN: mean over the finished runs, None if not measured}"""
     done = [(run.epochs, run.result) for run in runs if run.result]
     found = [spent(*run) | {"parameters": run[1].get("parameters", {}).get("adapter")} for run in done]
     return {key: mean_and_std([one[key] for one in found])[0] for key in OF_A_RUN}
@@ -215,7 +215,7 @@ def learning_curves(entries):
             curves.append(entry.drawn(points, -1, f"{last:.{digits}f} after epoch {epoch}"))
     caption = (
         f"<b>{escape(score)} on the development set after each epoch.</b> The line is the mean over seeds, "
-        "the band their range. The other panels' lines are grey."
+        "the band their range; other panels' lines are grey."
     )
     return figure(panels(curves), caption)
 
@@ -241,7 +241,7 @@ def with_flops(entries, model):
 
 
 def printed(table, task, axis):
-    """The drawing of the paper's points beside those of a table, if PRINTED has them."""
+    """The drawing of the paper's points, if PRINTED has them."""
     (column, x_title), found = PRINTED.get((table, axis), ("", "")), []
     for key, row in PAPER.get(table, {"rows": {}})["rows"].items():
         row = row | PAPER["table2"]["rows"].get(key, {})
@@ -311,15 +311,16 @@ def rate_curves(entries):
     for entry in entries:
         tries, chosen, points = entry.cell.get("tries", ()), entry.cell.get("lr"), []
         for one in tries:
-            values = [one[key] for key in ("score", "loss") if one.get(key) is not None]
+            named = {entry.score: one.get("score"), "loss": one.get("loss")}  # E2E's tries have no score
+            values = [unit(name)[0] * value for name, value in named.items() if value is not None]
             points += [(one["lr"], *3 * values[:1])] if values else []
         if points and chosen:
             note = f"{chosen:g}" + ", at the end of the list" * at_the_end(entry.cell)
-            failed = [one["lr"] for one in tries if "failed" in one]
-            curves.append(entry.drawn(points, [lr for lr, *_ in points].index(chosen), note, failed))
+            failed = sum("failed" in one for one in tries)
+            note += f", {failed} failed" * bool(failed)
+            curves.append(entry.drawn(points, [lr for lr, *_ in points].index(chosen), note))
     caption = (
-        "<b>All rates that were tried: score (E2E: loss) against rate (log scale).</b> The large dot is the "
-        "chosen one, × one that failed."
+        "<b>All rates that were tried: score (E2E: loss) against rate (log scale).</b> Large: the chosen one."
     )
     return figure(panels(curves, log=True), caption)
 
@@ -350,7 +351,7 @@ def settings_table(runs, environment):
             if value is not None and key not in ("versions", "command"):
                 found.setdefault(key.replace("_", "-"), []).append(str(value))
     rows = [[key, ", ".join(dict.fromkeys(values))] for key, values in found.items()]
-    return table(["", "value, or all the values"], rows, words=2) if rows else ""
+    return table(["", ""], rows, words=2) if rows else ""
 
 
 def draw(section, name):
@@ -398,8 +399,8 @@ def report(sections, root):
     missing = sum(not run.result for run in runs)
     head = f"""<h1>HUT beside the methods it is compared with</h1>
 <p><code>{escape(str(root))}</code> holds {len(runs)} runs, {missing} incomplete. The columns “paper” and
-“paper’s” are the paper’s numbers, on its own models. Everything else was run. In all figures, HUT is
-<b class="hut">orange</b>, every other method <b class="other">blue</b>, what the papers print grey.</p>
+“paper’s” are the paper’s numbers, on its own models. In all figures, HUT is <b class="hut">orange</b>,
+every other method <b class="other">blue</b>, what the papers print grey.</p>
 <nav>{"".join(links)}</nav>
 """
     parts = (draw(section, f"s{i}") for i, section in enumerate(sections))

@@ -143,14 +143,14 @@ def passed_on(args, names):
 
 
 def spent(rows, result):
-    """Of a run's metrics.jsonl and result.json: the peak memory in bytes, ms a step in the fastest epoch;
-    epochs, seconds and kWh to the best one. None for what is not measured.
+    """The costs in a run's metrics.jsonl and result.json: the peak memory in bytes, ms a step in the fastest
+    epoch; epochs, seconds and kWh to the best one. None for what is not measured.
     """
-    timing, best = [row.get("timing", {}) for row in rows], (result.get("best") or {}).get("epoch")
-    until, memory = timing[best - 1] if best else {}, result.get("timing", {}).get("peak_memory_bytes")
-    steps = [epoch["step_ms"] for epoch in timing if epoch.get("step_ms")]  # one may be resumed at its end
-    found = {"memory": memory, "step_ms": min(steps, default=None), "seconds": until.get("seconds")}
-    return found | {"epochs": best, **until.get("energy_kwh", {})}
+    best, memory = result["best"]["epoch"], result["timing"].get("peak_memory_bytes")
+    steps = [row["timing"].get("step_ms") for row in rows]  # None where an epoch was resumed at its end
+    until = next((row["timing"] for row in rows if row["epoch"] == best), {"seconds": None})
+    found = {"memory": memory, "step_ms": min(filter(None, steps), default=None), "epochs": best}
+    return found | {"seconds": until["seconds"], **until.get("energy_kwh", {})}
 
 
 def cost(args, script, task, folder, result):

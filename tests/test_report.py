@@ -323,12 +323,12 @@ def test_rates_are_drawn(call, tmp_path):
     content["cells"][0]["tries"] = [{"lr": lr, **found} for lr, found in scores]
     (runs / "table.json").write_text(json.dumps(content))
     call(runs, "-o", out)
-    drawn = re.search(r'<svg[^>]*aria-label="hut r8 qv: 0.25".*?</svg>', out.read_text())[0]
-    assert len(re.findall(r'<circle[^>]*r="2"', drawn)) == 2 and drawn.count("×") == 1
+    drawn = re.search(r'<svg[^>]*aria-label="hut r8 qv: 0.25, 1 failed".*?</svg>', out.read_text())[0]
+    assert len(re.findall(r'<circle[^>]*r="2"', drawn)) == 2 and "70" in drawn
     content["cells"][0]["lr"] = 1.0
     (runs / "table.json").write_text(json.dumps(content))
     call(runs, "-o", out)
-    assert "1, at the end of the list" in out.read_text()
+    assert "1, at the end of the list, 1 failed" in out.read_text()
 
 
 def test_means_over_tasks_and_the_paper_beside_them(call, tmp_path):

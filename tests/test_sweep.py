@@ -534,11 +534,8 @@ def test_the_papers_rows_are_known_methods():
 
 def test_cost_of_a_run_that_was_resumed():
     """Would catch: an error, or 0 ms, where an epoch was resumed after its last step."""
-    rows = [
-        {"timing": {"seconds": s, "step_ms": ms, "energy_kwh": {"power": None}}}
-        for s, ms in ((9, 5), (7, None))
-    ]
-    timing = {"peak_memory_bytes": 3}
-    wanted = {"memory": 3, "step_ms": 5, "seconds": 9, "epochs": 1, "power": None}
-    assert search.spent(rows, {"best": {"epoch": 1}, "timing": timing}) == wanted
+    timings = [{"seconds": 9, "step_ms": 5, "energy_kwh": {"power": None}}, {"seconds": 17, "step_ms": None}]
+    rows = [{"epoch": i, "timing": timing} for i, timing in enumerate(timings, 1)]
+    wanted = {"memory": 3, "step_ms": 5, "epochs": 1, "seconds": 9, "power": None}
+    assert search.spent(rows, {"best": {"epoch": 1}, "timing": {"peak_memory_bytes": 3}}) == wanted
     assert search.spent([], {"best": {"epoch": 0}, "timing": {}})["seconds"] is None
