@@ -85,13 +85,15 @@ class Attention(nn.Module):
     With a `past`, the L columns of x are appended to it, and x attends to all S columns that it then has.
     """
 
-    def __init__(self, d, n_head, dropout, causal=False):
+    def __init__(self, d, n_head, dropout, causal=False, inner=None, bias=True, scale=None):
         super().__init__()
-        if d % n_head:
-            raise ValueError(f"width {d} is not a multiple of {n_head} attention heads")
-        self.n_head, self.causal = n_head, causal  # causal: what no mask means
+        inner = inner or d  # the width of all heads together
+        if inner % n_head:
+            raise ValueError(f"width {inner} is not a multiple of {n_head} attention heads")
+        self.n_head, self.causal, self.scale = n_head, causal, scale  # causal: what no mask means
         self.dropout = nn.Dropout(dropout)  # only holds p
-        self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
+        self.q, self.k, self.v = (nn.Linear(d, inner, bias) for _ in range(3))
+        self.o = nn.Linear(inner, d, bias)
 
     def forward(self, x, mask, past=None):
         q, k, v = (split_heads(layer(x), self.n_head) for layer in (self.q, self.k, self.v))
@@ -101,7 +103,7 @@ class Attention(nn.Module):
 
     def attend(self, q, k, v, mask):
         p, causal = self.dropout.p if self.training else 0.0, self.causal and mask is None
-        y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p, is_causal=causal)
+        y = F.scaled_dot_product_attention(q, k, v, mask, p, causal, scale=self.scale)
         return self.o(y.transpose(1, 2).flatten(2))
 
 

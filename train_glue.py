@@ -229,12 +229,6 @@ def submit(args, model, tokens, device, dtype):
         print(f"{path}: {len(answers):,} predictions")
 
 
-def label_names(task):
-    """The entries of an exported config.json that say what the classes are called."""
-    names = dict(enumerate(task.label_names or ("score",)))
-    return {"id2label": names, "label2id": {name: i for i, name in names.items()}}
-
-
 # ---- main
 
 
@@ -280,7 +274,9 @@ def main():
             return (all_logits(model, inputs, device, torch.float32) for inputs, _ in dev.values())
 
         examples = f"{sum(len(labels) for _, labels in dev.values()):,} dev examples"
-        export(args, model, checkpoint_dir, dev_logits, examples, **label_names(task))
+        names = dict(enumerate(task.label_names or ("score",)))
+        called = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
+        export(args, model, checkpoint_dir, dev_logits, examples, **called)
 
 
 if __name__ == "__main__":

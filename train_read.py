@@ -82,12 +82,13 @@ def arguments():
 
 def encode(args, tokenizer, examples):
     """(sources, targets) as token ids, each closed by the end token; sources of --max-len tokens at most."""
-    sources = sources_of(args, tokenizer, examples)
-    words = [
-        None if example.label is None else glue.target_text(args.task, example.label) for example in examples
-    ]
-    ids = {word: tokenizer.encode(word).ids for word in set(words) - {None}}
-    return sources, [ids.get(word) for word in words]
+    words = [glue.target_text(args.task, example.label) for example in examples]
+    ids = {word: tokenizer.encode(word).ids for word in set(words)}
+    return sources_of(args, tokenizer, examples), [ids[word] for word in words]
+
+
+def held_out(args, tokenizer, examples):
+    return sources_of(args, tokenizer, examples), [example.label for example in examples]
 
 
 def score(args, model, tokenizer, sources, labels, device, dtype):
@@ -110,11 +111,8 @@ def in_use(args, model, tokenizer, sources, device, dtype):
         started = time.perf_counter()
         written(args, model, tokenizer, [source], device, dtype, batch_size=1)
         times.append(time.perf_counter() - started)
-    return {
-        "batch_size": 1,
-        "ms_a_label": 1000 * statistics.median(times),
-        "peak_memory_bytes": peak_memory(device),
-    }
+    median = 1000 * statistics.median(times)
+    return {"batch_size": 1, "ms_a_label": median, "peak_memory_bytes": peak_memory(device)}
 
 
 # ---- one run
@@ -123,10 +121,7 @@ def in_use(args, model, tokenizer, sources, device, dtype):
 def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
     model, base = prepare(args, model_class, checkpoint_dir, device, dtype)
     sources, targets = encode(args, tokenizer, splits["train"])
-    held = {
-        name: (encode(args, tokenizer, splits[name])[0], [example.label for example in splits[name]])
-        for name in ("validation", "test")
-    }
+    held = {name: held_out(args, tokenizer, splits[name]) for name in ("validation", "test")}
     fill = model.config.pad_token_id
     batches = Batches([len(source) for source in sources], args.batch_size, args.accumulate, args.seed)
     optimizer = adamw(model, args)
@@ -188,11 +183,10 @@ def main():
     path = args.adapter or runs[0].out / "adapter.pt"
     model = trained(path, runs[0], model_class, checkpoint_dir, device, dtype)
     if args.eval_only:
-        sources, _ = encode(args, tokenizer, splits["test"])
-        print(json.dumps(in_use(args, model, tokenizer, sources, device, dtype)))
-        for name in ("validation", "test"):
-            sources, labels = encode(args, tokenizer, splits[name])[0], [e.label for e in splits[name]]
-            scores = score(args, model, tokenizer, sources, labels, device, dtype)
+        held = {name: held_out(args, tokenizer, splits[name]) for name in ("validation", "test")}
+        print(json.dumps(in_use(args, model, tokenizer, held["test"][0], device, dtype)))
+        for name, pair in held.items():
+            scores = score(args, model, tokenizer, *pair, device, dtype)
             print(json.dumps({"split": name, **no_nan(scores)}))
     if args.export:
         sources, targets = encode(args, tokenizer, splits["validation"])

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model import Past, Pretrained, decode_all, extend_visible, split_heads
+from model import Attention, Past, Pretrained, decode_all, extend_visible, split_heads
 
 
 @dataclass
@@ -66,30 +66,18 @@ def buckets(distance, bidirectional, number, farthest):
     return offset + torch.where(distance < exact, distance, (exact + growth.long()).clamp(max=number - 1))
 
 
-class T5Attention(nn.Module):
-    """model.Attention with a bias of the scores, (B or 1, n_head, L or 1, S), in place of the mask."""
+class T5Attention(Attention):
+    """Attention with a bias of the scores, (B or 1, n_head, L or 1, S), in place of the mask."""
 
     def __init__(self, config):
-        super().__init__()
-        d, inner = config.d_model, config.num_heads * config.d_kv
-        self.n_head = config.num_heads
-        self.dropout = nn.Dropout(config.dropout_rate)
-        self.q, self.k, self.v = (nn.Linear(d, inner, bias=False) for _ in range(3))
-        self.o = nn.Linear(inner, d, bias=False)
+        sizes = {"inner": config.num_heads * config.d_kv, "bias": False, "scale": 1.0}
+        super().__init__(config.d_model, config.num_heads, config.dropout_rate, **sizes)
 
     def heads(self, t):
         return split_heads(t, self.n_head)  # (B, n_head, L, d_kv)
 
     def keys_values(self, x):
         return self.heads(self.k(x)), self.heads(self.v(x))
-
-    def forward(self, x, bias, past=None):
-        k, v = self.keys_values(x)
-        if past is not None:
-            k, v = past.extend(k, v)
-        p = self.dropout.p if self.training else 0.0
-        y = F.scaled_dot_product_attention(self.heads(self.q(x)), k, v, bias, dropout_p=p, scale=1.0)
-        return self.o(y.transpose(1, 2).flatten(2))
 
 
 class T5CrossAttention(T5Attention):
