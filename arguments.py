@@ -225,7 +225,8 @@ def check_adapter(args, script, layout):
         if given is None:
             setattr(args, key, value)
         elif value is not None and given != value and key not in CHOSEN:
-            raise UserError(f"{args.adapter}: trained with {key} {value}, not {given}: leave --{key} out")
+            flag = {"labels": "regression"}.get(key, key.replace("_", "-"))
+            raise UserError(f"{args.adapter}: trained with {key} {value}, not {given}: leave --{flag} out")
 
 
 def run_folders(args):

@@ -33,7 +33,7 @@ from device import autocast, pick_device
 from methods import ENCODER
 from metrics import glue_scores, worth
 from read.cache import FromStates, cached_states
-from run import Run, adamw, report, say_next, schedule
+from run import Run, adamw, check_writable, report, say_next, schedule
 from weights import export, prepare, trained
 
 DEFAULTS = {"method": "hut", "model": "roberta-large", "pool": "first"}
@@ -78,9 +78,11 @@ def arguments():
     parser.add_argument("--hold-out", action="store_true", help=HOLD_OUT)
     parser.add_argument("--submit", metavar="DIR", help=submission)
     args = parser.parse_args()
-    endings = [Path(file).suffix.lower() for file in (args.predict_file, args.out_file) if file]
-    if len(endings) == 1 or len(set(endings)) > 1:
-        raise UserError("--predict-file and --out-file: expected both, with the same ending")
+    files = [Path(file) for file in (args.predict_file, args.out_file) if file]
+    if len({file.resolve() for file in files}) == 1 or len({file.suffix.lower() for file in files}) > 1:
+        raise UserError("--predict-file and --out-file: expected both, two files with the same ending")
+    if files:
+        check_writable("--out-file", files[1].parent)
     check_adapter(args, "train_glue.py", ENCODER)
     check_table(args)
     if args.task not in (*glue.TASKS, "own"):
@@ -102,7 +104,8 @@ def check_table(args):
     """Checks what describes a table, and sets its args.task, `own`, and args.labels: [] for numbers."""
     if args.text or args.label or args.labels is not None:
         if args.task not in (None, "own"):
-            raise UserError("--text, --label and --regression are for a table of your own: leave --task out")
+            problem = f"--text, --label and --regression are for a table of your own, not for {args.task}"
+            raise UserError(f"{problem}: leave --task out")
         args.task = "own"
     if args.task == "own" and (args.data or args.submit):
         raise UserError("--data and --submit are for GLUE's tasks: name a table by --train-file, --dev-file")

@@ -51,6 +51,8 @@ def checkpoint(name_or_directory):
     """
     if Path(name_or_directory).is_dir():
         return Path(name_or_directory)
+    if Path(name_or_directory).exists():
+        raise UserError(f"--model {name_or_directory}: a file: expected its directory, or a hub name")
     import huggingface_hub  # not at the top: this import takes a second
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging

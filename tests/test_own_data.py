@@ -82,7 +82,7 @@ def test_from_a_file_to_predictions_in_another(train, command, tmp_path, capsys,
     assert f"adapter {tmp_path / 'out' / 'adapter.pt'} --eval-only" in said and "--submit" not in said
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["task"] == "own"
-    assert set(result["best"]) - {"single_class"} == {"epoch", "accuracy", "macro_f1", "matthews"}
+    assert set(result["best"]) - {"single_class"} == {"epoch", "accuracy", "macro_f1", "matthews", "loss"}
     adapter = tmp_path / "out" / "adapter.pt"
     config = read_adapter(adapter)["config"]
     assert config["labels"] == sorted(CLASSES) and config["text"] == ["question", "answer"]
@@ -226,6 +226,10 @@ def test_a_number_that_is_none(tmp_path, text):
         (["--text", "answer", "--label", "verdict", "--regression"], ":2: column 'verdict': 'yes': expected"),
         ([*PAIR, "--predict-file", "a.csv"], "--predict-file and --out-file: expected both"),
         ([*PAIR, "--predict-file", "a.csv", "--out-file", "b.tsv"], "with the same ending"),
+        ([*PAIR, "--predict-file", "a.csv", "--out-file", "./a.csv"], "expected both, two files"),
+        ([*PAIR, "--predict-file", "a.csv", "--out-file", f"{__file__}/b.csv"], "--out-file"),
+        ([*PAIR[:-1], "id", "--epochs", "9" * 20], "--epochs: '99999999999999999999': expected a whole"),
+        ([*PAIR, "--model", __file__], "test_own_data.py: a file: expected its directory"),
         ([*PAIR, "--predict-file", "a.csv", "--out-file", "b.csv"], "need --adapter"),
     ],
 )
@@ -249,4 +253,5 @@ def test_bad_uses_of_an_adapter(train, command, tmp_path, capsys):
     assert "own: expected 2 text(s)" in fails(capsys, train, *basics, "--predict", "the dog")
     line = fails(capsys, train, *basics, "--predict", "a", "b", "--text", "answer")
     assert "trained with text ['question', 'answer'], not ['answer']" in line
+    assert "leave --regression out" in fails(capsys, train, *basics, "--eval-only", "--regression")
     assert "own" not in glue.TASKS
