@@ -213,10 +213,14 @@ def store(model, dtype):
 
     Under autocast to `dtype` it computes the same, bit by bit. It merges no longer: that takes float32.
     """
+    shared = {}
     for module in model.modules():
-        for tensor in (getattr(module, name) for name in FACTORS.get(type(module), ())):
-            if tensor is not None and not tensor.requires_grad:
-                tensor.data = tensor.data.to(dtype)
+        for name in FACTORS.get(type(module), ()):
+            tensor = getattr(module, name)
+            if isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
+                setattr(module, name, nn.Parameter(tensor.to(dtype), requires_grad=False))
+            elif name in dict(module.named_buffers()):  # which layers may share
+                setattr(module, name, shared.setdefault(tensor, tensor.to(dtype)))
     return model
 
 
