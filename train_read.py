@@ -49,13 +49,10 @@ def arguments():
         "max_len": "512 for a source, cut off behind it; the paper names none",
     }
     add_arguments(parser, T5, defaults)
-    patience = (
-        "stop after N epochs that are not better (default: 3; the paper stops early, and does not say when)"
-    )
-    parser.add_argument("--patience", type=whole, metavar="N", help=patience)
-    parser.add_argument(
-        "--predict", nargs="+", metavar="TEXT", help="one sentence or a pair: the label by --adapter"
-    )
+    add = parser.add_argument
+    stop = "stop after so many that are no better (default: 3; the paper stops early, but does not say when)"
+    add("--patience", type=whole, metavar="EPOCHS", help=stop)
+    add("--predict", nargs="+", metavar="TEXT", help="one sentence or a pair: the label by --adapter")
     args = parser.parse_args()
     check_adapter(args, "train_read.py", T5)
     if args.task not in glue.TEXT_TO_TEXT:

@@ -53,22 +53,12 @@ def arguments():
         "max_len": "512 for a window, or the model's position table if that is shorter",
     }
     add_arguments(parser, ENCODER, defaults)
-    parser.add_argument(
-        "--doc-stride",
-        type=whole_or_zero,
-        metavar="TOKENS",
-        help="a text longer than --max-len is read in windows that overlap by this (default: ours, 128 or a "
-        "third of --max-len)",
-    )
-    parser.add_argument(
-        "--limit-dev", type=whole, metavar="N", help="score the first N questions of the dev file"
-    )
-    parser.add_argument(
-        "--predict", nargs=2, metavar=("QUESTION", "TEXT"), help="the answer in the text, by --adapter"
-    )
-    parser.add_argument(
-        "--submit", metavar="DIR", help="write the dev set's answers as the official script reads them"
-    )
+    add = parser.add_argument
+    windows = "a text longer than --max-len is read in windows that overlap by this (default: ours, 128 or a "
+    add("--doc-stride", type=whole_or_zero, metavar="TOKENS", help=f"{windows}third of --max-len)")
+    add("--limit-dev", type=whole, metavar="N", help="score the first N questions of the dev file")
+    add("--predict", nargs=2, metavar=("QUESTION", "TEXT"), help="the answer in the text, by --adapter")
+    add("--submit", metavar="DIR", help="write the dev set's answers as the official script reads them")
     args = parser.parse_args()
     args.task = "squad"
     check_adapter(args, "train_squad.py", ENCODER)
