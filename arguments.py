@@ -141,12 +141,8 @@ def add_arguments(parser, layout, defaults):
     seeds.add_argument("--seed", type=int, help="(default: 0)")
     seeds.add_argument("--seeds", type=whole, metavar="N", help="run seeds 0 … N−1 and report mean ± std")
     add("--device", help="cpu, cuda, cuda:1, … (default: cuda if there is one)")
-    add(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        help="of the frozen model's arithmetic; adapter, head and optimiser are float32 "
-        "(default: bfloat16 on a GPU that has it, else float32)",
-    )
+    dtype = "of the frozen model's arithmetic; adapter, head and optimiser are float32 (default: bfloat16 on "
+    add("--dtype", choices=("float32", "bfloat16"), help=f"{dtype}a GPU that has it, else float32)")
 
     add = parser.add_argument_group("files").add_argument
     add("--out", metavar="DIR", help="run folder (default: runs/<task>-<method>-r<r>-seed<seed>)")

@@ -65,19 +65,19 @@ def arguments():
     parser.add_argument("--label-smoothing", type=probability, metavar="E", help=table_7(0.1))
     says = 'the sentence for "name[…], food[…], …", by --adapter'
     parser.add_argument("--predict", nargs=1, metavar="MR", help=says)
-    group = parser.add_argument_group("decoding")
-    group.add_argument("--beam-size", type=whole, metavar="K", help=f"1 is greedy {table_7(10)}")
-    group.add_argument("--length-penalty", type=not_negative, metavar="P", help=table_7(0.9))
+    add = parser.add_argument_group("decoding").add_argument
+    add("--beam-size", type=whole, metavar="K", help=f"1 is greedy {table_7(10)}")
+    add("--length-penalty", type=not_negative, metavar="P", help=table_7(0.9))
     no_ngram = f"no N-gram twice; 0: all may {table_7(4)}"
-    group.add_argument("--no-repeat-ngram", type=whole_or_zero, metavar="N", help=no_ngram)
-    group.add_argument(
+    add("--no-repeat-ngram", type=whole_or_zero, metavar="N", help=no_ngram)
+    add(
         "--ngram-scope",
         choices=("completion", "prompt"),
         help="where they may not repeat: in the completion, as in LoRA's decoder (default), or in prompt and "
         "completion, as in transformers, which forbids 4-grams that most references share with their input",
     )
     tokens = "(default: 64, as LoRA's decoder)"
-    group.add_argument("--max-new-tokens", type=whole, metavar="N", help=tokens)
+    add("--max-new-tokens", type=whole, metavar="N", help=tokens)
     parser.add_argument("--hold-out", action="store_true", help=HOLD_OUT)
     args = parser.parse_args()
     args.task = "e2e"

@@ -55,14 +55,12 @@ def arguments():
         "warmup": "0.06, the paper's",
     }
     add_arguments(parser, ENCODER, defaults)
-    pool = "what the head reads: the first token's state, as the paper's (default), or the mean over tokens"
-    parser.add_argument("--pool", choices=("first", "mean"), help=pool)
-    group = parser.add_argument_group("a .csv, .tsv or .jsonl of your own, in place of --task")
+    add = parser.add_argument_group("a .csv, .tsv or .jsonl of your own, in place of --task").add_argument
     columns = "the one or two texts in --train-file and --dev-file (default: a tenth of the former)"
-    group.add_argument("--text", nargs="+", metavar="COLUMN", help=columns)
-    group.add_argument("--label", metavar="COLUMN", help="their classes")
+    add("--text", nargs="+", metavar="COLUMN", help=columns)
+    add("--label", metavar="COLUMN", help="their classes")
     number = {"action": "store_const", "const": [], "dest": "labels"}
-    group.add_argument("--regression", **number, help="the label is a number")
+    add("--regression", **number, help="the label is a number")
     group = parser.add_argument_group("predictions of --adapter")
     some = group.add_mutually_exclusive_group()
     some.add_argument("--predict", nargs="+", metavar="TEXT", help="the label of one sentence or a pair")
@@ -73,10 +71,12 @@ def arguments():
         "in the run folder), and for all runs that name DIR, of any task with these texts; "
         "4 bytes × width × layers an example, 0.8 GB for the paper's CoLA"
     )
-    parser.add_argument("--cache-features", metavar="DIR", nargs="?", const="", help=features)
-    submission = "write test.tsv's predictions in the leaderboard's format"
-    parser.add_argument("--hold-out", action="store_true", help=HOLD_OUT)
-    parser.add_argument("--submit", metavar="DIR", help=submission)
+    add = parser.add_argument
+    add("--cache-features", metavar="DIR", nargs="?", const="", help=features)
+    pool = "what the head reads: the first token's state, as the paper's (default), or the mean over tokens"
+    add("--pool", choices=("first", "mean"), help=pool)
+    add("--hold-out", action="store_true", help=HOLD_OUT)
+    add("--submit", metavar="DIR", help="write test.tsv's predictions in the leaderboard's format")
     args = parser.parse_args()
     files = [Path(file) for file in (args.predict_file, args.out_file) if file]
     if len({file.resolve() for file in files}) == 1 or len({file.suffix.lower() for file in files}) > 1:

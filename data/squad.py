@@ -88,10 +88,8 @@ def load(data=None, train_file=None, dev_file=None, splits=("train", "dev")):
     """{split: questions} from a folder of official files, of which the missing are fetched without `data`."""
     given = {"train": train_file, "dev": dev_file}
 
-    def fetched():
-        return download(names=[FILES[split] for split in splits if not given[split]])
-
-    return load_splits(read, (FILES,), fetched, data, train_file, dev_file, splits)
+    missing = [FILES[split] for split in splits if not given[split]]
+    return load_splits(read, (FILES,), lambda: download(names=missing), data, train_file, dev_file, splits)
 
 
 RELEASE = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"

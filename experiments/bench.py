@@ -408,21 +408,21 @@ TABLES["sizes"] = sizes_table
 
 def arguments():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=(*TABLES, "generate"))
+    add = parser.add_argument
+    add("what", choices=(*TABLES, "generate"))
     for i, name in enumerate(SIZES):
         sizes = ", ".join(f"{what} {work.on_cpu[i]} or {work.on_gpu[i]}" for what, work in WORK.items())
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=whole, help=f"(default, on a CPU or a GPU: {sizes})")
-    parser.add_argument("--r", type=whole, help="of HUT and LoRA (default: the paper's; t5: each its own)")
-    parser.add_argument("--rounds", type=whole, default=9, help="(default: 9)")
-    parser.add_argument("--steps", type=whole, default=3, help="of each variant a round (default: 3)")
-    parser.add_argument("--cola", metavar="DIR", help="GLUE folder: adds a table of CoLA to glue's")
-    parser.add_argument("--model", metavar="DIR", help="the checkpoint of that table")
+        add("--" + name.replace("_", "-"), type=whole, help=f"(default, on a CPU or a GPU: {sizes})")
+    add("--r", type=whole, help="of HUT and LoRA (default: the paper's; t5: each its own)")
+    add("--rounds", type=whole, default=9, help="(default: 9)")
+    add("--steps", type=whole, default=3, help="of each variant a round (default: 3)")
+    add("--cola", metavar="DIR", help="GLUE folder: adds a table of CoLA to glue's")
+    add("--model", metavar="DIR", help="the checkpoint of that table")
     variants = {"choices": [*VARIANTS, *METHODS], "metavar": "NAME"}
-    parser.add_argument("--memory-of", **variants, help="print the memory of a variant and no table")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="sizes: a table.json for the page too")
-    parser.add_argument("--device", help="(default: cuda if there is one)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="(default: as in training)")
+    add("--memory-of", **variants, help="print the memory of a variant and no table")
+    add("--json", metavar="FILE", type=Path, help="sizes: a table.json for the page too")
+    add("--device", help="(default: cuda if there is one)")
+    add("--dtype", choices=("float32", "bfloat16"), help="(default: as in training)")
     args = parser.parse_args()
     if args.width and args.width % 64:
         parser.error(f"--width {args.width}: expected a multiple of 64, the width of a head")

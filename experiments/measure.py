@@ -79,7 +79,7 @@ def joules(call, device):
     """{measure of device.Meter: J that a call takes, or None}, from METERED seconds of calls."""
     gpu = gpu_of(device)
     if gpu is None:
-        return {"utilisation": None, "power": None}
+        return Meter(None).kwh
     each = seconds(call, 3, device)
     seconds(call, ceil(2 / each), device)  # the meter looks back
     started, meter = time.monotonic(), Meter(gpu)

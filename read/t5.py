@@ -73,11 +73,8 @@ class T5Attention(Attention):
         sizes = {"inner": config.num_heads * config.d_kv, "bias": False, "scale": 1.0}
         super().__init__(config.d_model, config.num_heads, config.dropout_rate, **sizes)
 
-    def heads(self, t):
-        return split_heads(t, self.n_head)  # (B, n_head, L, d_kv)
-
     def keys_values(self, x):
-        return self.heads(self.k(x)), self.heads(self.v(x))
+        return [split_heads(layer(x), self.n_head) for layer in (self.k, self.v)]  # (B, n_head, L, d_kv)
 
 
 class T5CrossAttention(T5Attention):
@@ -89,7 +86,7 @@ class T5CrossAttention(T5Attention):
 
     def forward(self, x, keys_values, mask):
         k, v = keys_values
-        scores = self.heads(self.q(x)) @ k.mT
+        scores = split_heads(self.q(x), self.n_head) @ k.mT
         weights = (scores if mask is None else scores + mask).softmax(-1)
         y = self.dropout(weights) @ v.to(weights.dtype)
         return self.o(y.transpose(1, 2).flatten(2)), weights
