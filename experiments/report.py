@@ -8,7 +8,7 @@ import json
 import re
 import statistics
 from html import escape
-from itertools import zip_longest
+from itertools import starmap, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,25 +20,25 @@ from experiments.flops import ADAPTERS, BUILDING, adapters, building, training_s
 from experiments.page import DRAWING, details, page, save, table
 from experiments.search import spent
 from experiments.sheet import at_the_end
-from experiments.tables import COSTS, PAPER, TABLES, label, number, unit
+from experiments.tables import PAPER, TABLES, label, number, unit
 from methods import ENCODER, methods_of
 from model import ROBERTA_LARGE, RobertaConfig, RobertaModel, read_config
 
 RUN_FILES = ("args.json", "metrics.jsonl", "result.json")
-AXES = {  # what scores are drawn against: {key of Entry.costs: (unit, title)}
-    "parameters": (1, "parameters without the head"),
-    "step_ms": (1, "ms a step"),
-    "seconds": (1, "seconds to the best epoch"),
-    "memory": (2**20, "peak memory, MiB"),
-    "utilisation": (1, "kWh, by utilisation"),
-    "building": (1e9, "GFLOPs, as the paper counts"),
-    "step": (1e9, "GFLOPs of a training step"),
+AXES = {  # what scores are drawn against: {key of Entry.costs: (unit, title, what joins tasks)}
+    "parameters": (1, "parameters without the head", max),
+    "step_ms": (1, "ms a step", max),
+    "seconds": (1, "seconds to the best epoch", sum),
+    "memory": (2**20, "peak memory, MiB", max),
+    "utilisation": (1, "kWh, by utilisation", sum),
+    "building": (1e9, "GFLOPs, as the paper counts", max),
+    "step": (1e9, "GFLOPs of a training step", max),
 }
 OF_A_RUN = [*AXES][:4]
-PRINTED = {  # {(table, key of AXES): (column, title)}: as far as the papers print their Figures 3 and 1
-    ("table1", "building"): ("gflops", "GFLOPs"),
-    ("read", "seconds"): ("energy_kWh", "kWh, all tasks"),
-    ("read", "memory"): ("training_GB", "peak memory, GB, mean of tasks"),
+PRINTED = {  # of the paper's Figure 3, and READ's Figure 1: {(table, key of AXES): (column, title, scores)}
+    ("table1", "building"): ("gflops", "GFLOPs", ""),
+    ("read", "seconds"): ("energy_kWh", "kWh, all tasks", "avg_as_printed"),
+    ("read", "memory"): ("training_GB", "GB at the peak", "avg_as_printed"),
 }
 
 
@@ -66,7 +66,6 @@ class Entry(NamedTuple):
 
 class Section(NamedTuple):
     title: str
-    place: str
     content: dict  # of its table.json
     entries: list[Entry]
     runs: list[RunFolder]
@@ -154,7 +153,8 @@ def section_of_table(path, root, runs):
         stored = {k: v[0] if isinstance(v, list) else v for k, v in cell.get("costs", {}).items()}
         costs = costs_of(used) | stored | {"parameters": cell["parameters"]}
         entries.append(Entry(label_of(cell), cell, used, costs, score, values))
-    return Section(content.get("title", content["table"]), str(folder), content, entries, [*here.values()])
+    title = f"{content.get('title', content['table'])} ({folder})"
+    return Section(title, content, entries, [*here.values()])
 
 
 def section_of_runs(title, runs):
@@ -189,18 +189,18 @@ def section_of_runs(title, runs):
     header = ["folder", *map(" ".join, columns), "method", "lr", "epochs", "finished"]
     notes = ["Runs that differ only in the seed share a row: mean ± standard deviation of those finished."]
     sheet = {"header": header + [AXES[key][1] for key in OF_A_RUN], "rows": rows, "notes": notes}
-    return Section(title, f"{len(runs)} runs", {"table": "", "tables": [sheet]}, entries, runs)
+    return Section(title, {"table": "", "tables": [sheet]}, entries, runs)
 
 
 # ---- figures
 
 
-def figure(drawings, caption):
-    inside = f'<div class="drawings">{"".join(drawings)}</div><figcaption>{caption}</figcaption>'
-    return f"<figure>{inside}</figure>" if drawings else ""
+def figure(drawings, title, caption=""):
+    caption = f"<figcaption><b>{escape(title)}.</b> {caption}</figcaption>"
+    return f'<figure><div class="drawings">{"".join(drawings)}</div>{caption}</figure>' if drawings else ""
 
 
-def learning_curves(entries):
+def learning_curves(task, entries):
     """A panel for each of a task's entries. The score is the one that the scripts write first."""
     names = (name for entry in entries for run in entry.runs for row in run.epochs for name in row)
     score, curves = next((name for name in names if name not in ("epoch", "step", "train_loss")), ""), []
@@ -213,11 +213,8 @@ def learning_curves(entries):
         if points:
             epoch, _, last, _ = points[-1]
             curves.append(entry.drawn(points, -1, f"{last:.{digits}f} after epoch {epoch}"))
-    caption = (
-        f"<b>{escape(score)} on the development set after each epoch.</b> The line is the mean over seeds, "
-        "the band their range; other panels' lines are grey."
-    )
-    return figure(panels(curves), caption)
+    title = f"{task}: {score} on the development set after each epoch"
+    return figure(panels(curves), title, "The line is the mean over seeds, the band their range.")
 
 
 def with_flops(entries, model):
@@ -235,22 +232,21 @@ def with_flops(entries, model):
             counts["building"] = adapters(method, d, r, layers, tokens)
         found.append(entry._replace(costs=entry.costs | counts))
     return found, (
-        f" FLOPs: {name}, {tokens} tokens. The paper (Figure 3) counts building the adapted weights once, or "
-        "the adapters' products; torch counts a step's matrix products and attention, not elementwise work."
+        f" FLOPs: {name}, {tokens} tokens. The paper counts building the adapted weights once, or adapters' "
+        "products (Figure 3); torch the matrix products and attention of a step."
     )
 
 
-def printed(table, task, axis):
-    """The drawing of the paper's points, if PRINTED has them."""
-    (column, x_title), found = PRINTED.get((table, axis), ("", "")), []
-    for key, row in PAPER.get(table, {"rows": {}})["rows"].items():
+def printed(table, task, axis, last):
+    """The drawing of the paper's points, if PRINTED has them; its averages only beside the `last` task."""
+    (column, x_title, scores), found = PRINTED.get((table, axis), ("", "", "")), []
+    for key, row in PAPER[table]["rows"].items() if column and (last or not scores) else ():
         row = row | PAPER["table2"]["rows"].get(key, {})
-        score = row.get(task, row.get("avg_as_printed"))
-        if column in row and score:
-            mean, *std = map(float, score.split(" ± "))
+        if column in row and (scores or task) in row:
+            mean, *std = map(float, row[scores or task].split(" ± "))
             point = float(row[column]), mean - sum(std), mean, mean + sum(std)
             found.append(Curve(key.replace(":", " r"), [point], "paper"))
-    return [scatter(f"The paper's {task}", x_title, found, True)] if found else []
+    return [scatter(f"The paper's {'average' if scores else task}", x_title, found, True)] if found else []
 
 
 def against(entries, axis, **look):
@@ -258,7 +254,7 @@ def against(entries, axis, **look):
     known = [entry for entry in entries if entry.values and entry.costs.get(axis) is not None]
     if sum(entry.costs[axis] > 0 for entry in known) < 2:
         return []
-    (factor, _), (divisor, x_title), curves = unit(known[0].score), AXES[axis], []
+    (factor, _), (divisor, x_title, _), curves = unit(known[0].score), AXES[axis], []
     for entry in known:
         mean, std = mean_and_std([factor * value for value in entry.values])
         point = entry.costs[axis] / divisor, mean - (std or 0), mean, mean + (std or 0)
@@ -268,31 +264,27 @@ def against(entries, axis, **look):
 
 
 def over_tasks(entries):
-    """The Entries of the means over the tasks where there are several; of costs as COSTS says."""
-    found = []
+    """The Entries of the means over several tasks."""
+    found, n = [], len({entry.cell["task"] for entry in entries})
     for those in grouped(entries, lambda entry: entry.name).values():
-        known = [cost for cost in COSTS if all(entry.costs.get(cost.key) for entry in those)]
-        costs = {cost.key: cost.tasks([entry.costs[cost.key] for entry in those]) for cost in known}
-        of_seeds = zip(*(entry.values for entry in those), strict=False)
-        cell, values = (
-            those[0].cell | {"task": f"mean of {len(those)} tasks"},
-            [*map(statistics.fmean, of_seeds)],
+        costs = {key: [entry.costs.get(key) for entry in those] for key in AXES}
+        costs = {key: AXES[key][2](values) for key, values in costs.items() if None not in values}
+        cell = those[0].cell | {"task": f"mean of {n} tasks", "tries": ()}
+        values = [*map(statistics.fmean, zip(*(entry.values for entry in those), strict=False))]
+        found += (
+            [those[0]._replace(cell=cell, runs=[], costs=costs, values=values)] if 1 < n == len(those) else []
         )
-        found += [those[0]._replace(cell=cell, runs=[], costs=costs, values=values)] if len(those) > 1 else []
     return found
 
 
-def fronts(task, entries, table="", note=""):
+def fronts(task, entries, table, last, note):
     """A task's scores against each of AXES, the paper's beside ours."""
     drawings = []
     for axis in AXES:
         drawings += (ours := against(entries, axis))
-        drawings += printed(table, task, axis) if ours else []
-    caption = (
-        "<b>Scores against what they cost.</b> Dotted: the Pareto front; nothing to the left of it scores as "
-        f"high.{note}"
-    )
-    return figure(drawings, caption)
+        drawings += printed(table, task, axis, last) if ours else []
+    caption = f"Dotted: the Pareto front, with nothing better to its left.{note}"
+    return figure(drawings, f"{task}: scores against what they cost", caption)
 
 
 def picture(sections):
@@ -305,8 +297,8 @@ def picture(sections):
     raise UserError("--picture: expected the scores of two methods in RUNS")
 
 
-def rate_curves(entries):
-    """A panel for each of a task's entries whose rate was searched, with its tries."""
+def rate_curves(task, entries):
+    """A panel of tries for each of a task's entries whose rate was searched."""
     curves = []
     for entry in entries:
         tries, chosen, points = entry.cell.get("tries", ()), entry.cell.get("lr"), []
@@ -319,10 +311,8 @@ def rate_curves(entries):
             failed = sum("failed" in one for one in tries)
             note += f", {failed} failed" * bool(failed)
             curves.append(entry.drawn(points, [lr for lr, *_ in points].index(chosen), note))
-    caption = (
-        "<b>All rates that were tried: score (E2E: loss) against rate (log scale).</b> Large: the chosen one."
-    )
-    return figure(panels(curves, log=True), caption)
+    title = f"{task}: score (E2E: loss) of all rates that were tried (log scale)"
+    return figure(panels(curves, log=True), title, "Large: the chosen one.")
 
 
 def line_charts(content):
@@ -332,7 +322,7 @@ def line_charts(content):
         lines = {name: [(x, y, y, y) for x, y in points] for name, points in chart["curves"].items()}
         curves = [Curve(name, points) for name, points in lines.items() if points]
         drawings.append(scatter(f"{chart['title']}: {chart['y']}", chart["x"], curves, log_y=True))
-    return figure(drawings, "")
+    return figure(drawings, content.get("title", ""))
 
 
 # ---- sections
@@ -356,7 +346,7 @@ def settings_table(runs, environment):
 
 def draw(section, name):
     """A section: its table, figures and notes, and what it lacks."""
-    title, place, content, entries, runs = section
+    title, content, entries, runs = section
     used, note = content["table"], ""
     if used in TABLES and TABLES[used].script.layout == ENCODER:
         entries, note = with_flops(entries, content.get("settings", {}).get("model"))
@@ -375,14 +365,13 @@ def draw(section, name):
     by_task = grouped([*entries, *(over_tasks(entries) if used else ())], lambda entry: entry.cell["task"])
     used_runs = [run for entry in entries for run in entry.runs]
     parts = [
-        f'<section id="{name}"><h2>{escape(title)}</h2>',
-        f'<p class="soft"><code>{escape(place)}</code> {badge}</p>',
+        f'<section id="{name}"><h2>{escape(title)}</h2><p class="soft">{badge}</p>',
         *(table(sheet["header"], sheet["rows"]) for sheet in content["tables"]),
         summary,
         line_charts(content),
-        *(fronts(task, those, used, note) for task, those in by_task.items()),
-        details("Rates", "".join(map(rate_curves, by_task.values()))),
-        details("Learning curves", "".join(map(learning_curves, by_task.values())), not used),
+        *(fronts(task, those, used, task == [*by_task][-1], note) for task, those in by_task.items()),
+        details("Rates", "".join(starmap(rate_curves, by_task.items()))),
+        details("Learning curves", "".join(starmap(learning_curves, by_task.items())), not used),
         details("The command, and notes", "".join(notes)),
         details("Settings and versions", settings_table(used_runs, content.get("environment", {}))),
         "</section>",

@@ -161,7 +161,7 @@ def test_curve_and_band(tmp_path):
     for seed, scores in enumerate(([0.1, 0.4], [0.3, 0.8], [0.2])):
         run_folder(tmp_path / str(seed), seed, scores)
     (section,) = report.find(tmp_path)
-    drawn = report.learning_curves(section.entries)
+    drawn = report.learning_curves("cola", section.entries)
     x, y = drawing.Axis([1, 2], 36, 160), drawing.Axis([10, 80], 122, 36)
     corners = [(x(1), y(30)), (x(2), y(80)), (x(2), y(40)), (x(1), y(10))]
     assert f'points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in corners)}"' in drawn
@@ -343,10 +343,13 @@ def test_means_over_tasks_and_the_paper_beside_them(call, tmp_path):
     call(tmp_path / "runs", "-o", tmp_path / "report.html")
     (section,) = report.find(tmp_path / "runs")
     first, *_ = report.over_tasks(section.entries)
-    assert first.costs == {"memory": 12 * 2**20, "seconds": 140.0} and first.cell["task"] == "mean of 2 tasks"
+    assert (
+        first.costs == {"memory": 12 * 2**20, "seconds": 140.0, "parameters": 4000}
+        and first.cell["task"] == "mean of 2 tasks"
+    )
     assert [round(value, 9) for value in first.values] == [0.2, 0.3]
     text = (tmp_path / "report.html").read_text()
-    drawn = re.search(r'<svg[^>]*aria-label="The paper.{0,9}s mean of 2 tasks: kWh, all.*?</svg>', text)[0]
+    drawn = re.search(r'<svg[^>]*aria-label="The paper.{0,9}s average: kWh, all.*?</svg>', text)[0]
     assert len(re.findall('class="paper"', drawn)) == 8 and ">read r256<" in drawn and ">read-large<" in drawn
 
 
