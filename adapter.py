@@ -45,7 +45,7 @@ class Predictor:
             self.model = trained(args.adapter, args, model_class, base, device, stored, **options)
 
     def __call__(self, texts, title=None):
-        items = [(item,) if isinstance(item, str) else tuple(item) for item in texts]
+        items = [tuple(item) if isinstance(item, tuple | list) else (item,) for item in texts]
         for item in items:
             if isinstance(texts, str) or [type(text) for text in item] != [str] * self.texts:
                 raise UserError(f"{self.args.task}: expected {self.texts} text(s) an item, found {item}")

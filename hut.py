@@ -17,10 +17,10 @@ functions can be reached: the README has the argument.
 """
 
 import copy
+import warnings
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 
 class HUTLinear(nn.Module):
@@ -57,7 +57,7 @@ class HUTLinear(nn.Module):
 
     def forward(self, x):
         m_A, scale, shift = self.vectors()
-        h = F.linear((x * m_A).to(x.dtype), self.weight)  # (x ⊙ m_A) × W_0; m_A is float32, x keeps its dtype
+        h = nn.functional.linear((x * m_A).to(x.dtype), self.weight)  # (x ⊙ m_A) × W_0, in the dtype of x
         return torch.addcmul(shift, h, scale).to(h.dtype)  # h ⊙ scale + shift
 
     @torch.no_grad()
@@ -117,6 +117,8 @@ def merge_hut(model):
     """
     merged = copy.deepcopy(model)
     for name, layer in _hut_layers(merged).items():
+        if layer.bias is None:
+            warnings.warn("a bias is added: say so in a saved config (Llama: attention_bias)", stacklevel=2)
         merged.set_submodule(name, layer.to_linear())
     return merged
 
@@ -131,18 +133,16 @@ def load_hut(model, state):
     copy_tensors(state, _adapter_tensors(model))
 
 
-@torch.no_grad()
 def copy_tensors(state, into):
     """Copies `state` over `into`. Raises ValueError, with nothing written, if a name or shape differs."""
     for name in sorted(into.keys() | state.keys()):
         if name not in state or name not in into:
             problem = "missing" if name not in state else "not expected"
             raise ValueError(f"tensor '{name}' is {problem}: was this made with other targets?")
-        found, expected = tuple(state[name].shape), tuple(into[name].shape)
-        if found != expected:
+        if (found := tuple(state[name].shape)) != (expected := tuple(into[name].shape)):
             raise ValueError(f"tensor '{name}' has shape {found}: expected {expected}")
     for name, tensor in into.items():
-        tensor.copy_(state[name])
+        tensor.data.copy_(state[name])
 
 
 def _hut_layers(model):

@@ -201,7 +201,7 @@ def test_the_bundled_models_name_is_kept(tmp_path, monkeypatch):
 def test_what_is_no_input_is_refused(tiny_model, tmp_path):
     """Would catch: a text that is taken for a list of letters, a pair whose second half is left out."""
     cola = load(saved(tmp_path / "cola.pt", "cola", tiny_model))
-    for wrong in ("the dog", [("the dog", "a cat")], [("the dog", None)], [()]):
+    for wrong in ("the dog", [("the dog", "a cat")], [("the dog", None)], [()], [None], [5]):
         with pytest.raises(UserError, match=r"cola: expected 1 text\(s\) an item"):
             cola(wrong)
     stsb = load(saved(tmp_path / "stsb.pt", "stsb", tiny_model))

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import warnings
 
 import pytest
 import torch
@@ -222,6 +223,17 @@ def test_a_conv1d_is_refused_with_the_way_out():
     conv = type("Conv1D", (nn.Module,), {})()
     with pytest.raises(ValueError, match=r"c_attn is a Conv1D: .*; model\.GPT2 reads its files"):
         apply_hut(nn.ModuleDict({"c_attn": conv}), 2, ["c_attn"])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_merging_says_that_a_bias_is_added(bias):
+    """Would catch: a Llama that loses beta when it is saved, because its configuration has no biases."""
+    model = apply_hut(nn.ModuleDict({"q_proj": nn.Linear(3, 4, bias=bias)}), 2, ["q_proj"])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        merged = merge_hut(model)
+    assert [str(one.message) for one in said] == [] if bias else "attention_bias" in str(said[0].message)
+    assert merged["q_proj"].bias is not None
 
 
 def test_a_subclass_of_linear_is_refused():
