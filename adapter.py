@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from operator import itemgetter
 
 import torch
 from tqdm import tqdm
@@ -13,6 +14,7 @@ from data.hub import MINI, open_checkpoint
 from data.table import task_of
 from device import autocast, pick_device
 from methods import DECODER, METHODS, merge, store
+from processes import gathered, in_shares, mine
 from weights import SEARCH, read_adapter, trained
 
 EVAL_BATCH, SPAN_BATCH = 64, 32
@@ -79,9 +81,14 @@ def all_logits(model, inputs, device, dtype, title=None):
     model.eval()
     logits = torch.empty(len(inputs.lengths), model.num_labels)
     with torch.no_grad(), autocast(device, dtype):
-        batches = sorted_batches(inputs.lengths, EVAL_BATCH)
-        for batch in tqdm(batches, title, disable=None if title else True, leave=False):
-            logits[batch] = model(*inputs(batch)).float().cpu()
+        batches, hidden = sorted_batches(inputs.lengths, EVAL_BATCH), None if title else True
+
+        def of(batches):
+            shown = tqdm(batches, title, disable=hidden, leave=False)
+            return [model(*inputs(batch)).float().cpu() for batch in shown]
+
+        for batch, found in zip(batches, in_shares(of, batches), strict=True):
+            logits[batch] = found
     return logits
 
 
@@ -106,14 +113,15 @@ def best_spans(model, windows, device, dtype):
     """{question: (log-probability, window, first, last)}: the likeliest span of all its windows."""
     model.eval()
     best = {}
-    for batch in sorted_batches([len(window.ids) for window in windows], SPAN_BATCH):
+    for batch in mine(sorted_batches([len(window.ids) for window in windows], SPAN_BATCH)):
         some = [windows[i] for i in batch]
         start, end, of_text = log_probabilities(model, some, device, dtype)
         spans = (t.tolist() for t in squad.best_spans(start, end, of_text))
         for window, first, last, score in zip(some, *spans, strict=True):
             if window.question not in best or score > best[window.question][0]:
                 best[window.question] = score, window, first, last
-    return best
+    parts = gathered(best)
+    return {i: max((part[i] for part in parts if i in part), key=itemgetter(0)) for i in set().union(*parts)}
 
 
 def log_probabilities(model, windows, device, dtype):
@@ -135,7 +143,7 @@ def generate(args, model, tokenizer, contexts, device, dtype):
         model = merge(model, args.method)  # a step of which computes less
     store(model, dtype)
     with as_user_error(), autocast(device, dtype):
-        found = model.generate(prompts, *search)
+        found = in_shares(lambda own: model.generate(own, *search), prompts)
     return [" ".join(text.split()) for text in tokenizer.decode_batch(found)]
 
 
@@ -150,7 +158,7 @@ def written(args, model, tokenizer, sources, device, dtype, batch_size=EVAL_BATC
     longest = max(len(tokenizer.encode(word).ids) for word in glue.TEXT_TO_TEXT[args.task][1])
     model.eval()
     with as_user_error(), autocast(device, dtype):
-        found = model.generate(sources, longest, batch_size=batch_size)
+        found = in_shares(lambda own: model.generate(own, longest, batch_size=batch_size), sources)
     # a sentinel or an unknown token is a part of what was written, and makes it no label
     return [text.strip() for text in tokenizer.decode_batch(found, skip_special_tokens=False)]
 

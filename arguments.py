@@ -6,11 +6,13 @@ import math
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 
 from data import UserError, as_user_error
 from methods import METHODS, OPTIONS, check_merges, methods_of, settings
 from model import first_line
+from processes import first, start
 from run import check_export, check_out, check_writable, listed
 from weights import CHOSEN, read_adapter
 
@@ -37,6 +39,7 @@ def run_as_script(main, stopped="stopped"):
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        start()
         main()
     except KeyboardInterrupt:
         print(f"\n{stopped}", file=sys.stderr)
@@ -51,6 +54,9 @@ def run_as_script(main, stopped="stopped"):
             problem = f"not enough memory ({problem}): a smaller --r, --batch-size or model takes less"
         else:
             raise
+        if not first():  # that one says it, and torchrun ends this one
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(15)
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
 

@@ -30,6 +30,7 @@ from device import Meter, gpu_of, peak_memory, pick_device
 from hut import copy_tensors
 from methods import ENCODER, METHODS
 from model import first_line
+from processes import any_of, first, gathered, rank, size
 from weights import count, read_dict, save, trainable, write_adapter
 
 FILES = ("args.json", "metrics.jsonl", "result.json", "adapter.pt", "adapter-last.pt", "checkpoint.pt")
@@ -76,6 +77,8 @@ class Run:
         if self.warmup > self.total:
             expected = f"expected at most {self.total}, the run's steps, or a share below 1"
             raise UserError(f"--warmup {args.warmup:g}: {expected}")
+        if args.batch_size < size():
+            raise UserError(f"--batch-size {args.batch_size}: expected {size()} or more, one a process")
         self.epoch = self.position = self.step = self.seen = 0
         self.loss_sum, self.seconds, self.log, self.best, self.last = 0.0, 0.0, [], None, None
         self.energy = {"utilisation": 0.0, "power": 0.0}  # kWh, before a resumption
@@ -83,20 +86,25 @@ class Run:
         self.unseen = []  # (losses, weight) of the steps since `look`
         self.stopping = False
         self.device = next(model.parameters()).device
-        self.meter = Meter(gpu_of(self.device))
+        self.meter = Meter(gpu_of(self.device) if size() == 1 else None)
 
     def begin(self, dtype):
         """Opens the run folder, goes on from its checkpoint with --resume, and prints what will be done."""
         args, (adapter, head) = self.args, trainable(self.model)
         settings = {key: value for key, value in vars(args).items() if key not in FREE} | {"seed": args.seed}
-        for lock in Run.locks:
-            lock.close()
-        Run.locks = [alone_in(folder) for folder in ([args.out.parent] if args.seeds else []) + [args.out]]
-        resumed = open_folder(args.out, settings, args.resume, args.overwrite, self.device)
-        if resumed:
+        any_of(False)  # all processes have checked --out when the first begins to write there
+        resumed = None
+        if first():
+            for lock in Run.locks:
+                lock.close()
+            Run.locks = [alone_in(folder) for folder in [args.out.parent] * bool(args.seeds) + [args.out]]
+            resumed = open_folder(args.out, settings, args.resume, args.overwrite, self.device)
+        if resumed := gathered(resumed)[0]:
             self._restore(args.out / "checkpoint.pt")
         else:
             self.save()  # so that a run that is killed at any moment has a checkpoint
+        if not first():
+            torch.manual_seed(torch.initial_seed() + 2**32 * rank() + self.step)  # dropout of its own
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
         self.saved_at = time.time()
@@ -121,7 +129,9 @@ class Run:
         self.seen_here, self.begun_at = 0, self.position
         self.epoch_started = self.stepped_at = time.time()
         title = f"epoch {self.epoch + 1}"
-        self.bar = tqdm(left, title, initial=done, total=len(groups), disable=None, leave=False)
+        self.bar = tqdm(
+            left, title, initial=done, total=len(groups), disable=None if first() else True, leave=False
+        )
         return self.bar
 
     def advance(self, losses, weight):
@@ -139,7 +149,7 @@ class Run:
             each = (time.time() - self.epoch_started) / self.LOOK_EVERY
             left = clock(each * (self.total - self.step))
             tqdm.write(f"about {left} to go at {1000 * each:.0f} ms a step, scoring not counted")
-        if self.stopping:
+        if any_of(self.stopping):
             self._save_and_exit()
         if time.time() - self.saved_at > self.SAVE_EVERY:
             self.save()
@@ -171,16 +181,17 @@ class Run:
         self.log.append(row | {"timing": timing})
         self.position, self.seen, self.loss_sum = 0, 0, 0.0
         self.last = {"epoch": self.epoch, **scores}
-        write_adapter(self.args.out / "adapter-last.pt", self.args, self.model, self.base)
         if better:
             self.best = self.last
-            write_adapter(self.args.out / "adapter.pt", self.args, self.model, self.base)
-        write_json_lines(self.args.out / "metrics.jsonl", self.log)
+        if first():
+            for name in ("adapter-last.pt", "adapter.pt")[: 1 + better]:
+                write_adapter(self.args.out / name, self.args, self.model, self.base)
+            write_json_lines(self.args.out / "metrics.jsonl", self.log)
         self.save()
         numbers = listed({key: value for key, value in scores.items() if isinstance(value, float)}, ".4f")
         flag = ", predicts a single class" if scores.get("single_class") else ""
         print(f"epoch {self.epoch}  {clock(self.elapsed())}  train_loss {train_loss:.4f}  {numbers}{flag}")
-        if self.stopping:
+        if any_of(self.stopping):
             self._save_and_exit()
 
     def finish(self, timing=None, **more):
@@ -190,7 +201,8 @@ class Run:
         result = about(args) | {"parameters": self.parameters, "best": self.best, "last": self.last, **more}
         spent = {key: self.log[-1]["timing"][key] for key in ("seconds", "energy_kwh")}
         result["timing"] = spent | {"peak_memory_bytes": peak_memory(self.device), **(timing or {})}
-        write_json(args.out / "result.json", result)
+        if first():
+            write_json(args.out / "result.json", result)
         return result
 
     def save(self):
@@ -200,12 +212,14 @@ class Run:
         self.look()
         if not all(p.isfinite().all() for p in tensors.values()):
             raise self._not_finite(self.step)
+        self.saved_at = time.time()
+        if not first():
+            return
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         state = {key: getattr(self, key) for key in self.STATE}
         state |= {"seconds": self.elapsed(), "energy": self.spent()}
         state |= {"tensors": tensors, "optimizer": self.optimizer.state_dict()}
         save(self.args.out / "checkpoint.pt", state | {"rng": {"cpu": torch.get_rng_state(), "cuda": cuda}})
-        self.saved_at = time.time()
 
     def elapsed(self):
         """Seconds, those before a resumption included."""
@@ -249,7 +263,7 @@ class Run:
 
     def _stop(self, number, frame):
         """Notes Ctrl-C, so that the step can end and be saved; a second one ends the program at once."""
-        if self.stopping:
+        if self.stopping and size() == 1:  # torchrun passes Ctrl-C on, so that it comes twice
             sys.exit(130)
         self.stopping = True
 
@@ -257,7 +271,8 @@ class Run:
         self.bar.close()
         self.save()
         again = shlex.join(sys.argv if "--resume" in sys.argv else [*sys.argv, "--resume"])
-        print(f"\nstopped after step {self.step} of {self.total} and saved; go on with: python {again}")
+        by = "python" if size() == 1 else f"torchrun --nproc-per-node {size()} --"
+        print(f"\nstopped after step {self.step} of {self.total} and saved; go on with: {by} {again}")
         sys.exit(130)
 
 
@@ -367,6 +382,7 @@ def environment(device=None):
         "versions": {"python": platform.python_version()} | {n: m.__version__ for n, m in modules.items()},
         "device": gpu or f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
+        "processes": size(),
         "git": revision,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
@@ -413,7 +429,8 @@ def report(results, out, seeds, keys):
     together = {name: results[0][name] for name in ("task", "method", "r", "targets", "parameters")}
     for i, name in enumerate(("mean", "std")):
         together[name] = {key: pair[i] for key, pair in both.items()}
-    write_json(out / "result.json", {**together, "seeds": list(range(seeds)), "runs": results})
+    if first():
+        write_json(out / "result.json", {**together, "seeds": list(range(seeds)), "runs": results})
     for key, (mean, std) in both.items():
         known = [name for name in mean if mean[name] is not None]
         means = ", ".join(f"{name} {mean[name]:.4f} ± {std[name] or 0:.4f}" for name in known)

@@ -36,6 +36,7 @@ from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
 from methods import DECODER
 from metrics import e2e_report, e2e_scores
+from processes import first, gathered, leave, mine, share, summed
 from run import Run, about, adamw, report, say_next, schedule
 from weights import SEARCH, count, export, prepare, trained
 
@@ -108,12 +109,12 @@ def score(model, pairs, device, dtype):
     """{"loss", "perplexity"} of a token of the references, without label smoothing."""
     model.eval()
     total = 0.0
-    for batch in sorted_batches(lengths_of(pairs), EVAL_BATCH):
+    for batch in mine(sorted_batches(lengths_of(pairs), EVAL_BATCH)):
         ids, mask, where, target = batch_of([pairs[i] for i in batch], device)
         with autocast(device, dtype):
             logits = model(ids, mask, where=where)
         total += F.cross_entropy(logits.float(), target, reduction="sum").item()
-    loss = total / sum(len(completion) for _, completion in pairs)
+    loss = sum(gathered(total)) / sum(len(completion) for _, completion in pairs)
     return {"loss": loss, "perplexity": math.exp(min(loss, 700))}
 
 
@@ -135,9 +136,10 @@ def generate_and_score(args, model, tokenizer, examples, folder, device, dtype):
     started = time.time()
     outputs = generate(args, model, tokenizer, list(groups), device, dtype)
     seconds = time.time() - started
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "outputs.txt", "".join(f"{output}\n" for output in outputs))
-    write_text(folder / "references.txt", "\n\n".join("\n".join(block) for block in references) + "\n")
+    if first():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "outputs.txt", "".join(f"{output}\n" for output in outputs))
+        write_text(folder / "references.txt", "\n\n".join("\n".join(block) for block in references) + "\n")
     for context, output in list(zip(groups, outputs, strict=True))[:EXAMPLES]:
         print(f"  {context}\n    {output}")
     kind = "tokenised" if e2e.is_tokenised(examples) else "raw"
@@ -170,7 +172,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
         model.train()
         for group in run.remaining(batches.epoch(run.epoch)):
             tokens, losses = sum(len(pairs[i][1]) for batch in group for i in batch), []
-            for batch in group:
+            for batch in share(group):
                 ids, mask, where, target = batch_of([pairs[i] for i in batch], device)
                 with autocast(device, dtype):
                     logits = model(ids, mask, where=where).float()
@@ -178,6 +180,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
                 loss = F.cross_entropy(logits, target, reduction="sum", label_smoothing=smoothing) / tokens
                 loss.backward()
                 losses.append(loss.detach())
+            losses = summed(optimizer, losses)
             for part in optimizer.param_groups:
                 part["lr"] = part["peak"] * schedule(run.step, run.total, run.warmup)
             if args.clip:
@@ -231,7 +234,7 @@ def main():
         results = [train(one, model_class, checkpoint_dir, tokenizer, splits, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last", "test"))
         say_next(runs[0], DECODER)
-    if not (untrained or args.export):
+    if not leave() or not (untrained or args.export):
         return
 
     if args.method == "frozen":

@@ -32,6 +32,7 @@ from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
 from methods import ENCODER
 from metrics import glue_scores, worth
+from processes import first_then_others, leave, share, summed
 from read.cache import FromStates, cached_states
 from run import Run, adamw, check_writable, report, say_next, schedule
 from weights import export, prepare, trained
@@ -158,13 +159,14 @@ def train(args, model_class, checkpoint_dir, sets, device, dtype):
         model.train()
         for group in run.remaining(batches.epoch(run.epoch)):
             examples, losses = sum(map(len, group)), []
-            for batch in group:
+            for batch in share(group):
                 target = send(labels[batch], device)
                 with autocast(device, dtype):
                     logits = model(*inputs(batch))
                 loss = loss_sum(logits.float(), target) / examples
                 loss.backward()
                 losses.append(loss.detach())
+            losses = summed(optimizer, losses)
             for part in optimizer.param_groups:  # the adapter, and the head
                 part["lr"] = part["peak"] * schedule(run.step, run.total, run.warmup)
             if args.clip:
@@ -184,7 +186,7 @@ def cached(args, model, base, sets, device, dtype):
     folder, found = Path(args.cache_features or root / "features"), {}
     about = {"checkpoint": base[:16], "pool": args.pool, "dtype": str(dtype)[6:]}
     for name, (tokens, labels) in sets.items():
-        with as_user_error():
+        with as_user_error(), first_then_others():
             batches = sorted_batches(tokens.lengths, EVAL_BATCH)
             states = cached_states(model, tokens, batches, folder, autocast(device, dtype), **about)
         found[name] = states, labels
@@ -261,7 +263,7 @@ def main():
         results = [train(one, model_class, checkpoint_dir, sets, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last"))
         say_next(runs[0], ENCODER)
-    if not (args.eval_only or args.submit or args.export):
+    if not leave() or not (args.eval_only or args.submit or args.export):
         return
 
     path = args.adapter or runs[0].out / "adapter.pt"

@@ -23,6 +23,7 @@ from data.hub import MINI, open_checkpoint
 from device import autocast, peak_memory, pick_device
 from methods import T5
 from metrics import glue_scores, worth
+from processes import leave, share, summed
 from run import Run, adamw, report, say_next, schedule
 from weights import export, load_adapter, prepare, trained
 
@@ -131,7 +132,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
         model.train()
         for group in run.remaining(batches.epoch(run.epoch)):
             tokens, losses = sum(len(targets[i]) for batch in group for i in batch), []
-            for batch in group:
+            for batch in share(group):
                 ids, mask = pad([sources[i] for i in batch], fill, device)
                 target, _ = pad([targets[i] for i in batch], fill)
                 where, said = places(target != fill, device), send(target[target != fill], device)
@@ -140,6 +141,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
                 loss = F.cross_entropy(logits[where], said, reduction="sum") / tokens
                 loss.backward()
                 losses.append(loss.detach())
+            losses = summed(optimizer, losses)
             for part in optimizer.param_groups:
                 part["lr"] = part["peak"] * schedule(run.step, run.total, run.warmup)
             if args.clip:
@@ -174,7 +176,7 @@ def main():
         results = [train(one, model_class, checkpoint_dir, tokenizer, splits, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last", "test"))
         say_next(runs[0], T5)
-    if not (args.eval_only or args.export):
+    if not leave() or not (args.eval_only or args.export):
         return
 
     path = args.adapter or runs[0].out / "adapter.pt"

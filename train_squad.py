@@ -32,6 +32,7 @@ from data.hub import MINI, open_checkpoint
 from device import pick_device
 from methods import ENCODER
 from metrics import squad_scores
+from processes import leave, share, summed
 from run import Run, adamw, listed, report, say_next, schedule
 from weights import export, prepare, trained
 
@@ -97,12 +98,13 @@ def train(args, model_class, checkpoint_dir, sets, device, dtype):
         model.train()
         for group in run.remaining(batches.epoch(run.epoch)):
             examples, losses = sum(map(len, group)), []
-            for batch in group:
+            for batch in share(group):
                 target = send(targets[batch], device)
                 start, end, _ = log_probabilities(model, [windows[i] for i in batch], device, dtype)
                 loss = loss_sum(start, end, target) / examples
                 loss.backward()
                 losses.append(loss.detach())
+            losses = summed(optimizer, losses)
             for part in optimizer.param_groups:  # the adapter, and the head
                 part["lr"] = part["peak"] * schedule(run.step, run.total, run.warmup)
             if args.clip:
@@ -157,7 +159,7 @@ def main():
         results = [train(one, model_class, checkpoint_dir, sets, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last"))
         say_next(runs[0], ENCODER)
-    if not (args.eval_only or args.submit or args.export):
+    if not leave() or not (args.eval_only or args.submit or args.export):
         return
 
     path = args.adapter or runs[0].out / "adapter.pt"
