@@ -138,15 +138,12 @@ def differences(rows, task, script):
     score = script.scores[task][0]
     scores, columns = scores_of(rows, task, score), {}
     for name in RIVALS:
-        of_name = [row for row in rows if row.method == name]
-        own = [row for row in of_name if row.r == METHODS[name].r.get(script.layout)]
-        default = [row for row in own if row.targets == METHODS[name].takes.get("targets")]
-        if not (default or len(of_name) == 1):
-            continue
-        rival = (default or of_name)[0]
-        texts = {row: interval(score, one) for row, one in against(scores, rival).items()}
-        if texts:
-            columns[label(*rival[:3]) if len(of_name) > 1 else name] = texts
+        of_name, its = [row for row in rows if row.method == name], METHODS[name]
+        own = Row(name, its.r.get(script.layout), its.takes.get("targets"), ())
+        rival = own if own in rows else of_name[0] if len(of_name) == 1 else None
+        if found := rival and against(scores, rival):
+            title = label(*rival[:3]) if len(of_name) > 1 else name
+            columns[title] = {row: interval(score, one) for row, one in found.items()}
     return columns
 
 

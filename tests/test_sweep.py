@@ -67,7 +67,7 @@ def pretend(monkeypatch, tmp_path):
             (folder / "args.json").write_text('{"args": {"lr": 0.125}}')
             loss = abs(0.02 - float(value(arguments, "--lr") or 0))
             timing = {"seconds": 30, "step_ms": 12, "energy_kwh": {"utilisation": None, "power": 0.25}}
-            (folder / "metrics.jsonl").write_text(json.dumps({"timing": timing}))
+            (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "timing": timing}))
             names = {"matthews": last, "accuracy": last, "loss": last if "train_e2e" in str(script) else loss}
             result = {"last": names, "best": {"matthews": best, "accuracy": best, "score": best, "epoch": 1}}
             result |= {
@@ -420,7 +420,7 @@ with (out / "began").open("a") as file:
 time.sleep(0.5)
 (out / "args.json").write_text("{}")
 timing = {"seconds": 1, "step_ms": 2, "energy_kwh": {}, "peak_memory_bytes": 3}
-(out / "metrics.jsonl").write_text(json.dumps({"timing": timing}))
+(out / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "timing": timing}))
 score = {"matthews": 0.5, "loss": 0.1, "epoch": 1}
 counts = {"adapter": 7, "head": 1, "frozen": 70}
 result = {"last": score, "best": score, "timing": timing, "parameters": counts}
