@@ -57,7 +57,9 @@ def prune(backbone, side, memory=None):
     Every head and feed-forward layer keeps places of its own. Those of the stream, (d / 8,), are the same in
     all blocks, and are returned. `memory` are the encoder's, which a decoder's cross.k and cross.v read.
     """
-    readers = [linear for block in backbone.blocks for linear in readers_of(block)]
+    cross = () if memory is None else ("cross.q",)
+    names = ("attention.q", "attention.k", "attention.v", *cross, "u")  # these read their own side's stream
+    readers = [block.get_submodule(name) for block in backbone.blocks for name in names]
     stream = largest(sum(linear.weight.abs().sum(0) for linear in readers), side.norm.weight.numel())
     side.position.weight.copy_(backbone.position.weight)
     side.norm.weight.copy_(backbone.norm.weight[stream])
@@ -78,12 +80,6 @@ def prune(backbone, side, memory=None):
         ours.u.weight.copy_(theirs.u.weight[inner][:, stream])
         ours.d.weight.copy_(theirs.d.weight[stream][:, inner])
     return stream
-
-
-def readers_of(block):
-    """The linear layers that read the stream of their own side."""
-    cross = [block.cross.q] if hasattr(block, "cross") else []
-    return [block.attention.q, block.attention.k, block.attention.v, *cross, block.u]
 
 
 def largest(weight, size):
