@@ -197,12 +197,11 @@ class Sweep:
     def __init__(self, args, table, rows):
         self.args, self.table, self.rows, self.script = args, table, rows, table.script
         self.rates, head = rates_of(args, self.script.layout, rows), self.script.head
-        self.begun = len(next(iter(self.rates.values()), ()))  # with as many tries
-        if head:
-            self.head = Row(head, None, None, (0,))
+        self.begun = len(next(iter(self.rates.values()), ()))  # tries of a row, at first
+        self.finds_head = head and self.begun > 1 and not args.head_lr
+        if self.finds_head:
             own = {(task, head): around_own(args, self.script.layout, task, head) for task in args.tasks}
             self.rates = own | self.rates
-        self.searches = self.begun > 1
         self.chosen_is_scored = not self.script.trial
         self.outcomes, self.plans, self.asked = {}, {}, {}
 
@@ -228,9 +227,11 @@ class Sweep:
 
     def head_rate(self, task, row):
         """A plan: -> the rate of every method's head, the best of the head alone; None: the method's own."""
-        if self.args.head_lr or row.method == self.script.head or not (self.searches and self.script.head):
+        if row.method == self.script.head:
+            return None  # its rate is the head's
+        if not self.finds_head:
             return self.args.head_lr
-        lr, tries = yield from self.search(task, self.head, None)
+        lr, tries = yield from self.search(task, Row(self.script.head, None, None, ()), None)
         if lr is None:
             raise UserError(f"{task}: the head alone can't be trained: {tries[0]['failed']}")
         return lr
@@ -246,10 +247,9 @@ class Sweep:
         row = row._replace(r=anchor(self.args) if self.table.one_search else row.r)
         found, below, above = {}, rates[0] / rates[1], rates[-1] / rates[-2]
         while True:
-            asked = [self.trial(task, row, lr, head_lr) for lr in rates if lr not in found]
-            outcomes = yield asked
-            for lr, outcome in zip([lr for lr in rates if lr not in found], outcomes, strict=True):
-                found[lr] = self.tried(lr, outcome, task)
+            new = [lr for lr in rates if lr not in found]
+            outcomes = yield [self.trial(task, row, lr, head_lr) for lr in new]
+            found |= {lr: self.tried(lr, one, task) for lr, one in zip(new, outcomes, strict=True)}
             known = {lr: worth for lr, (worth, _) in found.items() if worth is not None}
             best = max(known, key=known.get, default=rates[0])
             if best not in (rates[0], rates[-1]) or len(rates) >= self.args.tries:
