@@ -199,9 +199,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
 def evaluate(args, model, tokenizer, splits, folder, device, dtype):
     """The scores of a model as it is, frozen or with --adapter, without training."""
     if (folder / "args.json").exists():
-        raise UserError(
-            f"--out {folder}: holds a training run's result: name another folder for these scores"
-        )
+        raise UserError(f"--out {folder}: holds a training run's result: name another for these scores")
     pairs = e2e.encode(tokenizer, splits["dev"], model.config.eos_token_id, args.max_len)
     dev = score(model, pairs, device, dtype)
     test, seconds = generate_and_score(args, model, tokenizer, splits["test"], folder, device, dtype)

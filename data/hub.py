@@ -49,9 +49,9 @@ def checkpoint(name_or_directory):
     It respects the user's cache, mirror (HF_ENDPOINT), token and offline setting (HF_HUB_OFFLINE).
     Raises UserError if it can't be had.
     """
-    if Path(name_or_directory).is_dir():
-        return Path(name_or_directory)
-    if Path(name_or_directory).exists():
+    if (directory := Path(name_or_directory)).is_dir():
+        return directory
+    if directory.exists():
         raise UserError(f"--model {name_or_directory}: a file: expected its directory, or a hub name")
     import huggingface_hub  # not at the top: this import takes a second
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError

@@ -4,7 +4,6 @@ python -m experiments.random_gpt2 DIR --data E2E_FOLDER
 python train_e2e.py --model DIR --data E2E_FOLDER --method full --batch-size 32 --lr 1e-3 --epochs 4
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from weights import count
 
 
 def main():
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--data", help="folder of E2E files (default: fetched once into the cache)")
     args = parser.parse_args()
