@@ -85,7 +85,7 @@ def grid(x, x_ticks, y):
 
 
 def front(points):
-    """The stairs [(x, y)] of the points that no other beats at their x or less."""
+    """The stairs [(x, y)] of the points that none beats at their x or less."""
     stairs, best = [], -math.inf
     for x, _, y, _ in sorted(points, key=lambda point: (point[0], -point[2])):
         if y > best:

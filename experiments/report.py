@@ -116,7 +116,7 @@ def find(root):
     """The [Section] of all tables, those with the most methods first, and of the other runs."""
     folders = {path.parent for name in RUN_FILES for path in root.rglob(name)}
     runs = [read_run(folder, root) for folder in sorted(folders)]
-    runs = [run for run in runs if not run.result or "timing" in run.result]  # no summaries of --seeds
+    runs = [run for run in runs if not run.result or {"best", "timing"} <= run.result.keys()]
     tables = [section_of_table(path, root, runs) for path in sorted(root.rglob("table.json"))]
     tables.sort(key=lambda section: -len({entry.cell["method"] for entry in section.entries}))
     used = {run.path for section in tables for run in section.runs}
@@ -153,7 +153,7 @@ def section_of_table(path, root, runs):
         stored = {k: v[0] if isinstance(v, list) else v for k, v in cell.get("costs", {}).items()}
         costs = costs_of(used) | stored | {"parameters": cell["parameters"]}
         entries.append(Entry(label_of(cell), cell, used, costs, score, values))
-    title = f"{content.get('title', content['table'])} ({folder})"
+    title = f"{content.get('title', content['table'])} ({path.parent.name})"
     return Section(title, content, entries, [*here.values()])
 
 
@@ -187,7 +187,7 @@ def section_of_runs(title, runs):
             row.append("–" if value is None else f"{value / AXES[key][0]:,.1f}".removesuffix(".0"))
         rows.append(row)
     header = ["folder", *map(" ".join, columns), "method", "lr", "epochs", "finished"]
-    notes = ["Runs that differ only in the seed share a row: mean ± standard deviation of those finished."]
+    notes = ["Runs that differ only in the seed share a row: mean ± standard deviation."]
     sheet = {"header": header + [AXES[key][1] for key in OF_A_RUN], "rows": rows, "notes": notes}
     return Section(title, {"table": "", "tables": [sheet]}, entries, runs)
 
@@ -233,7 +233,7 @@ def with_flops(entries, model):
         found.append(entry._replace(costs=entry.costs | counts))
     return found, (
         f" FLOPs: {name}, {tokens} tokens. The paper counts building the adapted weights once, or adapters' "
-        "products (Figure 3); torch the matrix products and attention of a step."
+        "products (Figure 3); torch a step's matrix products and attention."
     )
 
 
@@ -302,13 +302,13 @@ def rate_curves(task, entries):
     curves = []
     for entry in entries:
         tries, chosen, points = entry.cell.get("tries", ()), entry.cell.get("lr"), []
-        for one in tries:
+        failed = sum("failed" in one for one in tries)
+        for one in (one for one in tries if "failed" not in one):
             named = {entry.score: one.get("score"), "loss": one.get("loss")}  # E2E's tries have no score
             values = [unit(name)[0] * value for name, value in named.items() if value is not None]
             points += [(one["lr"], *3 * values[:1])] if values else []
         if points and chosen:
             note = f"{chosen:g}" + ", at the end of the list" * at_the_end(entry.cell)
-            failed = sum("failed" in one for one in tries)
             note += f", {failed} failed" * bool(failed)
             curves.append(entry.drawn(points, [lr for lr, *_ in points].index(chosen), note))
     title = f"{task}: score (E2E: loss) of all rates that were tried (log scale)"
@@ -345,7 +345,7 @@ def settings_table(runs, environment):
 
 
 def draw(section, name):
-    """A section: its table, figures and notes, and what it lacks."""
+    """A section: its tables, figures, notes, and what it lacks."""
     title, content, entries, runs = section
     used, note = content["table"], ""
     if used in TABLES and TABLES[used].script.layout == ENCODER:

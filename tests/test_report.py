@@ -319,7 +319,11 @@ def test_rates_are_drawn(call, tmp_path):
     runs, out = tmp_path / "runs", tmp_path / "report.html"
     sweep_folder(runs, "table4", [("hut", 8)])
     content = json.loads((runs / "table.json").read_text())
-    scores = ((0.0625, {"failed": "nan"}), (0.25, {"score": 0.7}), (1.0, {"score": 0.5}))
+    scores = (
+        (0.0625, {"loss": 9.9, "failed": "its score is not defined"}),
+        (0.25, {"score": 0.7}),
+        (1.0, {"score": 0.5}),
+    )
     content["cells"][0]["tries"] = [{"lr": lr, **found} for lr, found in scores]
     (runs / "table.json").write_text(json.dumps(content))
     call(runs, "-o", out)
