@@ -15,7 +15,7 @@ class Curve(NamedTuple):
     points: list
     kind: str = "other"  # its colour in drawing.css: hut, other, paper
     marked: int = -1  # the point that a panel marks
-    note: str = ""  # what a panel says of it
+    note: str = ""  # in a panel
 
 
 class Axis:
