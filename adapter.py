@@ -163,9 +163,9 @@ def written(args, model, tokenizer, sources, device, dtype, batch_size=EVAL_BATC
     return [text.strip() for text in tokenizer.decode_batch(found, skip_special_tokens=False)]
 
 
-def load(path, model=None, device=None):
+def load(path, model=None, device=None, dtype=None):
     """A trained adapter as a Predictor; `model` says where its base is, if that has moved."""
     found = read_adapter(path)
     given = {key: found[key] for key in ("method", "task")} | ({"model": str(model)} if model else {})
-    given |= {"adapter": path, "device": device, "dtype": None, "seed": 0, "dropout": None}
+    given |= {"adapter": path, "device": device, "dtype": dtype, "seed": 0, "dropout": None}
     return Predictor(argparse.Namespace(**SEARCH | found["config"] | given))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from adapter import Predictor, all_logits, predictions
+from adapter import EVAL_BATCH, Predictor, all_logits, predictions
 from arguments import (
     HOLD_OUT,
     Parser,
@@ -40,7 +40,6 @@ from weights import export, prepare, trained
 DEFAULTS = {"method": "hut", "model": "roberta-large", "pool": "first"}
 DEFAULTS |= {"warmup": 0.06, "weight_decay": 0, "seed": 0}
 MINI_SETTINGS = {"batch_size": 32, "epochs": 30}  # for the bundled model and data
-EVAL_BATCH = 64
 
 
 def arguments():

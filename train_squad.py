@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from adapter import Predictor, answers_of, log_probabilities
+from adapter import SPAN_BATCH, Predictor, answers_of, log_probabilities
 from arguments import (
     Parser,
     add_arguments,
@@ -42,7 +42,6 @@ DEFAULTS = {  # the paper names none for SQuAD: these are Table 6's for QNLI, wh
 }
 # for the bundled model and data
 MINI_SETTINGS = {"epochs": 8, "batch_size": 32, "doc_stride": 32, "dropout": 0.0}
-EVAL_BATCH = 32
 
 
 def arguments():
@@ -172,7 +171,7 @@ def main():
         windows = sets["dev"][1]
 
         def dev_logits(model):
-            for batch in sorted_batches([len(window.ids) for window in windows], EVAL_BATCH):
+            for batch in sorted_batches([len(window.ids) for window in windows], SPAN_BATCH):
                 ids, mask, of_text = squad.batch_of([windows[i] for i in batch], config.pad_token_id, device)
                 yield torch.stack(model(ids, mask), -1)[of_text]
 

@@ -29,7 +29,6 @@ from adapter import Predictor, best_spans, load
 from arguments import Parser, run_as_script, whole
 from data import UserError, glue, squad, table
 from data.hub import MINI
-from device import pick_device
 from experiments.page import page, save
 from experiments.tables import label
 from metrics import squad_scores
@@ -73,11 +72,11 @@ class Reading(NamedTuple):
     outcome: Callable  # ids -> this answer's logit and probability (None for a score)
 
 
-def load_subject(path, model_name, device):
+def load_subject(path, model_name=None):
     """An adapter's Predictor with a `name`, on `model_name` or the checkpoint that the file names."""
     if read_adapter(path, "train_glue.py", "train_squad.py")["method"] == "read":
         raise UserError(f"{path}: READ runs its backbone without gradients, so words have none")
-    subject = load(path, model_name, device)
+    subject = load(path, model_name, dtype="float32")
     subject.name = f"{label(subject.args.method, subject.args.r)} ({path})"
     return subject
 
@@ -384,7 +383,6 @@ def arguments():
     add("--data", metavar="DIR", help="folder of the data set (default: fetched once into the cache)")
     add("--dev-file", metavar="F", help="instead of the development file in --data")
     add("--html", type=file_to_write, metavar="FILE", help="write the page; it needs no other file")
-    add("--device", help="cpu, cuda, … (default: cuda if there is one)")
     args = parser.parse_args()
     if len(args.adapter) > 2:
         raise UserError(f"--adapter: {len(args.adapter)} given: expected one or two")
@@ -411,8 +409,7 @@ def dev_examples(args, subject):
 
 def main():
     args = arguments()
-    device, _ = pick_device(args.device, "float32")
-    subjects = [load_subject(path, args.model, device) for path in args.adapter]
+    subjects = [load_subject(path, args.model) for path in args.adapter]
     task, (name, other) = subjects[0].task, (subjects[i].args.task for i in (0, -1))
     if subjects[-1].task != task:
         raise UserError(f"--adapter: one is of {name}, the other of {other}: expected one task")

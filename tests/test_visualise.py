@@ -56,7 +56,7 @@ def adapter(tmp_path_factory):
 @pytest.fixture
 def loaded(adapter):
     def load(*arguments, **options):
-        return visualise.load_subject(adapter(*arguments, **options), None, torch.device("cpu"))
+        return visualise.load_subject(adapter(*arguments, **options))
 
     return load
 
@@ -344,7 +344,7 @@ def test_text_that_was_not_read_is_grey(command, adapter, tmp_path, capsys):
     )
     text = path.read_text(encoding="utf-8")
     assert Page(text).strips == [QUESTION, CONTEXT] * 4
-    subject = visualise.load_subject(short, None, torch.device("cpu"))
+    subject = visualise.load_subject(short)
     reading = visualise.read_squad(subject, QUESTION, CONTEXT)
     words = [word for word in reading.words if word.text == 1]
     outside = CONTEXT[: words[0].start], CONTEXT[words[-1].end :]
