@@ -67,10 +67,7 @@ class Predictor:
         ids = glue.encode(tokenizer, [glue.Example(*(*item, None)[:2], None) for item in items], args.max_len)
         tokens = Tokens(ids, model.config.pad_token_id, self.on[0])
         logits = all_logits(model, tokens, *self.on, title)
-        if not self.task.labels:
-            return [(number, None) for number in logits[:, 0].tolist()]
-        rows = zip(predictions(logits), logits.softmax(1).tolist(), strict=True)
-        return [(self.task.label_names[best], row[best]) for best, row in rows]
+        return named(self.task, logits)
 
 
 # ---- classes and numbers
@@ -95,6 +92,14 @@ def all_logits(model, inputs, device, dtype, title=None):
 def predictions(logits):
     """Classes (N,), or scores (N,) of a model with one output."""
     return logits[:, 0].numpy() if logits.shape[1] == 1 else logits.argmax(1).numpy()
+
+
+def named(task, logits):
+    """[(label, probability)], or (number, None) of a regression, from logits (N, num_labels)."""
+    if not task.labels:
+        return [(number, None) for number in logits[:, 0].tolist()]
+    rows = zip(predictions(logits), logits.softmax(1).tolist(), strict=True)
+    return [(task.label_names[best], row[best]) for best, row in rows]
 
 
 # ---- answers

@@ -3,6 +3,7 @@
     python -m experiments.bench glue [--cola DIR --model DIR]   a training step of RoBERTa; epochs of CoLA
     python -m experiments.bench e2e                             a training step of GPT-2
     python -m experiments.bench methods                         every method on RoBERTa: trained, used, merged
+    python -m experiments.bench many                            many adapters in one batch, beside peft's
     python -m experiments.bench t5                              every method on T5; in use it writes a label
     python -m experiments.bench sizes [--json FILE]             T5 small to 3B: READ's Figures 4, 5, Table 5
     python -m experiments.bench generate                        decoding, beside transformers, if it is there
@@ -36,6 +37,7 @@ from device import autocast, pick_device
 from experiments.measure import MEMORY, alone, in_transformers, in_turn, joules, machine, memory, ratio
 from experiments.tables import Sheet, markdown
 from hut import HUTLinear, find_linears
+from many import Many
 from methods import DECODER, ENCODER, METHODS, adapt, merge, methods_of
 from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, GPT2Config, RobertaClassifier
 from read.cache import FromStates, cached_states
@@ -43,6 +45,7 @@ from read.t5 import T5, T5_BASE, T5Config
 from weights import count, trainable
 
 LABEL = 4  # tokens that a T5 writes
+ADAPTERS = 1, 2, 8, 32  # in a batch of `many`
 T5_SIZES = {
     "small": T5Config(d_model=512, d_ff=2048, num_layers=6, num_heads=8), "base": T5_BASE,
     "large": T5Config(d_model=1024, d_ff=4096, num_layers=24, num_heads=16),
@@ -107,6 +110,7 @@ ROBERTA = Work(
 WORK = {
     "glue": ROBERTA,
     "methods": ROBERTA,
+    "many": ROBERTA._replace(on_cpu=(6, 384, 32, 12), on_gpu=(24, 1024, 32, 32)),
     "e2e": Work(
         DECODER, GPT2, GPT2_MEDIUM, ("n_layer", "n_embd", "n_head"),
         (4, 768, 4, 64), (24, 1024, 4, 64), METHODS["hut"].r[DECODER],
@@ -184,7 +188,7 @@ def literal_hut(model, r):
     return model
 
 
-def peft_lora(model, r):
+def peft_lora(model, r, head=True):
     """The same weights in transformers' model, under peft's LoRA on query and value.
 
     transformers' GPT-2 has one layer for queries, keys and values, c_attn, which peft adapts as a whole.
@@ -193,7 +197,7 @@ def peft_lora(model, r):
 
     if isinstance(model, RobertaClassifier):
         kind, options = "AutoModelForSequenceClassification", {"target_modules": ["query", "value"]}
-        options["task_type"] = "SEQ_CLS"
+        options["task_type"] = "SEQ_CLS" if head else None  # its mixed batches share a head
     else:
         kind, options = "AutoModelForCausalLM", {"target_modules": ["c_attn"], "fan_in_fan_out": True}
     return get_peft_model(in_transformers(model, kind), LoraConfig(r=r, lora_alpha=2 * r, **options))
@@ -402,8 +406,41 @@ def generate_table(args):
 
 # ---- main
 
+
+def many_use(args, name, n):
+    """A forward pass of a batch with n adapters: Many's or peft's; that of the plain model."""
+    step = random_step(args, "hut" if name == "many" else "head")
+    model, (ids, *_) = step.model.eval(), next(step.batches)
+    which, more = torch.arange(len(ids), device=args.device) * n // len(ids), {}
+    if name == "many":
+        file = dict(zip(("adapter", "head"), trainable(model), strict=True))
+        model, more = Many(model, [file] * n).eval(), {"mask": None, "which": which}
+    if name == "peft":
+        model = peft_lora(model, args.r, head=False).eval()
+        for i in range(n):
+            model.add_adapter(str(i), model.peft_config["default"])
+        more = {"adapter_names": [str(i) for i in which.tolist()]}
+
+    def use():
+        with torch.no_grad(), step.precision:
+            model(ids, **more)
+
+    return use
+
+
+def many_table(args):
+    """Prints the time of a batch with 1 to 32 adapters in it, of that of the plain model."""
+    have_peft = find_spec("transformers") and find_spec("peft")
+    names = [("many", "HUT"), ("peft", "LoRA, peft's adapter_names")][: 1 + bool(have_peft)]
+    calls = {(name, n): many_use(args, name, n) for name, _ in names for n in ADAPTERS}
+    found = in_turn(calls | {"plain": many_use(args, "head", 1)}, args.rounds, args.device, args.steps)
+    rows = [[title, *(ratio(found, (name, n), "plain") for n in ADAPTERS)] for name, title in names]
+    print(heading(args))
+    print(markdown(["adapters in a batch", *map(str, ADAPTERS)], rows))
+
+
 TABLES = {"glue": step_table, "e2e": step_table, "methods": methods_table, "t5": methods_table}
-TABLES["sizes"] = sizes_table
+TABLES |= {"sizes": sizes_table, "many": many_table}
 
 
 def arguments():

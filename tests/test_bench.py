@@ -185,3 +185,15 @@ def test_a_label_of_a_size_is_written():
     config = T5Config(vocab_size=61, d_model=24, d_kv=8, d_ff=40, num_layers=2, num_heads=3)
     for name in ("read", "full"):
         assert [len(tokens) for tokens in bench.label_of(settings("sizes"), config, name)()] == [LABEL]
+
+
+def test_many_table_has_every_number_of_adapters(capsys):
+    """Would catch: a batch with fewer adapters than its column says; a variant that does not run."""
+    args = settings("many", r=2)
+    args.batch_size = 32
+    bench.many_table(args)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| HUT")]
+    assert len(rows) == 1 and rows[0].count("|") == 2 + len(bench.ADAPTERS)
+    use = bench.many_use(args, "many", 32).__closure__
+    given = next(cell.cell_contents for cell in use if isinstance(cell.cell_contents, dict))
+    assert given["which"].tolist() == list(range(32))
