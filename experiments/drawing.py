@@ -7,7 +7,7 @@ import math
 from html import escape
 from typing import NamedTuple
 
-CHARACTER, LINE = 6.6, 14  # width and height of 11 px text, in pixels
+CHARACTER, LINE = 6.9, 14  # width and height of 11 px text, in pixels
 
 
 class Curve(NamedTuple):

@@ -20,7 +20,7 @@ from experiments.flops import ADAPTERS, BUILDING, adapters, building, training_s
 from experiments.page import DRAWING, details, page, save, table
 from experiments.search import spent
 from experiments.sheet import at_the_end
-from experiments.tables import PAPER, TABLES, label, number, unit
+from experiments.tables import PAPER, label, number, unit
 from methods import ENCODER, methods_of
 from model import ROBERTA_LARGE, RobertaConfig, RobertaModel, read_config
 
@@ -147,7 +147,7 @@ def section_of_table(path, root, runs):
     content, folder = read(path, "table", "cells", "tables"), path.parent.relative_to(root)
     here, entries = {run.path: run for run in runs if run.path.is_relative_to(folder)}, []
     for cell in (cell for cell in content["cells"] if "runs" in cell):  # not of Table 2
-        used = [here[path] for one in cell["runs"] if (path := folder / one.get("folder", "")) in here]
+        used = [here[at] for one in cell["runs"] if (at := folder / one.get("folder", "")) in here]
         score = next(iter(cell["mean"]), None)
         values = [one["scores"][score] for one in cell["runs"] if score in one.get("scores", ())]
         stored = {k: v[0] if isinstance(v, list) else v for k, v in cell.get("costs", {}).items()}
@@ -348,7 +348,7 @@ def draw(section, name):
     """A section: its tables, figures, notes, and what it lacks."""
     title, content, entries, runs = section
     used, note = content["table"], ""
-    if used in TABLES and TABLES[used].script.layout == ENCODER:
+    if used == "table1":  # whose methods adapt q and v
         entries, note = with_flops(entries, content.get("settings", {}).get("model"))
     state = [f"incomplete: {len(entries)} cells"] * (not content.get("complete", True))
     cells = [one for entry in entries for one in (entry.cell, *entry.cell.get("runs", ()))]
