@@ -229,10 +229,10 @@ def merge(model, method):
     check_merges(method, model.body.LAYOUT)
     if any(p.dtype != torch.float32 for p in model.parameters()):
         raise ValueError("merging needs the frozen weights in float32: `store` has rounded them")
-    merged = copy.deepcopy(model)
+    merged = copy.deepcopy(model).requires_grad_(False)
     for name, module in model.named_modules():
         if hasattr(module, "to_linear"):
-            merged.set_submodule(name, module.to_linear())
+            merged.set_submodule(name, module.to_linear().requires_grad_(False))
     return merged
 
 

@@ -6,6 +6,7 @@
     python -m experiments.bench many                            many adapters in one batch, beside peft's
     python -m experiments.bench t5                              every method on T5; in use it writes a label
     python -m experiments.bench sizes [--json FILE]             T5 small to 3B: READ's Figures 4, 5, Table 5
+    python -m experiments.bench memory --model roberta-large --batch-size 4 --length 512   what fits on a GPU
     python -m experiments.bench generate                        decoding, beside transformers, if it is there
 
 All variants train the same random weights on the same batch in one process, in turn, round after round, so
@@ -34,12 +35,22 @@ from data import UserError, as_user_error, glue, write_json
 from data.batching import Tokens, padding_share, shuffled_batches
 from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
-from experiments.measure import MEMORY, alone, in_transformers, in_turn, joules, machine, memory, ratio
+from experiments.measure import (
+    MEMORY,
+    alone,
+    in_transformers,
+    in_turn,
+    joules,
+    machine,
+    memory,
+    peak_of_shapes,
+    ratio,
+)
 from experiments.tables import Sheet, markdown
 from hut import HUTLinear, find_linears
 from many import Many
-from methods import DECODER, ENCODER, METHODS, adapt, merge, methods_of
-from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, GPT2Config, RobertaClassifier
+from methods import DECODER, ENCODER, METHODS, adapt, merge, methods_of, store
+from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, GPT2Config, RobertaClassifier, RobertaConfig
 from read.cache import FromStates, cached_states
 from read.t5 import T5, T5_BASE, T5Config
 from weights import count, trainable
@@ -123,21 +134,25 @@ WORK = {
 WORK["sizes"] = WORK["t5"]
 
 
-def random_step(args, name):
+def random_step(args, name, stored=True):
     """A step of a variant, on random weights and a batch of random tokens, the same for every variant."""
     work = WORK[args.what]
     sizes = (args.layers, args.width, args.width // 64, 4 * args.width)
     torch.manual_seed(0)
-    config = replace(work.config, **dict(zip(work.fields, sizes, strict=False)))
-    model = work.model_class(config).to(args.device)
+    config = args.config or replace(work.config, **dict(zip(work.fields, sizes, strict=False)))
+    with args.device:
+        model = work.model_class(config)
     ids = torch.randint(3, config.vocab_size, (args.batch_size, args.length), device=args.device)
     batch = (ids, None, ids.new_zeros(len(ids), LABEL)) if work.layout == T5.LAYOUT else (ids,)
-    return Step(adapted(model, work.layout, name, args.r), repeat(batch), args)
+    model = adapted(model, work.layout, name, args.r)
+    if stored and isinstance(model, work.model_class):  # as in training, where it is ours
+        store(model, args.dtype)
+    return Step(model, repeat(batch), args)
 
 
 def random_use(args, name, merged=False):
-    step = random_step(args, name)
-    step.model = (merge(step.model, name) if merged else step.model).eval()
+    step = random_step(args, name, stored=not merged)
+    step.model = (store(merge(step.model, name), args.dtype) if merged else step.model).eval()
     return step.use
 
 
@@ -213,9 +228,7 @@ def measured(args, makers, bases, times, unit=1000):
 
     makers  {name: a function that makes the call}
     """
-    calls = {name: make() for name, make in makers.items()}
-    found = in_turn(calls, args.rounds, args.device, times)
-    del calls  # the processes of `memory` need room
+    found = in_turn(makers, args.rounds, args.device, times)
     cells = {}
     for name, make in makers.items():
         ratios = [ratio(found, name, base) for base in bases]
@@ -250,7 +263,7 @@ def methods_table(args):
     names = methods_of(layout)
     training = measured(args, {n: partial(random_step, args, n) for n in names}, ["full"], args.steps)
     use = measured(args, {n: partial(random_use, args, n) for n in names}, ["full"], args.steps)
-    merged = {n: random_use(args, n, merged=True) for n in names if layout in METHODS[n].merges}
+    merged = {n: partial(random_use, args, n, True) for n in names if layout in METHODS[n].merges}
     merged = in_turn(merged, args.rounds, args.device, args.steps)
     rows = []
     for name in names:
@@ -300,6 +313,29 @@ def sizes_table(args):
 def label_of(args, config, name):
     model = adapted(T5(replace(config, eos_token_id=-1)), T5.LAYOUT, name, None).to(args.device).eval()
     return partial(model.generate, [[3] * args.length], LABEL)
+
+
+# ---- what fits
+
+GPUS, CUDAS_OWN = (8, 12, 24), 1  # GiB; CUDA's own, and what the allocator can't use, are reckoned as one
+WHOLE = {  # models by name: the command that has their kind, and their sizes
+    "roberta-base": ("methods", RobertaConfig()), "roberta-large": ("methods", ROBERTA_LARGE),
+    "gpt2": ("e2e", GPT2Config()), "gpt2-medium": ("e2e", GPT2_MEDIUM),
+    **{f"t5-{size.lower()}": ("t5", config) for size, config in T5_SIZES.items()},
+}  # fmt: skip
+
+
+def memory_table(args):
+    """Every method's peak in training on a GPU, from shapes alone."""
+    rows = []
+    for name in methods_of(WORK[args.what].layout):
+        if name != "frozen":
+            peak = peak_of_shapes(partial(random_step, args, name)) / 2**30
+            fits = ["yes" if peak + CUDAS_OWN <= size else "no" for size in GPUS]
+            rows.append([name, f"{peak:.2f}", *fits])
+    sizes = f"{args.batch_size} × {args.length} tokens, {str(args.dtype)[6:]}"
+    print(f"{args.model}, {sizes}; from shapes alone. What fits leaves {CUDAS_OWN} GiB to CUDA.\n")
+    print(markdown(["", "peak, GiB", *(f"in {size} GiB" for size in GPUS)], rows))
 
 
 # ---- CoLA
@@ -389,7 +425,7 @@ def generate_table(args):
     if find_spec("transformers"):
         reference = in_transformers(model, "AutoModelForCausalLM").eval()
         ways["transformers"] = partial(with_transformers, reference, prompts)
-    found, rows = in_turn(ways, args.rounds, args.device), []
+    found, rows = in_turn({n: lambda way=way: way for n, way in ways.items()}, args.rounds, args.device), []
     for way, times in found.items():
         seconds = statistics.median(times)
         rows.append([way, f"{seconds:.2f}", f"{PROMPTS / seconds:.2f}", ratio(found, [*ways][-1], way)])
@@ -432,8 +468,9 @@ def many_table(args):
     """Prints the time of a batch with 1 to 32 adapters in it, of that of the plain model."""
     have_peft = find_spec("transformers") and find_spec("peft")
     names = [("many", "HUT"), ("peft", "LoRA, peft's adapter_names")][: 1 + bool(have_peft)]
-    calls = {(name, n): many_use(args, name, n) for name, _ in names for n in ADAPTERS}
-    found = in_turn(calls | {"plain": many_use(args, "head", 1)}, args.rounds, args.device, args.steps)
+    makers = {(name, n): partial(many_use, args, name, n) for name, _ in names for n in ADAPTERS}
+    makers["plain"] = partial(many_use, args, "head", 1)
+    found = in_turn(makers, args.rounds, args.device, args.steps)
     rows = [[title, *(ratio(found, (name, n), "plain") for n in ADAPTERS)] for name, title in names]
     print(heading(args))
     print(markdown(["adapters in a batch", *map(str, ADAPTERS)], rows))
@@ -446,7 +483,7 @@ TABLES |= {"sizes": sizes_table, "many": many_table}
 def arguments():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("what", choices=(*TABLES, "generate"))
+    add("what", choices=(*TABLES, "generate", "memory"))
     for i, name in enumerate(SIZES):
         sizes = ", ".join(f"{what} {work.on_cpu[i]} or {work.on_gpu[i]}" for what, work in WORK.items())
         add("--" + name.replace("_", "-"), type=whole, help=f"(default, on a CPU or a GPU: {sizes})")
@@ -454,13 +491,22 @@ def arguments():
     add("--rounds", type=whole, default=9, help="(default: 9)")
     add("--steps", type=whole, default=3, help="of each variant a round (default: 3)")
     add("--cola", metavar="DIR", help="GLUE folder: adds a table of CoLA to glue's")
-    add("--model", metavar="DIR", help="the checkpoint of that table")
+    names = f"the checkpoint of that table; for memory: {' '.join(WHOLE)} (default: roberta-large)"
+    add("--model", metavar="DIR", help=names)
     variants = {"choices": [*VARIANTS, *METHODS], "metavar": "NAME"}
     add("--memory-of", **variants, help="print the memory of a variant and no table")
     add("--json", metavar="FILE", type=Path, help="sizes: a table.json for the page too")
     add("--device", help="(default: cuda if there is one)")
     add("--dtype", choices=("float32", "bfloat16"), help="(default: as in training)")
+    parser.set_defaults(config=None)
     args = parser.parse_args()
+    if args.what == "memory":
+        args.model, args.device, args.dtype = args.model or "roberta-large", "cpu", args.dtype or "bfloat16"
+        if args.model not in WHOLE:
+            parser.error(f"--model {args.model}: expected one of {' '.join(WHOLE)}")
+        if args.cola or args.width or args.layers:
+            parser.error("memory takes the sizes of --model")
+        return args
     if args.width and args.width % 64:
         parser.error(f"--width {args.width}: expected a multiple of 64, the width of a head")
     if bool(args.cola) != bool(args.model) or (args.cola and args.what != "glue"):
@@ -475,17 +521,20 @@ def main():
         read_cola(args)  # what is wrong with its files shows before the first table
     if args.what == "generate":
         return generate_table(args)
+    table = TABLES.get(args.what, memory_table)
+    if table is memory_table:
+        args.what, args.config = WHOLE[args.model]
     work = WORK[args.what]
     args.r = args.r or work.r
-    sizes = work.on_gpu if args.device.type == "cuda" else work.on_cpu
+    sizes = work.on_gpu if args.device.type == "cuda" or args.config else work.on_cpu
     for name, size in zip(SIZES, sizes, strict=True):
         setattr(args, name, getattr(args, name) or size)
-    longest = getattr(work.config, "max_length", args.length)
+    longest = getattr(args.config or work.config, "max_length", args.length)
     if args.length > longest:
         raise UserError(f"--length {args.length}: the position table holds {longest}")
     if args.memory_of:
         return print(*memory(args.device, partial(random_step, args, args.memory_of), args.steps))
-    TABLES[args.what](args)
+    table(args)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import statistics
 import tempfile
 import time
+import weakref
 from concurrent.futures import ProcessPoolExecutor
 from math import ceil
 from multiprocessing import get_context
@@ -10,6 +11,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from device import Meter, gpu_of, peak_memory, synchronise
 
@@ -18,15 +24,21 @@ MEMORY = ("peak memory, MiB", "after the imports")  # the columns that `memory` 
 METERED = 10  # seconds: the meter takes a sample each second
 
 
-def in_turn(calls, rounds, device, times=1):
-    """{name: seconds that a call takes, one number a round}, for {name: a function without arguments}.
+def in_turn(makers, rounds, device, times=1):
+    """{name: seconds that a call takes, one number a round}, for {name: a function that makes the call}.
 
-    A round runs each function `times` times, one function after another. A first round does not count.
+    A round runs each call `times` times, one call after another. A first round does not count. A GPU holds
+    one at a time: there a call is made anew for each round, and runs once more before.
     """
-    found = {name: [] for name in calls}
+    gpu, found = device.type == "cuda", {name: [] for name in makers}
+    made = {name: make() for name, make in makers.items() if not gpu}
     for number in range(1 + rounds):
-        for name, call in calls.items():
+        for name, make in makers.items():
+            call = made.get(name) or make()
+            if gpu:
+                call()
             each = seconds(call, times, device)
+            del call
             if number > 0:
                 found[name].append(each)
     return found
@@ -73,6 +85,49 @@ def _alone(device, make, times):
     each = statistics.median(seconds(call, 1, device) for _ in range(times))
     peak = peak_memory(device)
     return each, peak, peak - before
+
+
+class OnGPU(TorchFunctionMode):
+    """What a GPU keeps for the backward pass, on a CPU: dropout's mask in bytes, of attention no weights."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        options = kwargs or {}
+        if function is F.dropout and options["training"]:
+            return torch.native_dropout(*args, options["p"], True)[0]
+        if function is F.scaled_dot_product_attention:
+            names = ("attn_mask", "dropout_p", "is_causal")
+            args, options = args[:3], dict(zip(names, args[3:], strict=False)) | options | {"dropout_p": 0.0}
+        return function(*args, **options)
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of all tensors that are alive, and the most there were."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self.alive = 0, 0, set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        for storage in (t.untyped_storage() for t in tree_leaves(out) if isinstance(t, torch.Tensor)):
+            if id(storage) not in self.alive:
+                self._count(id(storage), size := storage.nbytes())
+                weakref.finalize(storage, self._count, id(storage), -size)
+        return out
+
+    def _count(self, number, size):
+        self.alive ^= {number}
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def peak_of_shapes(make, times=2):
+    """Bytes: the most that a GPU holds in make() and `times` of its calls. Nothing is computed."""
+    with FakeTensorMode(), OnGPU(), Held() as held:
+        call = make()
+        for _ in range(times):
+            call()
+    return held.peak
 
 
 def joules(call, device):

@@ -132,4 +132,5 @@ def apply_lst(model):
     """`model`, a T5, frozen and with the ladders beside it: another object, with the same layers."""
     if type(model) is not T5:
         raise ValueError(f"a {type(model).__name__}: expected a plain T5")
-    return LSTT5(model).to(model.word.weight.device)
+    with model.word.weight.device:
+        return LSTT5(model)
