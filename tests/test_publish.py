@@ -1,6 +1,7 @@
 """experiments/publish.py, and that RESULTS.md and the README's picture are what results/ gives."""
 
 import json
+import random
 import re
 import statistics
 
@@ -9,6 +10,7 @@ import pytest
 from data import UserError
 from experiments import publish, report
 from experiments.sheet import sheets
+from experiments.significance import LEVEL, difference
 
 TABLES = sorted(publish.RESULTS.glob("*/table.json"))
 MACHINE = r"(?<![\w.])[/~][\w.-]+/|[A-Z]:\\|localhost"  # a path of somebody's, a host
@@ -35,6 +37,19 @@ def test_what_is_stored(path):
             assert mean == pytest.approx(statistics.fmean(values), abs=1e-9)
             if len(values) > 1:
                 assert cell["std"][score] == pytest.approx(statistics.stdev(values), abs=1e-9)
+
+
+@pytest.mark.parametrize("method", ["hut", "lora"])
+def test_one_in_twenty_duels_of_a_method_with_itself_is_called(method):
+    """Would catch: a verdict on differences that are those of seeds: 20 are stored, for five against five."""
+    cells = publish.content_of(publish.RESULTS / "mini-cola" / "table.json")["cells"]
+    (runs,) = (cell["runs"] for cell in cells if cell["method"] == method)
+    scores, draw, called = [one["scores"]["matthews"] for one in runs], random.Random(0), 0
+    for _ in range(1000):
+        drawn = dict(enumerate(draw.sample(scores, 10)))
+        found = difference({i: drawn[i] for i in range(5)}, {i: drawn[i + 5] for i in range(5)})
+        called += found.p < LEVEL
+    assert len(scores) == 20 and 30 < called < 70
 
 
 @pytest.fixture
