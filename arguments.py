@@ -231,6 +231,14 @@ def check_adapter(args, script, layout):
             raise UserError(f"{args.adapter}: trained with {key} {value}, not {given}: leave --{flag} out")
 
 
+def check_out_file(args):
+    files = [Path(file) for file in (args.predict_file, args.out_file) if file]
+    if len({file.resolve() for file in files}) == 1 or len({file.suffix.lower() for file in files}) > 1:
+        raise UserError("--predict-file and --out-file: expected both, two files with the same ending")
+    if files:
+        check_writable("--out-file", files[1].parent)
+
+
 def run_folders(args):
     """(folder of all, the arguments of each run: those of `args` with its seed and its folder as `out`).
 

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from adapter import EVAL_BATCH, load, named
-from arguments import Parser, run_as_script
+from arguments import Parser, check_out_file, run_as_script
 from data import UserError, glue, table
 from data.batching import Tokens, sorted_batches
 from device import autocast
@@ -81,7 +81,7 @@ def opened(paths, model=None, device=None):
     about = [(f["base"][:12], sorted(f["adapter"]), f["config"].get("pool")) for f in files]
     for path, file, own in zip(paths, files, about, strict=True):
         if file["method"] != "hut" or own != about[0]:
-            expected = f"expected hut, with the base, --targets and --pool of {paths[0]}"
+            expected = f"expected hut, and base, --targets and --pool as of {paths[0]}"
             raise UserError(f"{path}: {file['method']} on base {own[0]}…: {expected}")
     first = load(paths[0], model, device)
     tasks = [table.task_of(Namespace(**file["config"], task=file["task"])) for file in files]
@@ -99,23 +99,23 @@ def main():
     add("--model", help="where the base is, if that has moved")
     add("--device", help="(default: cuda if there is one)")
     args = parser.parse_args()
+    check_out_file(args)
     names, path = [Path(one).resolve().parent.name for one in args.adapters], args.predict_file
     if len(set(names)) < len(names):
         raise UserError(f"--adapters: folders {' '.join(names)}: expected different names, for --which")
     (many, first, tasks), new = opened(args.adapters, args.model, args.device), ("predicted", "probability")
     if any(len(task.texts) != len(args.text) for task in tasks):
         raise UserError(f"--text: {len(args.text)} column(s): expected what each adapter reads")
-    rows = table.read(path, (*args.text, args.which), new)
-    which = torch.tensor([table.cell(path, line, row, args.which, names.index) for line, row in rows])
+    rows, known = table.read(path, (*args.text, args.which), new), table.place_in(names)
+    which = torch.tensor([table.cell(path, line, row, args.which, known) for line, row in rows])
     items = [[*(table.cell(path, line, row, one) for one in args.text), None][:2] for line, row in rows]
-    examples, started = [glue.Example(*item, None) for item in items], time.time()
-    tokens = glue.encode(first.tokenizer, examples, first.args.max_len)
-    tokens = Tokens(tokens, first.model.config.pad_token_id, first.on[0])
+    items, started = [glue.Example(*item, None) for item in items], time.time()
+    ids = glue.encode(first.tokenizer, items, first.args.max_len)
+    tokens = Tokens(ids, first.model.config.pad_token_id, first.on[0])
     with torch.no_grad(), autocast(*first.on):
         for batch in tqdm(sorted_batches(tokens.lengths, EVAL_BATCH), path, disable=None, leave=False):
             for i, logits in zip(batch, many(*tokens(batch), which[batch].to(first.on[0])), strict=True):
-                found = named(tasks[which[i]], logits[None].float().cpu())[0]
-                rows[i][1].update(zip(new, found, strict=True))
+                rows[i][1].update(zip(new, *named(tasks[which[i]], logits[None].float().cpu()), strict=True))
     print(f"{len(rows):,} rows by {len(names)} adapters, {len(rows) / (time.time() - started):,.0f} a second")
     table.write(args.out_file, [row for _, row in rows])
 

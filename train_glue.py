@@ -22,6 +22,7 @@ from arguments import (
     add_arguments,
     check_adapter,
     check_max_len,
+    check_out_file,
     fill_in,
     run_as_script,
     run_folders,
@@ -34,7 +35,7 @@ from methods import ENCODER
 from metrics import glue_scores, worth
 from processes import first_then_others, leave, share, summed
 from read.cache import FromStates, cached_states
-from run import Run, adamw, check_writable, report, say_next, schedule
+from run import Run, adamw, report, say_next, schedule
 from weights import export, prepare, trained
 
 DEFAULTS = {"method": "hut", "model": "roberta-large", "pool": "first"}
@@ -78,11 +79,7 @@ def arguments():
     add("--hold-out", action="store_true", help=HOLD_OUT)
     add("--submit", metavar="DIR", help="write test.tsv's predictions in the leaderboard's format")
     args = parser.parse_args()
-    files = [Path(file) for file in (args.predict_file, args.out_file) if file]
-    if len({file.resolve() for file in files}) == 1 or len({file.suffix.lower() for file in files}) > 1:
-        raise UserError("--predict-file and --out-file: expected both, two files with the same ending")
-    if files:
-        check_writable("--out-file", files[1].parent)
+    check_out_file(args)
     check_adapter(args, "train_glue.py", ENCODER)
     check_table(args)
     if args.task not in (*glue.TASKS, "own"):

@@ -103,18 +103,23 @@ def labels_of(path, text, label):
     return found
 
 
-def examples(task, path):
-    """A file's Examples, with the labels that `task` has."""
+def place_in(names):
+    """The `value` of a cell with one of `names`: its place among them; where there are none, a number."""
 
     def value(text):
-        if text in task.labels:
-            return task.labels.index(text)
+        if text in names:
+            return names.index(text)
         with contextlib.suppress(ValueError):
-            if not task.labels and math.isfinite(float(text)):
+            if not names and math.isfinite(float(text)):
                 return float(text)
-        raise ValueError(f"'{text}': expected {' or '.join(task.labels) or 'a number'}")
+        raise ValueError(f"'{text}': expected {' or '.join(names) or 'a number'}")
 
-    found = []
+    return value
+
+
+def examples(task, path):
+    """A file's Examples, with the labels that `task` has."""
+    found, value = [], place_in(task.labels)
     for line, row in read(path, (*task.texts, task.label)):
         first, second = [*(cell(path, line, row, column) for column in task.texts), None][:2]
         found.append(glue.Example(first, second, cell(path, line, row, task.label, value)))

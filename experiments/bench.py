@@ -55,6 +55,7 @@ from read.cache import FromStates, cached_states
 from read.t5 import T5, T5_BASE, T5Config
 from weights import count, trainable
 
+HAVE_PEFT = bool(find_spec("transformers") and find_spec("peft"))
 LABEL = 4  # tokens that a T5 writes
 ADAPTERS = 1, 2, 8, 32  # in a batch of `many`
 T5_SIZES = {
@@ -245,14 +246,13 @@ def heading(args):
 
 
 def step_table(args):
-    have_peft = find_spec("transformers") and find_spec("peft")
-    names = [name for name in VARIANTS if name != "peft" or have_peft]
+    names = [name for name in VARIANTS if name != "peft" or HAVE_PEFT]
     makers = {name: partial(random_step, args, name) for name in names}
     cells = measured(args, makers, ["betas", "hut"], args.steps)
     print(heading(args))
     header = ["", "ms a step", "ratio to (a)", "ratio to (b)", *MEMORY]
     print(markdown(header, [[VARIANTS[name], *cells[name]] for name in names]))
-    if not have_peft:
+    if not HAVE_PEFT:
         print("\n(f) peft's LoRA: not run (needs transformers and peft)")
     if args.cola:
         cola_table(args)
@@ -466,8 +466,7 @@ def many_use(args, name, n):
 
 def many_table(args):
     """Prints the time of a batch with 1 to 32 adapters in it, of that of the plain model."""
-    have_peft = find_spec("transformers") and find_spec("peft")
-    names = [("many", "HUT"), ("peft", "LoRA, peft's adapter_names")][: 1 + bool(have_peft)]
+    names = [("many", "HUT"), ("peft", "LoRA, peft's adapter_names")][: 1 + HAVE_PEFT]
     makers = {(name, n): partial(many_use, args, name, n) for name, _ in names for n in ADAPTERS}
     makers["plain"] = partial(many_use, args, "head", 1)
     found = in_turn(makers, args.rounds, args.device, args.steps)

@@ -113,7 +113,12 @@ def test_what_does_not_fit_is_one_line(command, runs, tmp_path, capsys):
     assert "wide/adapter.pt: hut on base" in fails(capsys, lambda: command("classes", "wide"))
     assert "expected different names" in fails(capsys, lambda: command("two", "two"))
     assert "in.csv:1: no column 'whose'" in fails(capsys, lambda: command("two", which="whose"))
-    assert "in.csv:3: column 'who': 'classes' is not" in fails(capsys, lambda: command("two", "numbers"))
+    assert "in.csv:3: column 'who': 'classes': expected two or numbers" in fails(
+        capsys, lambda: command("two", "numbers")
+    )
+    assert "two files with the same ending" in fails(
+        capsys, lambda: command("two", path=tmp_path / "out.csv")
+    )
     assert "--text: 2 column(s)" in fails(capsys, lambda: command("two", text=("t", "who")))
     other = tmp_path / "other" / "adapter.pt"
     other.parent.mkdir()
