@@ -7,7 +7,6 @@ import argparse
 import json
 import os
 import shlex
-import statistics
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from arguments import positive
 from data import UserError, write_json
 from experiments.tables import PAPER, Row, anchor
 from methods import METHODS
-from run import alone_in, clock, listed
+from run import alone_in, clock, listed, mean_and_std
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = ("model", "data", "limit-train", "epochs", "batch-size", "max-len", "device", "dtype")
@@ -202,7 +201,6 @@ class Sweep:
         if self.finds_head:
             own = {(task, head): around_own(args, self.script.layout, task, head) for task in args.tasks}
             self.rates = own | self.rates
-        self.chosen_is_scored = not self.script.trial
         self.outcomes, self.plans, self.asked = {}, {}, {}
 
     # ---- what is run
@@ -212,18 +210,12 @@ class Sweep:
         which = flags(method=row.method, r=row.r, targets=row.targets, lr=lr, head_lr=head_lr, task=task)
         return [*which, *passed_on(self.args, SETTINGS)]
 
-    def scored_run(self, task, row, lr, head_lr, seed):
-        """(folder, arguments) of a run that goes into the table."""
-        rate = f"lr{lr:g}" if lr else "default-lr"
-        folder = self.args.out / task / str(row) / f"{rate}-seed{seed}"
-        return folder, [*self.arguments(task, row, lr, head_lr), "--seed", seed]
-
-    def trial(self, task, row, lr, head_lr):
-        """(folder, arguments) of a run that tries a rate."""
-        if self.chosen_is_scored:
-            return self.scored_run(task, row, lr, head_lr, 0)
-        folder = self.args.out / task / str(row) / f"try-lr{lr:g}"
-        return folder, [*self.arguments(task, row, lr, head_lr), *self.script.trial, "--seed", 0]
+    def ask(self, task, row, lr, head_lr, seed=None):
+        """(folder, arguments) of a run that goes into the table; without a seed, of one that tries a rate."""
+        tries = seed is None and self.script.trial
+        name = f"try-lr{lr:g}" if tries else f"{f'lr{lr:g}' if lr else 'default-lr'}-seed{seed or 0}"
+        arguments = [*self.arguments(task, row, lr, head_lr), *(tries or ()), "--seed", seed or 0]
+        return self.args.out / task / str(row) / name, arguments
 
     def head_rate(self, task, row):
         """A plan: -> the rate of every method's head, the best of the head alone; None: the method's own."""
@@ -248,7 +240,7 @@ class Sweep:
         found, below, above = {}, rates[0] / rates[1], rates[-1] / rates[-2]
         while True:
             new = [lr for lr in rates if lr not in found]
-            outcomes = yield [self.trial(task, row, lr, head_lr) for lr in new]
+            outcomes = yield [self.ask(task, row, lr, head_lr) for lr in new]
             found |= {lr: self.tried(lr, one, task) for lr, one in zip(new, outcomes, strict=True)}
             known = {lr: worth for lr, (worth, _) in found.items() if worth is not None}
             best = max(known, key=known.get, default=rates[0])
@@ -261,7 +253,7 @@ class Sweep:
         if isinstance(outcome, Failed):
             return None, {"lr": lr, "failed": str(outcome)}
         worth, (score, *_) = self.script.worth(outcome, task), self.script.scores[task]
-        part = outcome["best" if self.chosen_is_scored else "last"]
+        part = outcome["last" if self.script.trial else "best"]
         about = {"lr": lr, "score": rounded(part.get(score), 6), "loss": rounded(part.get("loss"), 6)}
         about["seconds"] = rounded(outcome["timing"]["seconds"], 4)
         return (None, about | {"failed": "its score is not defined"}) if None in worth else (worth, about)
@@ -274,7 +266,7 @@ class Sweep:
         cell |= {"parameters": None, "runs": [], "mean": {}, "std": {}}
         if tries and lr is None:
             return cell | {"failed": f"no rate worked: {tries[0]['failed']}"}
-        asked = [self.scored_run(task, row, lr, head_lr, seed) for seed in row.seeds]
+        asked = [self.ask(task, row, lr, head_lr, seed) for seed in row.seeds]
         outcomes = yield asked
         for seed, (folder, _), outcome in zip(row.seeds, asked, outcomes, strict=True):
             if isinstance(outcome, Failed):
@@ -289,13 +281,12 @@ class Sweep:
             cell["backbone"] = backbone(row.method, self.script.layout, outcome["parameters"])
             if lr is None and (task, row.method) in self.rates:
                 cell["lr"] = read_json(folder / "args.json")["args"]["lr"]
-        done = [one["scores"] for one in cell["runs"] if "scores" in one]
-        for score in self.script.scores[task]:
-            values = [scores.get(score) for scores in done]
-            if values and None not in values:
-                cell["mean"][score] = statistics.fmean(values)
-                cell["std"][score] = statistics.stdev(values) if len(values) > 1 else None
-        return cell if done else cell | {"failed": cell["runs"][0]["failed"]}
+        done = [one for one in cell["runs"] if "scores" in one]
+        if not done:
+            return cell | {"failed": cell["runs"][0]["failed"]}
+        for name, of in zip(("mean", "std"), mean_and_std(done, "scores"), strict=True):
+            cell[name] = {score: of[score] for score in self.script.scores[task] if score in of}
+        return cell
 
     # ---- running
 

@@ -63,22 +63,19 @@ def size_text(cells):
 
 
 def mean_text(cell, score):
-    """The mean ± standard deviation of a score, and of how many seeds if some have failed."""
+    """The mean ± standard deviation of a score."""
     if cell is None:
         return "…"
     if "failed" in cell:
         return "failed"
-    if score not in cell["mean"]:
-        return "–"
-    text = number(score, cell["mean"][score], cell["std"][score])
-    finished = sum("scores" in one for one in cell["runs"])
-    return text if finished == len(cell["runs"]) else f"{text} ({finished} of {len(cell['runs'])})"
+    return number(score, cell["mean"].get(score), cell["std"].get(score))
 
 
 def about_search(cell, script, score):
     """Columns: the number of seeds, the best epoch's score where the last counts, the rate and its search."""
     cell = cell or {"runs": [], "tries": [], "lr": None}
-    line, spent = [("n", str(len(cell["runs"])))], sum(one.get("seconds", 0) for one in cell["tries"])
+    n = sum("scores" in one for one in cell["runs"])
+    line, spent = [("n", str(n))], sum(one.get("seconds", 0) for one in cell["tries"])
     if script.counts[0] == "last":
         line.append(("best epoch", number(score, joined(cell, "best", score, statistics.fmean))))
     line.append(("rate", f"{cell['lr']:g}{'*' * at_the_end(cell)}" if cell["lr"] else "–"))
