@@ -2,7 +2,7 @@
 
 Each takes its share of every batch. A step's loss is a sum over its examples (or tokens) divided by their
 number in all the processes, so the sum of their gradients is what one process computes. Only the first
-writes and prints. On several machines --out is on a disk that all of them see.
+writes and prints; energy is not measured. On several machines --out is on a disk that all of them see.
 """
 
 import contextlib
