@@ -393,7 +393,7 @@ def say_next(args, layout):
     command = ["python", Path(sys.argv[0]).name]
     for name in ("data", "train_file", "dev_file"):
         value = getattr(args, name)
-        if value and not Path(value).is_relative_to(MINI):
+        if value and not (args.model == "mini" and Path(value).is_relative_to(MINI)):
             command += [f"--{name.replace('_', '-')}", value]
     command = shlex.join([*command, "--adapter", str(args.out / "adapter.pt")])
     print(f"{args.out}: the run; what to do with it:\n  {command} --eval-only\n  {command} --predict …")
