@@ -2,6 +2,7 @@
 and one line in the place of a traceback.
 """
 
+import argparse
 import errno
 import fcntl
 import json
@@ -25,6 +26,7 @@ import train_glue
 import weights
 from arguments import run_as_script
 from data import download
+from data.hub import MINI
 
 ROOT = Path(__file__).parent.parent
 
@@ -383,3 +385,13 @@ def test_a_finished_run_says_what_to_do_and_its_commands_work(glue, command, tmp
     glue(*uses[2][:-1], made / "merged")
     glue(*uses[3][:-1], made / "answers")
     assert (made / "merged" / "config.json").exists() and (made / "answers" / "CoLA.tsv").exists()
+
+
+@pytest.mark.parametrize("model", ["mini", "base"])
+def test_the_commands_name_the_data_that_they_need(model, capsys):
+    """Would catch: GLUE that is fetched to score a run on the bundled data, where its model is another."""
+    files = {"data": str(MINI), "train_file": None, "dev_file": "dev.tsv"}
+    args = argparse.Namespace(model=model, method="hut", task="cola", out=Path("out"), **files)
+    run_module.say_next(args, "encoder")
+    printed = capsys.readouterr().out
+    assert (f"--data {MINI} " in printed) == (model != "mini") and printed.count("--dev-file dev.tsv") == 4
