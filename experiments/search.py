@@ -201,7 +201,7 @@ class Sweep:
         if self.finds_head:
             own = {(task, head): around_own(args, self.script.layout, task, head) for task in args.tasks}
             self.rates = own | self.rates
-        self.outcomes, self.plans, self.asked = {}, {}, {}
+        self.outcomes = {}
 
     # ---- what is run
 
@@ -306,7 +306,8 @@ class Sweep:
 
     def execute(self, plans, ended):
         """Runs what {key: plan} ask for, --jobs at a time; calls ended(key, value) as each plan ends."""
-        self.plans, self.ended, running, later, processes = dict(plans), ended, {}, {}, set()
+        self.plans, self.asked, self.ended = dict(plans), {}, ended
+        running, later, processes = {}, {}, set()
         script, threads = ROOT / self.script.path, 1 if self.args.jobs > 1 else None
         with ThreadPoolExecutor(self.args.jobs) as pool:
             try:
@@ -340,7 +341,7 @@ class Sweep:
 
     def commands(self, plans, ended):
         """The command lines of the runs that can begin now, which are written down as this sweep's."""
-        self.plans, self.ended = dict(plans), ended
+        self.plans, self.asked, self.ended = dict(plans), {}, ended
         while finished := [folder for folder in self.open() if (folder / "result.json").exists()]:
             self.outcomes |= {folder: read_json(folder / "result.json") for folder in finished}
         script = ROOT / self.script.path

@@ -539,3 +539,44 @@ def test_cost_of_a_run_that_was_resumed():
     wanted = {"memory": 3, "step_ms": 5, "epochs": 1, "seconds": 9, "power": None}
     assert search.spent(rows, {"best": {"epoch": 1}, "timing": {"peak_memory_bytes": 3}}) == wanted
     assert search.spent([], {"best": {"epoch": 0}, "timing": {}})["seconds"] is None
+
+
+def test_a_duel_ends_in_a_verdict(call, command, pretend, capsys):
+    """Would catch: another search for one of the two, pairs of other seeds, the wrong one ahead, a duel that
+    does not end; a method against itself with the same seeds.
+    """
+    better = {"lora": 0.2, "hut": 0.0, "full": 0.0}
+
+    def score(a):
+        noise = 0.01 * (int(value(a, "--seed")) * 7919 % 11)
+        return 0.5 + better.get(value(a, "--method"), 0) + noise, 0
+
+    ran = pretend(score)
+    given = [*command, "--tries", 3, "--head-lr", 1]
+
+    def verdict(*two, minutes="0.03"):
+        ran.clear()
+        assert call("duel", *two, *given, "--minutes", minutes, "--out", f"{command[5]}-{'-'.join(two)}") == 0
+        return capsys.readouterr().out.splitlines()[-1]
+
+    line = verdict("lora", "hut")
+    assert line.startswith("lora − hut, cola matthews: +20.0 [+20.0, +20.0], p <.001 over ")
+    assert line.endswith(" pairs: lora is ahead")
+    seeds = {
+        m: [value(a, "--seed") for a in ran if TRY not in a and value(a, "--method") == m] for m in better
+    }
+    assert len(seeds["hut"]) >= 5 and seeds["hut"] == seeds["lora"] == [
+        str(i) for i in range(len(seeds["hut"]))
+    ]
+    assert [value(a, "--method") for a in ran if TRY in a] == ["lora"] * 3 + ["hut"] * 3
+    assert verdict("hut", "lora").endswith("lora is ahead")
+    assert verdict("hut", "hut").endswith("neither is ahead")
+    assert {int(value(a, "--seed")) >= 1000 for a in ran if TRY not in a} == {True, False}
+    assert verdict("hut", "full", minutes="0.00001").endswith(
+        "no verdict: 1 pairs, expected 5: give more --minutes"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["duel", "hut"], ["table1", "hut", "lora"]])
+def test_a_duel_is_of_two(call, capsys, arguments):
+    assert "expected two methods after duel, and only there" in fails(capsys, call, *arguments)
