@@ -129,9 +129,9 @@ def best_spans(model, windows, device, dtype):
     return {i: max((part[i] for part in parts if i in part), key=itemgetter(0)) for i in set().union(*parts)}
 
 
-def log_probabilities(model, windows, device, dtype):
+def log_probabilities(model, windows, device, dtype, lengths=()):
     """Log-probabilities of start and end, each (B, L), and where (B, L) an answer can be."""
-    ids, mask, of_text = squad.batch_of(windows, model.config.pad_token_id, device)
+    ids, mask, of_text = squad.batch_of(windows, model.config.pad_token_id, device, lengths)
     with autocast(device, dtype):
         start, end = model(ids, mask)
     return squad.log_probabilities(start, of_text), squad.log_probabilities(end, of_text), of_text

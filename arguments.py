@@ -128,6 +128,8 @@ def add_arguments(parser, layout, defaults):
     add("--epochs", type=whole, help=f"(default: {defaults['settings']})")
     add("--batch-size", type=whole, help=f"examples a batch (default: {defaults['settings']})")
     add("--accumulate", type=whole, default=1, help="batches an optimiser step (default: 1)")
+    graphs = "torch.compile the training step, on a GPU as a CUDA graph for each of few padded lengths"
+    add("--compile", action="store_true", help=f"{graphs} (not yet seen to pay on a GPU)")
     rate = "peak learning rate (default: the paper's, where it prints one for method and task; else ours: "
     add("--lr", type=positive, help=f"{rate}{rates})")
     add("--head-lr", type=positive, help="that of the head (default: --lr; the paper names one rate)")

@@ -46,6 +46,18 @@ def adamw(model, args):
     return torch.optim.AdamW(groups, weight_decay=args.weight_decay, fused=True)
 
 
+def compiled(model, args, batches):
+    """(`model` in training, the lengths to pad to); with --compile it is a graph for each of these."""
+    if not args.compile:
+        return model, ()
+    gpu = next(model.parameters()).is_cuda
+    if gpu and args.accumulate > 1:
+        raise UserError("--compile: a CUDA graph overwrites the gradients of the one before: no --accumulate")
+    torch._dynamo.config.recompile_limit = 256  # above it torch goes on without compiling
+    graph = torch.compile(model, mode="reduce-overhead" if gpu else None, dynamic=False)
+    return graph, batches.padded_lengths()
+
+
 def schedule(step, total, warmup):
     """The learning rate's factor at step `step`, from 0: linear up over `warmup` steps, then linear to 0.
 

@@ -37,7 +37,7 @@ from device import autocast, pick_device
 from methods import DECODER
 from metrics import e2e_report, e2e_scores
 from processes import first, gathered, leave, mine, share, summed
-from run import Run, about, adamw, report, say_next, schedule
+from run import Run, about, adamw, compiled, report, say_next, schedule
 from weights import SEARCH, count, export, prepare, trained
 
 DEFAULTS = {  # the paper's Table 7; it leaves open where dropout is: in all of GPT-2's own places here
@@ -90,18 +90,21 @@ def arguments():
 # ---- scoring
 
 
-def batch_of(pairs, device):
+def batch_of(pairs, device, lengths=()):
     """(prompt, completion) pairs -> ids (B, L), mask, places where the next token is learned, these tokens.
 
     The prompt's last token predicts the completion's first. Padding may be any token: nothing that counts
-    sees it.
+    sees it. With `lengths`, as `pad` takes them, the places are all, for one shape of logits, and -100 is no
+    token.
     """
-    ids, mask = pad([prompt + completion for prompt, completion in pairs], 0, device)
-    where = torch.zeros(ids.shape, dtype=torch.bool)
+    ids, mask = pad([prompt + completion for prompt, completion in pairs], 0, device, lengths)
+    target = torch.full(ids.shape, -100)
     for row, (prompt, completion) in enumerate(pairs):
-        where[row, len(prompt) - 1 : len(prompt) + len(completion) - 1] = True
-    target = torch.tensor([t for _, completion in pairs for t in completion])
-    return ids, mask, places(where, device), send(target, device)
+        target[row, len(prompt) - 1 : len(prompt) + len(completion) - 1] = torch.tensor(completion)
+    if lengths:
+        return ids, mask, None, send(target.flatten(), device)
+    where = target >= 0
+    return ids, mask, places(where, device), send(target[where], device)
 
 
 @torch.no_grad()
@@ -166,6 +169,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
     run = Run(args, model, base, optimizer, batches.steps, "tokens")
     held = f"dev {len(dev):,}; test {len(e2e.grouped(splits['test'])):,} representations"
     print(f"e2e: {len(pairs):,} training examples of {batches}; {held}")
+    forward, lengths = compiled(model, args, batches)
     run.begin(dtype)
 
     while run.epoch < args.epochs:
@@ -173,9 +177,9 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
         for group in run.remaining(batches.epoch(run.epoch)):
             tokens, losses = sum(len(pairs[i][1]) for batch in group for i in batch), []
             for batch in share(group):
-                ids, mask, where, target = batch_of([pairs[i] for i in batch], device)
+                ids, mask, where, target = batch_of([pairs[i] for i in batch], device, lengths)
                 with autocast(device, dtype):
-                    logits = model(ids, mask, where=where).float()
+                    logits = forward(ids, mask, where=where).float().flatten(0, -2)
                 smoothing = args.label_smoothing
                 loss = F.cross_entropy(logits, target, reduction="sum", label_smoothing=smoothing) / tokens
                 loss.backward()

@@ -35,7 +35,7 @@ from methods import ENCODER
 from metrics import glue_scores, worth
 from processes import first_then_others, leave, share, summed
 from read.cache import FromStates, cached_states
-from run import Run, adamw, report, say_next, schedule
+from run import Run, adamw, compiled, report, say_next, schedule
 from weights import export, prepare, trained
 
 DEFAULTS = {"method": "hut", "model": "roberta-large", "pool": "first"}
@@ -141,14 +141,15 @@ def train(args, model_class, checkpoint_dir, sets, device, dtype):
     """One run into args.out; -> what result.json says."""
     task = table.task_of(args)
     model, base = prepare(args, model_class, checkpoint_dir, device, dtype, num_labels=task.num_labels)
-    lengths, labels = sets["train"][0].lengths, torch.tensor(sets["train"][1])
-    batches, optimizer = Batches(lengths, args.batch_size, args.accumulate, args.seed), adamw(model, args)
+    tokens, labels = sets["train"][0].lengths, torch.tensor(sets["train"][1])
+    batches, optimizer = Batches(tokens, args.batch_size, args.accumulate, args.seed), adamw(model, args)
     run = Run(args, model, base, optimizer, batches.steps, "examples")
     if args.cache_features is not None:
         sets, model = cached(args, model, base, sets, device, dtype), FromStates(model)
     inputs, dev = sets["train"][0], {name: content for name, content in sets.items() if name != "train"}
     dev_sizes = " + ".join(f"{len(answers):,}" for _, answers in dev.values())
-    print(f"{args.task}: {len(lengths):,} training examples of {batches}; dev {dev_sizes}")
+    print(f"{args.task}: {len(tokens):,} training examples of {batches}; dev {dev_sizes}")
+    forward, lengths = compiled(model, args, batches)
     run.begin(dtype)
 
     while run.epoch < args.epochs:
@@ -158,7 +159,7 @@ def train(args, model_class, checkpoint_dir, sets, device, dtype):
             for batch in share(group):
                 target = send(labels[batch], device)
                 with autocast(device, dtype):
-                    logits = model(*inputs(batch))
+                    logits = forward(*inputs(batch, lengths))
                 loss = loss_sum(logits.float(), target) / examples
                 loss.backward()
                 losses.append(loss.detach())

@@ -24,7 +24,7 @@ from device import autocast, peak_memory, pick_device
 from methods import T5
 from metrics import glue_scores, worth
 from processes import leave, share, summed
-from run import Run, adamw, report, say_next, schedule
+from run import Run, adamw, compiled, report, say_next, schedule
 from weights import export, load_adapter, prepare, trained
 
 DEFAULTS = {  # the READ paper's; it names no warm-up, weight decay, patience or length
@@ -126,6 +126,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
     run = Run(args, model, base, optimizer, batches.steps, "tokens")
     sizes = f"validation {len(splits['validation']):,}, test {len(splits['test']):,}"
     print(f"{args.task}: {len(sources):,} training examples of {batches}; {sizes}")
+    forward, lengths = compiled(model, args, batches)
     run.begin(dtype)
 
     while run.epoch < args.epochs and not (run.best and run.epoch - run.best["epoch"] >= args.patience):
@@ -133,11 +134,11 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
         for group in run.remaining(batches.epoch(run.epoch)):
             tokens, losses = sum(len(targets[i]) for batch in group for i in batch), []
             for batch in share(group):
-                ids, mask = pad([sources[i] for i in batch], fill, device)
+                ids, mask = pad([sources[i] for i in batch], fill, device, lengths)
                 target, _ = pad([targets[i] for i in batch], fill)
                 where, said = places(target != fill, device), send(target[target != fill], device)
                 with autocast(device, dtype):
-                    logits = model(ids, mask, model.shifted(send(target, device))).float()
+                    logits = forward(ids, mask, model.shifted(send(target, device))).float()
                 loss = F.cross_entropy(logits[where], said, reduction="sum") / tokens
                 loss.backward()
                 losses.append(loss.detach())

@@ -33,7 +33,7 @@ from device import pick_device
 from methods import ENCODER
 from metrics import squad_scores
 from processes import leave, share, summed
-from run import Run, adamw, listed, report, say_next, schedule
+from run import Run, adamw, compiled, listed, report, say_next, schedule
 from weights import export, prepare, trained
 
 DEFAULTS = {  # the paper names none for SQuAD: these are Table 6's for QNLI, whose pairs are made from SQuAD
@@ -91,6 +91,7 @@ def train(args, model_class, checkpoint_dir, sets, device, dtype):
     print(f"squad: {len(questions):,} training questions in {len(windows):,} windows of {batches}; {held}")
     lost = {split: squad.unreachable(*content) for split, content in sets.items()}
     print(f"questions whose answer is no span of up to {squad.MAX_ANSWER} tokens: {listed(lost)}")
+    forward, lengths = compiled(model, args, batches)
     run.begin(dtype)
 
     while run.epoch < args.epochs:
@@ -99,7 +100,9 @@ def train(args, model_class, checkpoint_dir, sets, device, dtype):
             examples, losses = sum(map(len, group)), []
             for batch in share(group):
                 target = send(targets[batch], device)
-                start, end, _ = log_probabilities(model, [windows[i] for i in batch], device, dtype)
+                start, end, _ = log_probabilities(
+                    forward, [windows[i] for i in batch], device, dtype, lengths
+                )
                 loss = loss_sum(start, end, target) / examples
                 loss.backward()
                 losses.append(loss.detach())

@@ -1,6 +1,8 @@
 """Batches of token sequences, as lists of their indices: choosing and padding them."""
 
 import math
+from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -65,14 +67,16 @@ def sorted_batches(lengths, batch_size):
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def pad(sequences, value, device="cpu"):
+def pad(sequences, value, device="cpu", lengths=()):
     """Token lists -> input_ids (B, L) int64, padded with `value` on the right, and mask (B, L) bool.
 
-    Where nothing is padded the mask is None: attention is faster without.
+    Where nothing is padded the mask is None: attention is faster without. L is the least of `lengths` that is
+    enough, if there are any; then there is always a mask.
     """
     longest = max(map(len, sequences))
+    longest = min((length for length in lengths if length >= longest), default=longest)
     ids = torch.tensor([tokens + [value] * (longest - len(tokens)) for tokens in sequences])
-    if all(len(tokens) == longest for tokens in sequences):
+    if not lengths and all(len(tokens) == longest for tokens in sequences):
         return send(ids, device), None
     lengths = torch.tensor([len(tokens) for tokens in sequences])
     return send(ids, device), send(torch.arange(longest) < lengths[:, None], device)
@@ -111,6 +115,21 @@ class Batches:
         batches = shuffled_batches(self.lengths, self.batch_size, [self.seed, number])
         return [batches[i : i + self.accumulate] for i in range(0, len(batches), self.accumulate)]
 
+    def padded_lengths(self, most=0.07):
+        """Few lengths to pad batches to. Of the first epoch's tokens then at most `most` are padding."""
+        batches = [batch for group in self.epoch(0) for batch in group]
+        rows = Counter()
+        for batch in batches:
+            rows[max(self.lengths[i] for i in batch)] += len(batch)
+        left = sum(self.lengths) / (1 - most) - sum(length * n for length, n in rows.items())
+        while len(kept := sorted(rows)) > 1:
+            added, short, longer = min((rows[a] * (b - a), a, b) for a, b in pairwise(kept))
+            left -= added
+            if left < 0:
+                break
+            rows[longer] += rows.pop(short)
+        return kept
+
     def __str__(self):
         batches = [batch for group in self.epoch(0) for batch in group]
         padding = padding_share(self.lengths, batches)
@@ -124,5 +143,5 @@ class Tokens:
         self.tokens, self.pad_token, self.device = tokens, pad_token, device
         self.lengths = [len(t) for t in tokens]
 
-    def __call__(self, batch):
-        return pad([self.tokens[i] for i in batch], self.pad_token, self.device)
+    def __call__(self, batch, lengths=()):
+        return pad([self.tokens[i] for i in batch], self.pad_token, self.device, lengths)

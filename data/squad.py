@@ -171,9 +171,9 @@ def unreachable(questions, windows):
 # ---- answers
 
 
-def batch_of(windows, pad_token, device):
+def batch_of(windows, pad_token, device, lengths=()):
     """input_ids (B, L), mask (B, L) or None, and which tokens are the text's, (B, L) bool."""
-    ids, mask = pad([window.ids for window in windows], pad_token, device)
+    ids, mask = pad([window.ids for window in windows], pad_token, device, lengths)
     place = torch.arange(ids.shape[1])
     first = torch.tensor([window.first for window in windows])[:, None]
     count = torch.tensor([len(window.offsets) for window in windows])[:, None]

@@ -62,7 +62,7 @@ class States:
     def __init__(self, states, tokens):
         self.states, self.lengths, self.device = states, tokens.lengths, tokens.device
 
-    def __call__(self, batch):
+    def __call__(self, batch, lengths=()):
         return (send(self.states[batch], self.device),)
 
 

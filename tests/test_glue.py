@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data import UserError, download, glue
-from data.batching import hold_out, pad, padding_share, shuffled_batches, sorted_batches, subset
+from data.batching import Batches, hold_out, pad, padding_share, shuffled_batches, sorted_batches, subset
 from data.hub import checkpoint, load_tokenizer, open_checkpoint
 from model import RobertaClassifier, RobertaSpan
 
@@ -337,3 +337,16 @@ def test_hold_out_keeps_a_text_on_one_side():
     assert sizes == {2: 1, 40: 10, 9000: 900}
     with pytest.raises(UserError, match="2 training examples with one text"):
         hold_out(examples[:2])
+
+
+@pytest.mark.parametrize("spread", [2, 40, 400])
+def test_few_padded_lengths_hold_every_batch_with_little_padding(spread):
+    """Would catch: a length that is too short, more padding than is allowed, a length for each batch."""
+    lengths = (np.random.default_rng(0).integers(0, spread, 2000) + 8).tolist()
+    batches = Batches(lengths, 4, 1, 0)
+    kept = batches.padded_lengths()
+    assert max(kept) == max(lengths) and len(kept) <= 15
+    padded = [min(n for n in kept if n >= max(lengths[i] for i in b)) * len(b) for (b,) in batches.epoch(0)]
+    assert 1 - sum(lengths) / sum(padded) < 0.08
+    ids, mask = pad([[5, 6], [7, 8]], 1, lengths=[1, 3, 4])
+    assert ids.tolist() == [[5, 6, 1], [7, 8, 1]] and mask.tolist() == [[True, True, False]] * 2

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -504,3 +505,14 @@ def test_undefined_scores_are_null_and_worth_least():
     assert worth(float("nan")) < worth(-1.0)
     results = [{"best": {"epoch": 1, "pearson": 0.5}}, {"best": {"epoch": 2, "pearson": float("nan")}}]
     assert mean_and_std(results, "best") == ({"pearson": None}, {"pearson": None})
+
+
+def test_compiled_runs_have_the_same_losses(glue, command, tmp_path, monkeypatch):
+    """Would catch: a graph of another model; padding that counts. Traced alone: code takes minutes."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    command = [*command, "--epochs", "1", "--dropout", "0"]
+    glue(*command)
+    glue(*command, "--compile", "--out", tmp_path / "compiled")
+    (plain, *_), (graphs, *_) = (without_timing(tmp_path / name)[0] for name in ("out", "compiled"))
+    assert graphs["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-5)
+    assert graphs["matthews"] == plain["matthews"]
