@@ -97,7 +97,7 @@ def summed(optimizer, losses):
     together(distributed.all_reduce, flat)
     for p, part in zip(parameters, flat.split([part.numel() for part in parts]), strict=False):
         p.grad = part.view_as(p)
-    return [flat[-1]]
+    return [flat[-1].clone()]  # it is kept for a while, the buffer is not
 
 
 def any_of(flag):
