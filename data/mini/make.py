@@ -1,12 +1,12 @@
 """Makes the bundled mini set: `python -m data.mini.make [PART …] [--out DIR]`, all parts by default.
 
-cola     `CoLA/`: acceptability judgements in the official layout, from `grammar.py`
-roberta  `roberta/`: an encoder pretrained by masked language modelling on acceptable sentences
-squad    `squad/`: questions about two sentences of the grammar each, in the layout of SQuAD v1.1
-e2e      `e2e/`: descriptions of restaurants in the official layout, from `domains.py`
-gpt2     `gpt2/`: a decoder pretrained on descriptions from the other tables of `domains.py`
-t5       `t5/`: an encoder-decoder pretrained by span corruption on the encoder's sentences
-t5-larger   the same with 6 + 6 blocks × 384, if asked for: half an hour, and a second call goes on
+CoLA       acceptability judgements in the official layout, from `grammar.py`
+roberta    an encoder pretrained by masked language modelling on acceptable sentences
+squad      questions about two sentences of the grammar each, in the layout of SQuAD v1.1
+e2e        descriptions of restaurants in the official layout, from `domains.py`
+gpt2       a decoder pretrained on descriptions from the other tables of `domains.py`
+t5         an encoder-decoder pretrained by span corruption on the encoder's sentences
+t5-larger  the same with 6 + 6 blocks × 384, if asked for: half an hour, and a second call goes on
 
 Texts and tokenizers are the same, byte for byte, on every run and machine. Weights are the same on one
 machine with one version of torch. Elsewhere they differ a little, because sums are rounded in another order.
@@ -35,37 +35,35 @@ from model import GPT2, GPT2Config, RobertaConfig, RobertaMaskedLM, write_file
 from read.t5 import T5, T5Config
 
 HERE = Path(__file__).parent
-THREADS = {"roberta": 2, "gpt2": 1, "t5": 1}  # fixed, because they decide how sums are rounded
 
 # ---- CoLA
 
 COLA_PAIRS = {"train": 1000, "dev": 250, "test": 100}  # two sentences each
 
 
-def cola_pairs(seed=0):
+def cola_pairs():
     """{split: [(phenomenon, acceptable, unacceptable)]}. No sentence occurs twice.
 
     Because pairs stay together, each split is balanced, and no sentence of dev has its counterpart in train.
     """
-    rng, seen, pairs = random.Random(seed), set(), {}
+    rng, seen, pairs = random.Random(0), set(), {}
     for split, count in COLA_PAIRS.items():
-        pairs[split] = []
-        while len(pairs[split]) < count:
-            phenomenon = list(grammar.PHENOMENA)[len(pairs[split]) % len(grammar.PHENOMENA)]
-            pair = grammar.draw(rng, phenomenon)
-            if seen.isdisjoint(pair):
-                seen.update(pair)
-                pairs[split].append((phenomenon, *pair))
+        pairs[split], phenomena = [], itertools.cycle(grammar.PHENOMENA)
+        for phenomenon in itertools.islice(phenomena, count):
+            while not seen.isdisjoint(pair := grammar.draw(rng, phenomenon)):
+                pass
+            seen.update(pair)
+            pairs[split].append((phenomenon, *pair))
     return pairs
 
 
-def cola_files(seed=0):
+def cola_files():
     """{file name: text}: source, label, star, sentence; test without labels."""
     files = {}
-    for split, pairs in cola_pairs(seed).items():
+    for split, pairs in cola_pairs().items():
         rows = [(name, 1, "", good) for name, good, _ in pairs]
         rows += [(name, 0, "*", bad) for name, _, bad in pairs]
-        random.Random(seed).shuffle(rows)
+        random.Random(0).shuffle(rows)
         if split == "test":
             rows = [("index", "sentence"), *((index, row[3]) for index, row in enumerate(rows))]
         files[f"{split}.tsv"] = "".join("\t".join(map(str, row)) + "\n" for row in rows)
@@ -79,10 +77,10 @@ MLM_STEPS, MLM_BATCH, MLM_LR = 3000, 128, 2e-3
 PAD = 1
 
 
-def acceptable_sentences(count, seed=1):
+def acceptable_sentences(count):
     """`count` different acceptable sentences, none of which occurs in CoLA."""
     seen = {sentence for pairs in cola_pairs().values() for pair in pairs for sentence in pair[1:]}
-    rng, sentences = random.Random(seed), []
+    rng, sentences = random.Random(1), []
     while len(sentences) < count:
         sentence, _ = grammar.draw(rng, rng.choice(list(grammar.PHENOMENA)))
         if sentence not in seen:
@@ -95,9 +93,9 @@ def byte_level_bpe(texts, vocab_size, special_tokens):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    options = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
-    options |= {"vocab_size": vocab_size, "special_tokens": special_tokens}
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(**options))
+    options = {"vocab_size": vocab_size, "special_tokens": special_tokens, "show_progress": False}
+    trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **options)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
@@ -212,9 +210,9 @@ def squad_paragraph(rng):
     return text.strip(), questions
 
 
-def squad_files(seed=5):
+def squad_files():
     """{file name: text}. No text occurs twice; training questions have one answer."""
-    rng, seen, files = random.Random(seed), set(), {}
+    rng, seen, files = random.Random(5), set(), {}
     for split, count in SQUAD_ARTICLES.items():
         articles, ids = [], itertools.count(1)
         for number in range(1, count + 1):
@@ -240,14 +238,14 @@ def squad_files(seed=5):
 
 E2E_FILES = {  # the number of representations, and the possible numbers of references
     "trainset.csv": (500, [4]),
-    "devset.csv": (60, [3, 4, 5, 6, 7, 8]),
-    "testset_w_refs.csv": (60, [3, 4, 5, 6, 7, 8]),
+    "devset.csv": (60, range(3, 9)),
+    "testset_w_refs.csv": (60, range(3, 9)),
 }
 
 
-def e2e_files(seed=2):
+def e2e_files():
     """{file name: text}. No representation occurs twice."""
-    rng, seen, files = random.Random(seed), set(), {}
+    rng, seen, files = random.Random(2), set(), {}
     for name, (count, references) in E2E_FILES.items():
         rows = {}
         while len(rows) < count:
@@ -274,17 +272,16 @@ def e2e_files(seed=2):
 # ---- the decoder
 
 LM_EXAMPLES = 96_000
-LM_COINED = 0.3
 LM_STEPS, LM_BATCH, LM_LR = 3000, 32, 3e-3
 END = "<|endoftext|>"
 
 
-def other_examples(count, seed=3):
+def other_examples(count):
     """`count` different examples of OTHERS. Coined words teach the decoder to copy what it has never seen."""
-    rng, examples = random.Random(seed), {}  # a dict, because a set does not keep the order
+    rng, examples = random.Random(3), {}  # a dict, because a set does not keep the order
     while len(examples) < count:
         domain = rng.choice(domains.OTHERS)
-        facts = domains.represent(rng, domain, coined=LM_COINED)
+        facts = domains.represent(rng, domain, coined=0.3)
         examples[Example(domains.linearised(facts), domains.describe(rng, domain, facts))] = None
     return list(examples)
 
@@ -306,8 +303,7 @@ def make_gpt2():
 
     def loss_of(ids, mask):
         """On sentences and end tokens only, because the names in a context can't be predicted."""
-        kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-        where = ((ids == end).cumsum(1) > 0)[:, :-1] & kept[:, 1:]
+        where = ((ids == end).cumsum(1) > 0)[:, :-1] & (mask is None or mask[:, 1:])
         return F.cross_entropy(model(ids[:, :-1], where=where), ids[:, 1:][where])
 
     pairs = encode(tokenizer, examples, end, config.n_positions)
@@ -346,8 +342,7 @@ def holed(tokens, hole, rng):
     -> (the sentence with `hole` in their place; `hole`, these tokens and the end token)
     """
     width = rng.choice([1, 1, 2, 3])
-    start = rng.randrange(len(tokens) - width)
-    stop = start + width
+    stop = (start := rng.randrange(len(tokens) - width)) + width
     return [*tokens[:start], hole, *tokens[stop:]], [hole, *tokens[start:stop], tokens[-1]]
 
 
@@ -380,42 +375,37 @@ def make_t5(width=128, blocks=4, steps=T5_STEPS, dtype=torch.float32, checkpoint
     return model, tokenizer
 
 
-def write(folder, made):
-    """Writes {file name: text}, or a model and its tokenizer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(made, dict):
-        for name, text in made.items():
-            (folder / name).write_text(text, encoding="utf-8", newline="")
-    else:
-        model, tokenizer = made
-        model.save_pretrained(folder, dtype=torch.float16)
-        tokenizer.save(str(folder / "tokenizer.json"))
-
-
-PARTS = {  # name: (folder, function that makes its files)
-    "cola": ("CoLA", cola_files),
-    "roberta": ("roberta", make_roberta),
-    "squad": ("squad", squad_files),
-    "e2e": ("e2e", e2e_files),
-    "gpt2": ("gpt2", make_gpt2),
-    "t5": ("t5", make_t5),
+PARTS = {  # {folder: what makes it}: {file name: text}, or a model and its tokenizer
+    "CoLA": cola_files,
+    "roberta": make_roberta,
+    "squad": squad_files,
+    "e2e": e2e_files,
+    "gpt2": make_gpt2,
+    "t5": make_t5,
 }
-LARGER = {"t5-larger": partial(make_t5, width=384, blocks=6, steps=1500, dtype=torch.bfloat16)}
+LARGER = "t5-larger"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = [*PARTS, *LARGER, []]
+    names = [*PARTS, LARGER, []]
     parser.add_argument("parts", nargs="*", metavar="PART", choices=names, help="default: all the bundled")
     parser.add_argument("--out", type=Path, default=HERE, help="the folder to write to (default: data/mini)")
     args = parser.parse_args()
     for part in args.parts or PARTS:
-        start = time.time()
-        torch.set_num_threads(THREADS.get(part, 1))
+        start, folder = time.time(), args.out / part
+        torch.set_num_threads(2 if part == "roberta" else 1)  # they decide how sums are rounded
         print(f"{part}: …", flush=True)
-        args.out.mkdir(parents=True, exist_ok=True)
-        folder, make = PARTS.get(part) or (part, partial(LARGER[part], checkpoint=args.out / f"{part}.pt"))
-        write(args.out / folder, make())
+        folder.mkdir(parents=True, exist_ok=True)
+        larger = partial(make_t5, 384, 6, 1500, torch.bfloat16, args.out / f"{LARGER}.pt")
+        made = PARTS.get(part, larger)()
+        if isinstance(made, dict):
+            for name, text in made.items():
+                (folder / name).write_text(text, encoding="utf-8", newline="")
+        else:
+            model, tokenizer = made
+            model.save_pretrained(folder, dtype=torch.float16)
+            tokenizer.save(str(folder / "tokenizer.json"))
         print(f"{part}: {time.time() - start:.0f} s")
 
 
