@@ -73,7 +73,6 @@ def cola_files():
 # ---- the encoder
 
 MLM_SENTENCES = 100_000
-MLM_STEPS, MLM_BATCH, MLM_LR = 3000, 128, 2e-3
 PAD = 1
 
 
@@ -174,7 +173,7 @@ def make_roberta():
         return F.cross_entropy(model(corrupted, mask, where=chosen), ids[chosen])
 
     sequences = [encoding.ids for encoding in tokenizer.encode_batch(sentences)]
-    pretrain(model, sequences, MLM_STEPS, MLM_BATCH, MLM_LR, loss_of)
+    pretrain(model, sequences, steps=3000, batch_size=128, lr=2e-3, loss_of=loss_of)
     return model, tokenizer
 
 
@@ -261,10 +260,8 @@ def e2e_files():
             if len(found) == wanted:
                 rows[representation] = found
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("mr", "ref"))
-        for representation, refs in rows.items():
-            writer.writerows((representation, ref) for ref in refs)
+        pairs = [(representation, ref) for representation, refs in rows.items() for ref in refs]
+        csv.writer(text, lineterminator="\n").writerows([("mr", "ref"), *pairs])
         files[name] = text.getvalue()
     return files
 
@@ -272,7 +269,6 @@ def e2e_files():
 # ---- the decoder
 
 LM_EXAMPLES = 96_000
-LM_STEPS, LM_BATCH, LM_LR = 3000, 32, 3e-3
 END = "<|endoftext|>"
 
 
@@ -308,13 +304,12 @@ def make_gpt2():
 
     pairs = encode(tokenizer, examples, end, config.n_positions)
     sequences = [prompt + completion for prompt, completion in pairs]
-    pretrain(model, sequences, LM_STEPS, LM_BATCH, LM_LR, loss_of)
+    pretrain(model, sequences, steps=3000, batch_size=32, lr=3e-3, loss_of=loss_of)
     return model, tokenizer
 
 
 # ---- the encoder-decoder
 
-T5_STEPS, T5_BATCH, T5_LR = 6000, 64, 1e-2
 HOLE = "<extra_id_0>"  # the first of T5's sentinels; these short sentences have one hole
 
 
@@ -346,7 +341,7 @@ def holed(tokens, hole, rng):
     return [*tokens[:start], hole, *tokens[stop:]], [hole, *tokens[start:stop], tokens[-1]]
 
 
-def make_t5(width=128, blocks=4, steps=T5_STEPS, dtype=torch.float32, checkpoint=None):
+def make_t5(width=128, blocks=4, steps=6000, dtype=torch.float32, checkpoint=None):
     """Trains with relative rates, like those of Adafactor (Shazeer & Stern, 2018, section 8), T5's optimiser.
 
     The sizes of T5's tensors differ 60-fold. With one rate for all, the queries, whose scores are not scaled
@@ -371,7 +366,7 @@ def make_t5(width=128, blocks=4, steps=T5_STEPS, dtype=torch.float32, checkpoint
         return F.cross_entropy(logits.float(), target[asked])
 
     sequences = [encoding.ids for encoding in tokenizer.encode_batch(sentences)]
-    pretrain(model, sequences, steps, T5_BATCH, T5_LR, loss_of, True, checkpoint, rng)
+    pretrain(model, sequences, steps, 64, 1e-2, loss_of, True, checkpoint, rng)
     return model, tokenizer
 
 
