@@ -22,7 +22,7 @@ class Axis:
     """Maps values to pixels from `start` to `end`, with some room on both sides."""
 
     def __init__(self, values, start, end, log=False):
-        self.start, self.end, self.log, self.ends = start, end, log, {min(values), max(values)}
+        self.start, self.end, self.log = start, end, log
         low, high = map(self.scaled, (min(values), max(values)))
         room = max(0.07 * (high - low), 0.2) if log else 0.07 * (high - low) or 0.05 * abs(high) or 1
         self.low, self.high = low - room, high + room
@@ -71,8 +71,8 @@ def svg(width, height, name, parts):
     return f"<svg {head}>{''.join(parts)}</svg>"
 
 
-def fitted(name, characters):
-    return name if len(name) <= characters else "…" + name[1 - characters :]
+def fitted(name):
+    return name if len(name) <= 24 else "…" + name[-23:]
 
 
 def grid(x, x_ticks, y):
@@ -100,7 +100,7 @@ def scatter(title, x_title, curves, pareto=False, width=350, height=270, log_y=F
     A line joins each to its name in a column to the right, the highest on top. pareto draws the front.
     """
     curves = sorted(curves, key=lambda curve: -curve.points[-1][2])
-    names = [fitted(curve.name, 24) for curve in curves]
+    names = [fitted(curve.name) for curve in curves]
     points = [point for curve in curves for point in curve.points]
     height, column = max(height, 80 + LINE * len(names)), width - CHARACTER * max(map(len, names))
     left, top, right, bottom = 40, 28, column - 24, height - 34
@@ -134,21 +134,18 @@ def panels(curves, log=False):
     if not curves:
         return []
     width, height, left, bottom = 168, 140, 36, 122
-    points = [point for curve in curves for point in curve.points]
-    x = Axis([value for value, *_ in points], left, width - 8, log)
-    y = Axis([end for _, *ends in points for end in ends], bottom, 36)
+    values, *ends = zip(*(point for curve in curves for point in curve.points), strict=True)
+    x, y = Axis(values, left, width - 8, log), Axis(sum(ends, ()), bottom, 36)
     means = [[(x(value), y(middle)) for value, _, middle, _ in curve.points] for curve in curves]
     found = []
     for curve, path in zip(curves, means, strict=True):
-        kind, (_, *ends) = curve.kind, zip(*curve.points, strict=True)
-        xs = [at for at, _ in path]
-        band = [(at, y(v)) for at, v in zip(xs, ends[2], strict=True)]
-        band += [(at, y(v)) for at, v in zip(xs, ends[0], strict=True)][::-1]
-        parts = grid(x, x.ends, y)
+        kind, band = curve.kind, [(x(value), y(high)) for value, _, _, high in curve.points]
+        band += [(x(value), y(low)) for value, low, _, _ in curve.points[::-1]]
+        parts = grid(x, {min(values), max(values)}, y)
         parts += [line(other, "ghost") for other in means if other is not path]
         parts += [line(band, f"band {kind}", "polygon"), line(path, f"curve {kind}")]
         parts += [dot(*point, kind, 2) for point in path] if log else []
         parts += [dot(*path[curve.marked], kind)]
-        parts += [text(2, 12, fitted(curve.name, 24), "name"), text(2, 26, curve.note, "mute")]
+        parts += [text(2, 12, fitted(curve.name), "name"), text(2, 26, curve.note, "mute")]
         found.append(svg(width, height, f"{curve.name}: {curve.note}", parts))
     return found

@@ -4,7 +4,7 @@ import re
 from html import escape
 from pathlib import Path
 
-from data import UserError, write_text
+from data import write_text
 
 HERE = Path(__file__).parent
 DRAWING, LAYOUT = ((HERE / name).read_text(encoding="utf-8") for name in ("drawing.css", "page.css"))
@@ -20,29 +20,29 @@ def page(title, body):
 """
 
 
-def save(option, path, content):
-    """Writes what `option` asks for."""
-    try:
-        write_text(path, content)
-    except OSError as error:
-        raise UserError(f"{option} {path}: {error.strerror}") from None
+def save(path, content):
+    write_text(path, content)
     print(f"{path}: {len(content):,} bytes")
 
 
 def details(summary, content, is_open=False):
     """`content` that a click on `summary` shows; nothing without content."""
-    opened = " open" if is_open else ""
-    return f"<details{opened}><summary>{escape(summary)}</summary>{content}</details>" if content else ""
+    head = f"<details{' open' * is_open}><summary>{escape(summary)}</summary>"
+    return f"{head}{content}</details>" if content else ""
 
 
-def table(header, rows, words=1):
-    """A table of texts: the first `words` columns are words, the others numbers; **bold**."""
+def marked(words):
+    """Plain words as HTML, in which **bold** and `code` are marked."""
+    words = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escape(words))
+    return re.sub("`(.+?)`", r"<code>\1</code>", words)
 
-    def cell(i, value):
-        kind = "word" * (i < words) + " bad" * (value == "failed")
-        text = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escape(value))
-        return f'<td class="{kind}" title="{escape(header[i])}">{text}</td>'
 
-    head = "".join(f'<th class="{"word" * (i < words)}">{escape(name)}</th>' for i, name in enumerate(header))
-    body = "".join(f"<tr>{''.join(map(cell, range(len(row)), row))}</tr>" for row in rows)
+def table(header, rows):
+    """A table of words; on a phone each cell shows its title."""
+
+    def cell(title, words):
+        return f'<td class="{"bad" * (words == "failed")}" title="{escape(title)}">{marked(words)}</td>'
+
+    head = "".join(f"<th>{escape(title)}</th>" for title in header)
+    body = "".join(f"<tr>{''.join(map(cell, header, row))}</tr>" for row in rows)
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'

@@ -5,7 +5,6 @@ writes a picture for a README instead.
 """
 
 import json
-import re
 import statistics
 from html import escape
 from itertools import starmap, zip_longest
@@ -17,7 +16,7 @@ from data import UserError, as_user_error, read_text
 from data.hub import MINI
 from experiments.drawing import Curve, panels, scatter
 from experiments.flops import ADAPTERS, BUILDING, adapters, building, training_step
-from experiments.page import DRAWING, details, page, save, table
+from experiments.page import DRAWING, details, marked, page, save, table
 from experiments.search import spent
 from experiments.sheet import at_the_end
 from experiments.tables import PAPER, label, number, unit
@@ -90,7 +89,7 @@ def grouped(things, key):
 
 
 def parse(content, where, *keys):
-    """`content` as a JSON object with `keys`. Raises UserError if it is anything else."""
+    """`content` as a JSON object with `keys`."""
     with as_user_error(f"{where}: not JSON: "):
         found = json.loads(content)
     missing = [key for key in keys if not isinstance(found, dict) or key not in found]
@@ -121,15 +120,14 @@ def find(root):
     tables.sort(key=lambda section: -len({entry.cell["method"] for entry in section.entries}))
     used = {run.path for section in tables for run in section.runs}
     others = [run for run in runs if run.path not in used]
-    by_title = grouped(others, lambda run: f"{run.args.get('task')} by {script_of(run)}")
-    tables += [section_of_runs(*found) for found in by_title.items()]
+    tables += starmap(section_of_runs, grouped(others, title_of).items())
     if not tables:
         raise UserError(f"{root}: no table.json, {', '.join(RUN_FILES)} in it: expected a folder of runs")
     return tables
 
 
-def script_of(run):
-    return run.environment.get("command", "?").split()[0]
+def title_of(run):
+    return f"{run.args.get('task')} by {run.environment.get('command', '?').split()[0]}"
 
 
 def costs_of(runs):
@@ -161,14 +159,13 @@ def section_of_runs(title, runs):
     """Runs of one task and script as a table. Those that differ in the seed alone share a row, but the same
     seed again begins another. They are drawn by the first score on the test set, or else of the last epoch.
     """
-    entries, rows, columns = [], [], {}
+    entries, rows, columns, groups = [], [], {}, []
     for part, most in (("last", None), ("best", 1), ("test", None)):
         for scores in (run.result.get(part) or {} for run in runs if run.result):
             names = [name for name, value in scores.items() if isinstance(value, float)]
             columns |= dict.fromkeys((part, name) for name in names[:most])
     percent = ("last", "exact_match") in columns  # SQuAD's scores are in hundredths already
     first = next((one for one in columns if one[0] == "test"), next(iter(columns), (None, None)))
-    groups = []
     for alike in grouped(runs, lambda run: str(run.args | {"seed": None})).values():
         by_seed = grouped(alike, lambda run: run.args.get("seed"))
         groups += [[run for run in group if run] for group in zip_longest(*by_seed.values())]
@@ -178,11 +175,10 @@ def section_of_runs(title, runs):
         name, cell = f"{group[0].path}{' …' * (len(group) > 1)}", {"method": "?", "task": "?"} | group[0].args
         drawn = [value for value in values.get(first, ()) if value is not None]
         entries.append(Entry(name, cell, group, costs, first[1], drawn))
-        row = [name]
-        for (_, score), found in values.items():
-            row.append(number("exact_match" if percent else score, *mean_and_std(found)))
-        epochs = ", ".join(str(n) for n in sorted({len(run.epochs) for run in group}))
-        row += [label_of(cell), f"{cell.get('lr') or '–'}", epochs, f"{len(done)} of {len(group)}"]
+        scores = (("exact_match" if percent else one[1], *mean_and_std(values[one])) for one in columns)
+        epochs = ", ".join(map(str, sorted({len(run.epochs) for run in group})))
+        row = [name, *starmap(number, scores), label_of(cell), str(cell.get("lr") or "–"), epochs]
+        row.append(f"{len(done)} of {len(group)}")
         for key, value in costs.items():
             row.append("–" if value is None else f"{value / AXES[key][0]:,.1f}".removesuffix(".0"))
         rows.append(row)
@@ -219,18 +215,20 @@ def learning_curves(task, entries):
 
 def with_flops(entries, model):
     """(the entries with Figure 3's FLOPs among their costs, a sentence on them)"""
-    mini, found = read_config(MINI / "roberta", RobertaConfig, *RobertaModel.TYPES), []
-    name, config = ("mini", mini) if model == "mini" else ("roberta-large", ROBERTA_LARGE)
+    config, found = ROBERTA_LARGE, []
+    if model == "mini":
+        config = read_config(MINI / "roberta", RobertaConfig, *RobertaModel.TYPES)
     tokens, d, layers = min(128, config.max_length), config.hidden_size, config.num_hidden_layers
     for entry in entries:
-        method, r, counts = entry.cell["method"], entry.cell["r"], {}
+        method, r, costs = entry.cell["method"], entry.cell["r"], {**entry.costs}
         if method in methods_of(ENCODER):
-            counts["step"] = training_step(method, r, config, 1, tokens)
+            costs["step"] = training_step(method, r, config, 1, tokens)
         if method in BUILDING:
-            counts["building"] = 2 * layers * building(method, d, d, r)  # q's and v's weights
+            costs["building"] = 2 * layers * building(method, d, d, r)  # q's and v's weights
         if method in ADAPTERS:
-            counts["building"] = adapters(method, d, r, layers, tokens)
-        found.append(entry._replace(costs=entry.costs | counts))
+            costs["building"] = adapters(method, d, r, layers, tokens)
+        found.append(entry._replace(costs=costs))
+    name = "mini" if model == "mini" else "roberta-large"
     return found, (
         f" FLOPs: {name}, {tokens} tokens. The paper counts building the adapted weights once, or adapters' "
         "products (Figure 3); torch a step's matrix products and attention."
@@ -266,14 +264,13 @@ def against(entries, axis, **look):
 def over_tasks(entries):
     """The Entries of the means over several tasks."""
     found, n = [], len({entry.cell["task"] for entry in entries})
-    for those in grouped(entries, lambda entry: entry.name).values():
+    groups = grouped(entries, lambda entry: entry.name).values()
+    for those in (group for group in groups if 1 < n == len(group)):
         costs = {key: [entry.costs.get(key) for entry in those] for key in AXES}
         costs = {key: AXES[key][2](values) for key, values in costs.items() if None not in values}
         cell = those[0].cell | {"task": f"mean of {n} tasks", "tries": ()}
         values = [*map(statistics.fmean, zip(*(entry.values for entry in those), strict=False))]
-        found += (
-            [those[0]._replace(cell=cell, runs=[], costs=costs, values=values)] if 1 < n == len(those) else []
-        )
+        found.append(those[0]._replace(cell=cell, runs=[], costs=costs, values=values))
     return found
 
 
@@ -301,16 +298,16 @@ def rate_curves(task, entries):
     """A panel of tries for each of a task's entries whose rate was searched."""
     curves = []
     for entry in entries:
-        tries, chosen, points = entry.cell.get("tries", ()), entry.cell.get("lr"), []
-        failed = sum("failed" in one for one in tries)
-        for one in (one for one in tries if "failed" not in one):
-            named = {entry.score: one.get("score"), "loss": one.get("loss")}  # E2E's tries have no score
-            values = [unit(name)[0] * value for name, value in named.items() if value is not None]
-            points += [(one["lr"], *3 * values[:1])] if values else []
-        if points and chosen:
+        tries, chosen = entry.cell.get("tries", ()), entry.cell.get("lr")
+        known = {one["lr"]: one for one in tries if "failed" not in one}
+        if known and chosen:
             note = f"{chosen:g}" + ", at the end of the list" * at_the_end(entry.cell)
-            note += f", {failed} failed" * bool(failed)
-            curves.append(entry.drawn(points, [lr for lr, *_ in points].index(chosen), note))
+            note += f", {len(tries) - len(known)} failed" * (len(known) < len(tries))
+            points = []
+            for lr, one in known.items():
+                score = one.get("score")  # E2E's tries have none
+                points.append((lr, *3 * [one["loss"] if score is None else unit(entry.score)[0] * score]))
+            curves.append(entry.drawn(points, [*known].index(chosen), note))
     title = f"{task}: score (E2E: loss) of all rates that were tried (log scale)"
     return figure(panels(curves, log=True), title, "Large: the chosen one.")
 
@@ -319,8 +316,8 @@ def line_charts(content):
     """The drawings of a table.json's "figures": {"title", "x", "y", "curves": {name: [[x, y], …]}}."""
     drawings = []
     for chart in content.get("figures", ()):
-        lines = {name: [(x, y, y, y) for x, y in points] for name, points in chart["curves"].items()}
-        curves = [Curve(name, points) for name, points in lines.items() if points]
+        lines = ((name, [(x, y, y, y) for x, y in points]) for name, points in chart["curves"].items())
+        curves = [Curve(*line) for line in lines if line[1]]
         drawings.append(scatter(f"{chart['title']}: {chart['y']}", chart["x"], curves, log_y=True))
     return figure(drawings, content.get("title", ""))
 
@@ -328,52 +325,47 @@ def line_charts(content):
 # ---- sections
 
 
-def paragraph(words):
-    """Plain words as HTML, in which `code` is marked."""
-    return "<p>" + re.sub("`(.+?)`", r"<code>\1</code>", escape(words)) + "</p>"
+def paragraphs(texts):
+    return "".join(f"<p>{marked(text)}</p>" for text in texts)
 
 
-def settings_table(runs, environment):
-    """All values of each argument of the runs, without those that no run was given."""
+def settings(runs, environment):
+    """A paragraph for each argument: the values of all runs, if any was given."""
     found = {}
     for arguments, made in [(run.args, run.environment) for run in runs] or [({}, environment)]:
         for key, value in {**arguments, **made.get("versions", {}), **made}.items():
             if value is not None and key not in ("versions", "command"):
-                found.setdefault(key.replace("_", "-"), []).append(str(value))
-    rows = [[key, ", ".join(dict.fromkeys(values))] for key, values in found.items()]
-    return table(["", ""], rows, words=2) if rows else ""
+                found.setdefault(key.replace("_", "-"), {})[str(value)] = None
+    return paragraphs(f"`{key}` {', '.join(values)}" for key, values in found.items())
 
 
 def draw(section, name):
     """A section: its tables, figures, notes, and what it lacks."""
     title, content, entries, runs = section
-    used, note = content["table"], ""
+    used, flops = content["table"], ""
     if used == "table1":  # whose methods adapt q and v
-        entries, note = with_flops(entries, content.get("settings", {}).get("model"))
-    state = [f"incomplete: {len(entries)} cells"] * (not content.get("complete", True))
-    cells = [one for entry in entries for one in (entry.cell, *entry.cell.get("runs", ()))]
-    failed = sum("failed" in one for one in cells)
+        entries, flops = with_flops(entries, content.get("settings", {}).get("model"))
+    state = [] if content.get("complete", True) else [f"incomplete: {len(entries)} cells"]
+    failed = sum("failed" in one for entry in entries for one in (entry.cell, *entry.cell.get("runs", ())))
     state += [f"{failed} failed"] * bool(failed)
     state += [
         f"{run.path}: stopped or running after epoch {len(run.epochs)}" for run in runs if not run.result
     ]
-    kind = "bad" if state else "good"
-    badge = f'<span class="{kind} badge">{escape("; ".join(state) or "complete")}</span>'
-
-    summary, *notes = [paragraph(note) for sheet in content["tables"] for note in sheet["notes"]] or [""]
-    notes += [paragraph(f"`{content['command']}`")] if "command" in content else []
+    kind, state = "bad" if state else "good", escape("; ".join(state) or "complete")
+    summary, *notes = [note for sheet in content["tables"] for note in sheet["notes"]] or [""]
+    notes += [f"`{content['command']}`"] if "command" in content else []
     by_task = grouped([*entries, *(over_tasks(entries) if used else ())], lambda entry: entry.cell["task"])
     used_runs = [run for entry in entries for run in entry.runs]
     parts = [
-        f'<section id="{name}"><h2>{escape(title)}</h2><p class="soft">{badge}</p>',
+        f'<section id="{name}"><h2>{escape(title)}</h2><p><span class="{kind} badge soft">{state}</span></p>',
         *(table(sheet["header"], sheet["rows"]) for sheet in content["tables"]),
-        summary,
+        paragraphs([summary]),
         line_charts(content),
-        *(fronts(task, those, used, task == [*by_task][-1], note) for task, those in by_task.items()),
+        *(fronts(task, those, used, task == [*by_task][-1], flops) for task, those in by_task.items()),
         details("Rates", "".join(starmap(rate_curves, by_task.items()))),
         details("Learning curves", "".join(starmap(learning_curves, by_task.items())), not used),
-        details("The command, and notes", "".join(notes)),
-        details("Settings and versions", settings_table(used_runs, content.get("environment", {}))),
+        details("The command, and notes", paragraphs(notes)),
+        details("Settings and versions", settings(used_runs, content.get("environment", {}))),
         "</section>",
     ]
     return "".join(parts)
@@ -404,8 +396,7 @@ def main():
     add("--picture", metavar="FILE.svg", type=Path, help="write score against parameters as SVG instead")
     args = parser.parse_args()
     sections = find(args.runs)
-    content = picture(sections) if args.picture else report(sections, args.runs)
-    save("--picture" if args.picture else "-o", args.picture or args.out, content)
+    save(args.picture or args.out, picture(sections) if args.picture else report(sections, args.runs))
 
 
 if __name__ == "__main__":

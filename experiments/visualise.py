@@ -252,15 +252,14 @@ def falls(subject, reading, rng):
 
 def faithfulness(subject, inputs):
     """Prints the mean fall of each measure over `inputs`, each the texts of one example."""
-    rng, texts = random.Random(0), tqdm(inputs, leave=False, disable=None)
-    found = [pair for one in texts if (pair := falls(subject, read(subject, one), rng))]
+    rng, bar = random.Random(0), tqdm(inputs, leave=False, disable=None)
+    found = [pair for texts in bar if (pair := falls(subject, read(subject, texts), rng))]
     mean_before = statistics.fmean(before for before, _ in found)
     print(f"\n{subject.name}: {len(found)} dev examples, mean probability of the answer {mean_before:.3f}")
     print(f"when {MASKED:.0%} of the words outside the answer are masked it falls by (mean ± standard error)")
+    titles = {name: title for name, (title, _) in MEASURES.items()} | {"random": "random words"}
     for name in found[0][1]:
-        title = MEASURES[name][0] if name in MEASURES else "random words"
-        if name.startswith("like"):
-            title = "    random words, as many of each text"
+        title = titles.get(name, "    random words, as many of each text")
         values = [fall[name] for _, fall in found]
         error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
         mean = statistics.fmean(values)
@@ -323,22 +322,22 @@ def conclusion(reading, right):
 def html_page(title, explanations, right):
     """The page for explanations of the same texts; `right`: the right answers."""
     readings = [one.reading for one in explanations]
+    notes = {
+        f"Right: <b>{escape(' / '.join(right))}</b>": right,
+        'Each model\'s answer is <span class="answer">underlined</span>.': any(one.span for one in readings),
+        "Grey text was not read: the model takes no more at a time.": any(map(has_unread, readings)),
+    }
     parts = [f"<h1>{escape(title)}</h1>"]
-    if right:
-        parts.append(f"<p>Right: <b>{escape(' / '.join(right))}</b></p>")
-    if any(reading.span for reading in readings):
-        parts.append('<p class="soft">Each model\'s answer is <span class="answer">underlined</span>.</p>')
-    if any(map(has_unread, readings)):
-        parts.append('<p class="soft">Grey text was not read: the model takes no more at a time.</p>')
+    parts += (f'<p class="soft">{note}</p>' for note, holds in notes.items() if holds)
     for measure, (heading, explained) in MEASURES.items():
         top = deepest(explanations, measure)
-        parts.append(f"<section><h2>{escape(heading)}</h2><p>{escape(explained)}</p>")
-        parts.append(f'<p class="legend soft">0 <i></i> {top:.3g} &nbsp; the same scale for every model</p>')
+        parts.append(f"""<section><h2>{heading}</h2><p>{explained}</p>
+<p class="legend soft">0 <i></i> {top:.3g} &nbsp; the same scale for every model</p>""")
         for subject, reading, related in explanations:
-            parts.append(f"<h3>{escape(subject.name)}</h3>")
-            parts.append(f'<p class="soft">{escape(conclusion(reading, right))}</p>')
-            texts = ("".join(as_html(*piece, top) for piece in t) for t in pieces(reading, related[measure]))
-            parts += (f'<p class="strip">{text}</p>' for text in texts)
+            said = escape(conclusion(reading, right))
+            parts.append(f'<h3>{escape(subject.name)}</h3><p class="soft">{said}</p>')
+            for text in pieces(reading, related[measure]):
+                parts.append(f'<p class="strip">{"".join(as_html(*piece, top) for piece in text)}</p>')
         parts.append("</section>")
     return page(title, "\n".join(parts))
 
@@ -394,17 +393,17 @@ def arguments():
 
 
 def dev_examples(args, subject):
-    """[(id, texts, right answers)]"""
+    """{id: (texts, right answers)}"""
     task, name, files = subject.task, subject.args.task, (None, args.dev_file, ("dev",))
     data = args.data or (MINI / ("" if task else "squad") if subject.args.model == "mini" else None)
     if not task:
         questions = squad.load(data, *files)["dev"]
-        return [(q.id, (q.text, q.context), [*dict.fromkeys(a for _, a in q.answers)]) for q in questions]
+        return {q.id: ((q.text, q.context), [*dict.fromkeys(a for _, a in q.answers)]) for q in questions}
     found = table.load(task, *files) if name == "own" else glue.load(name, data, *files)
-    return [
-        (str(i), e[: len(task.texts)], [task.label_names[e.label] if task.labels else f"{e.label:g}"])
+    return {
+        str(i): (e[: len(task.texts)], [task.label_names[e.label] if task.labels else f"{e.label:g}"])
         for i, e in enumerate(next(iter(found.values())), 1)
-    ]
+    }
 
 
 def main():
@@ -420,26 +419,23 @@ def main():
         wanted = f"--text and {count} text(s), each in quotes" if count else "--question and --context"
         raise UserError(f"{args.adapter[0]}: trained on {name}: expected {wanted}")
     texts, right = tuple(args.text or (args.question, args.context)), []
-    if args.id or args.faithfulness:
-        examples = dev_examples(args, subjects[0])
+    examples = dev_examples(args, subjects[0]) if args.id or args.faithfulness else {}
     if args.faithfulness:
         for subject in subjects:
-            faithfulness(subject, [texts for _, texts, _ in examples[: args.faithfulness]])
+            faithfulness(subject, [texts for texts, _ in examples.values()][: args.faithfulness])
         return
     if args.id:
-        found = {id_: (texts, right) for id_, texts, right in examples}
-        if args.id not in found:
-            ids = f"{examples[0][0]}, … {examples[-1][0]}"
+        if args.id not in examples:
+            ids = f"{next(iter(examples))}, … {[*examples][-1]}"
             raise UserError(f"--id {args.id}: not in the development set, whose ids are {ids}")
-        texts, right = found[args.id]
+        texts, right = examples[args.id]
+        print(f"right: {' / '.join(right)}")
 
     readings = [read(subject, texts) for subject in subjects]
     explanations = [Explanation(s, r, relations(s.model, r)) for s, r in zip(subjects, readings, strict=True)]
-    if right:
-        print(f"right: {' / '.join(right)}")
     print_all(explanations, right)
     if args.html:
-        save("--html", args.html, html_page(" ".join(texts[0].split()), explanations, right))
+        save(args.html, html_page(" ".join(texts[0].split()), explanations, right))
 
 
 if __name__ == "__main__":
