@@ -65,8 +65,7 @@ class Many(nn.Module):
         x, logits = self.model.pooled(self.model.roberta(ids, mask), mask), [None] * len(ids)
         for i in set(which.tolist()):
             rows, head = (which == i).nonzero()[:, 0], {n: t.to(x.device) for n, t in self.heads[i].items()}
-            found = functional_call(self.model.classifier, head, x[rows])
-            for row, one in zip(rows.tolist(), found, strict=True):
+            for row, one in zip(rows, functional_call(self.model.classifier, head, x[rows]), strict=True):
                 logits[row] = one
         return logits
 
@@ -109,9 +108,8 @@ def main():
     rows, known = table.read(path, (*args.text, args.which), new), table.place_in(names)
     which = torch.tensor([table.cell(path, line, row, args.which, known) for line, row in rows])
     items = [[*(table.cell(path, line, row, one) for one in args.text), None][:2] for line, row in rows]
-    items, started = [glue.Example(*item, None) for item in items], time.time()
-    ids = glue.encode(first.tokenizer, items, first.args.max_len)
-    tokens = Tokens(ids, first.model.config.pad_token_id, first.on[0])
+    ids = glue.encode(first.tokenizer, [glue.Example(*item, None) for item in items], first.args.max_len)
+    tokens, started = Tokens(ids, first.model.config.pad_token_id, first.on[0]), time.time()
     with torch.no_grad(), autocast(*first.on):
         for batch in tqdm(sorted_batches(tokens.lengths, EVAL_BATCH), path, disable=None, leave=False):
             for i, logits in zip(batch, many(*tokens(batch), which[batch].to(first.on[0])), strict=True):

@@ -31,7 +31,7 @@ def in_turn(makers, rounds, device, times=1):
     one at a time: there a call is made anew for each round, and runs once more before.
     """
     gpu, found = device.type == "cuda", {name: [] for name in makers}
-    made = {name: make() for name, make in makers.items() if not gpu}
+    made = {} if gpu else {name: make() for name, make in makers.items()}
     for number in range(1 + rounds):
         for name, make in makers.items():
             call = made.get(name) or make()
@@ -59,15 +59,16 @@ def ratio(found, name, base):
 
 
 def memory(device, make, times):
-    """MEMORY's cells, from a new process that calls make() and then `times` times what make() has returned.
-
-    The peak is that of the calls. What make() itself needs for a moment does not count.
-    """
+    """MEMORY's cells, of `alone`."""
     return [f"{size / 2**20:.0f}" for size in alone(device, make, times)[1:]]
 
 
 def alone(device, make, times):
-    """As `memory`, but numbers: the median seconds of a call, bytes at the peak, bytes after the imports."""
+    """A new process calls make() and then `times` times what that has returned.
+
+    -> the median seconds of a call, bytes at the calls' peak, how many of them came after the imports. What
+    make() itself needs for a moment does not count.
+    """
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         return process.submit(_alone, device, make, times).result()
 
@@ -76,8 +77,7 @@ def _alone(device, make, times):
     first = nn.Linear(1, 1, device=device)
     first(torch.ones(1, 1, device=device)).backward()
     torch.optim.AdamW(first.parameters()).step()  # torch imports more of itself with the first step
-    before = peak_memory(device)
-    call = make()
+    before, call = peak_memory(device), make()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif CLEAR_REFS.exists():
@@ -95,8 +95,8 @@ class OnGPU(TorchFunctionMode):
         if function is F.dropout and options["training"]:
             return torch.native_dropout(*args, options["p"], True)[0]
         if function is F.scaled_dot_product_attention:
-            names = ("attn_mask", "dropout_p", "is_causal")
-            args, options = args[:3], dict(zip(names, args[3:], strict=False)) | options | {"dropout_p": 0.0}
+            options = dict(zip(("attn_mask", "dropout_p", "is_causal"), args[3:], strict=False)) | options
+            args, options["dropout_p"] = args[:3], 0.0
         return function(*args, **options)
 
 

@@ -26,11 +26,11 @@ def main():
     end = tokenizer.token_to_id("<|endoftext|>")
     torch.manual_seed(0)
     sizes = {"n_positions": 256, "n_embd": 256, "n_layer": 4, "n_head": 4}
-    config = GPT2Config(tokenizer.get_vocab_size(), bos_token_id=end, eos_token_id=end, **sizes)
-    model = GPT2(config)
+    model = GPT2(GPT2Config(tokenizer.get_vocab_size(), bos_token_id=end, eos_token_id=end, **sizes))
     model.save_pretrained(args.directory)
     tokenizer.save(str(args.directory / "tokenizer.json"))
-    print(f"{args.directory}: {count(model.parameters()):,} random parameters, {config.vocab_size} tokens")
+    size = count(model.parameters())
+    print(f"{args.directory}: {size:,} random parameters, {tokenizer.get_vocab_size()} tokens")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from experiments import bench, measure
-from experiments.bench import COLA, LABEL, MEMORY, OWN, VARIANTS, WORK, cola_step, random_step, random_use
+from experiments.bench import COLA, LABEL, MEMORY, OWN, WORK, cola_step, names_of, random_step, random_use
 from methods import METHODS, methods_of
 from model import RobertaConfig
 from read.t5 import T5Config
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32, "rounds": 1, "steps": 1, "cola": None,
-       "config": None}  # fmt: skip
-SIZES = {"layers": 1, "width": 64, "batch_size": 2, "length": 8}
-EVERY_METHOD = [(what, name) for what in ("methods", "t5") for name in methods_of(WORK[what].layout)]
+       "only": None}  # fmt: skip
+SIZES = {"batch_size": 2, "length": 8, "r": None}
+VARIANTS = ("betas", "hut", "literal", "lora", "full", "peft", "read")
+EVERY_METHOD = [(what, name) for what in ("glue", "t5") for name in methods_of(WORK[what].layout)]
 
 READ = 3 * 256 * (64 + 256) + 6 * 256 + 256 * 64
 TRAINED = {
@@ -36,8 +37,8 @@ TRAINED_T5 = {
 TRAINED_T5["read"] = 2 * READ + 64
 
 
-def settings(what, **more):
-    return Namespace(**CPU | SIZES | {"what": what, "r": WORK[what].r} | more)
+def settings(what, layers=1, width=64, **more):
+    return Namespace(**CPU | SIZES | {"what": what, "work": WORK[what].of(layers, width)} | more)
 
 
 def takes_a_step(step):
@@ -71,7 +72,7 @@ def test_every_method_takes_a_step_and_is_used(what, name):
     assert [len(label) for label in found] == ([LABEL] if what == "t5" else [2, 2])
 
 
-@pytest.mark.parametrize("what", ["methods", "t5"])
+@pytest.mark.parametrize("what", ["glue", "t5"])
 def test_methods_table_has_a_row_for_every_method(what, capsys, monkeypatch):
     """Would catch: a method that is left out, timed under another's name, or merged where it does not merge.
 
@@ -86,17 +87,20 @@ def test_methods_table_has_a_row_for_every_method(what, capsys, monkeypatch):
     bench.methods_table(settings(what))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    names = methods_of(WORK[what].layout)
+    names = names_of(WORK[what].layout)
+    assert {*names} >= {*methods_of(WORK[what].layout)}
     assert [row[0] for row in rows] == names and {len(row) for row in rows} == {len(header)}
     assert [i for i, title in enumerate(header) if title == MEMORY[0]] == [3, 9]
     assert [row[3:7] for row in rows] == [[f"random_step {n}", "after", *["not measured"] * 2] for n in names]
     assert [row[9:11] for row in rows] == [[f"random_use {n}", "after"] for n in names]
     merged = {row[0] for row in rows if row[header.index("merged, of full")] != "–"}
-    assert merged == {name for name in names if WORK[what].layout in METHODS[name].merges}
+    assert merged == {
+        name for name in methods_of(WORK[what].layout) if WORK[what].layout in METHODS[name].merges
+    }
     assert all(row[2] == row[8] == "1.000" for row in rows if row[0] == "full")
 
 
-@pytest.mark.parametrize(("method", "kind"), COLA.values())
+@pytest.mark.parametrize(("method", "kind"), COLA)
 def test_every_row_takes_steps_on_cola(method, kind, tiny_model, tiny_glue, tmp_path, monkeypatch):
     """Would catch: a method that does not train what it should; states that stand for other examples."""
     monkeypatch.setattr(bench, "LONGEST", 20)
@@ -153,14 +157,14 @@ def as_on_a_gpu(args, name):
 def test_memory_from_shapes_is_what_a_process_takes(name, monkeypatch):
     """Would catch: a kind of tensor that is not counted, or not freed; the steps' peak is 100 to 200 MiB."""
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what is freed goes back at once
-    make = partial(as_on_a_gpu, settings("methods", layers=4, width=256, batch_size=16, length=64), name)
+    make = partial(as_on_a_gpu, settings("glue", layers=4, width=256, batch_size=16, length=64), name)
     assert 0.8 < measure.peak_of_shapes(make) / measure.alone(CPU["device"], make, 2)[2] < 1.05
 
 
 def test_memory_has_a_row_for_every_method(monkeypatch, capsys):
     """Would catch: a method whose shapes can't be run, or a size that it does not fit and is said to."""
     config = RobertaConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=3)
-    monkeypatch.setitem(bench.WHOLE, "tiny", ("methods", config))
+    monkeypatch.setitem(bench.WHOLE, "tiny", bench.ROBERTA._replace(config=config))
     command = "bench.py memory --model tiny --batch-size 2 --length 8"
     monkeypatch.setattr("sys.argv", command.split())
     peaks = iter([7 * 2**30, 8 * 2**30])
@@ -199,7 +203,7 @@ def test_sizes_are_counted_exactly_and_run_where_they_fit(monkeypatch, capsys, t
     run = []
 
     def alone(device, make, times):
-        run.append(make.args[1:])
+        run.append((make.args[0].work, make.args[1]))
         return 0.25, 3 * 2**20, 2**20
 
     monkeypatch.setattr(bench, "alone", alone)
@@ -212,15 +216,16 @@ def test_sizes_are_counted_exactly_and_run_where_they_fit(monkeypatch, capsys, t
     assert len(counts) == 7 and {len(curve) for curve in counts.values()} == {4}
     assert times["lora"] == [[size, 250] for size in backbones[:3]]
     assert [round(n) for _, n in memory["full"]] == [3, 3, 3, 10_878]
-    assert {name for config, name in run if config is bench.T5_SIZES["large"]} == set(counts)
+    assert {name for work, name in run if work is bench.T5_SIZES["large"]} == set(counts)
     assert "| read | 3B | 2,851,598,336 | 2,494,464 | – |" in capsys.readouterr().out
 
 
 def test_a_label_of_a_size_is_written():
     """Would catch: a call that does nothing, or that ends before the label does."""
-    config = T5Config(vocab_size=61, d_model=24, d_kv=8, d_ff=40, num_layers=2, num_heads=3)
+    config = T5Config(vocab_size=61, d_model=24, d_kv=8, d_ff=40, num_layers=2, num_heads=3, eos_token_id=-1)
+    args = settings("sizes", work=WORK["sizes"]._replace(config=config))
     for name in ("read", "full"):
-        assert [len(tokens) for tokens in bench.label_of(settings("sizes"), config, name)()] == [LABEL]
+        assert [len(tokens) for tokens in random_use(args, name)()] == [LABEL]
 
 
 def test_many_table_has_every_number_of_adapters(capsys):
