@@ -30,11 +30,11 @@ from arguments import (
 from data import UserError, as_user_error, glue, no_nan, table, write_text
 from data.batching import Batches, Tokens, hold_out, send, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
+from data.states import FromStates, cached_states
 from device import autocast, pick_device
 from methods import ENCODER
 from metrics import glue_scores, worth
 from processes import first_then_others, leave, share, summed
-from read.cache import FromStates, cached_states
 from run import Run, adamw, compiled, report, say_next, schedule
 from weights import export, prepare, trained
 

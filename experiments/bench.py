@@ -32,6 +32,7 @@ from arguments import Parser, run_as_script, whole
 from data import UserError, as_user_error, glue, write_json
 from data.batching import Tokens, padding_share, shuffled_batches
 from data.hub import MINI, open_checkpoint
+from data.states import FromStates, cached_states
 from device import autocast, pick_device
 from experiments.measure import (
     MEMORY,
@@ -50,7 +51,6 @@ from hut import HUTLinear, find_linears
 from many import Many
 from methods import DECODER, ENCODER, METHODS, adapt, merge, methods_of, store
 from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, RobertaClassifier
-from read.cache import FromStates, cached_states
 from read.t5 import T5, T5Config
 from weights import count, trainable
 

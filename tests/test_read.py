@@ -1,4 +1,4 @@
-"""read/network.py, read/cache.py, device.py: what READ computes, what it leaves alone, its states on disk,
+"""read/network.py, data/states.py, device.py: what READ computes, what it leaves alone, its states on disk,
 its energy.
 """
 
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import baselines
 import device
 import model as model_module
+from data.states import HEADER, read_states, write_states
 from methods import merge
 from model import (
     GPT2,
@@ -26,7 +27,6 @@ from model import (
     RobertaConfig,
     RobertaSpan,
 )
-from read.cache import HEADER, read_states, write_states
 from read.network import CELLS, LayerRNN, UntiedLayers, apply_read
 from run import Run
 

@@ -1,4 +1,4 @@
-"""What a frozen backbone computes, kept on disk: a header in JSON that describes it, then float32 states.
+"""READ: what a frozen backbone computes, on disk: a header in JSON that describes it, then float32 states.
 
 A file is named by its header, so that every task with these texts finds it, and nothing else does.
 """
