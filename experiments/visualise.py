@@ -88,8 +88,8 @@ def read(subject, texts):
 def read_squad(subject, question, context):
     """The Reading of a question: its likeliest answer, in the window of the text that holds it."""
     model, texts, tokenizer = subject.model, (question.strip(), context), subject.tokenizer
-    asked = squad.Question("--question", *texts)
-    windows = squad.encode(tokenizer, [asked], subject.args.max_len, subject.args.doc_stride)
+    asked = [squad.Question("--question", *texts)]
+    windows = squad.encode(tokenizer, asked, subject.args.max_len, subject.args.doc_stride)
     if not windows:
         raise UserError("--context: no text that the tokenizer knows")
 
@@ -189,13 +189,8 @@ def attention_of(model, ids):
 
 def gradient_times_input(model, reading):
     """(L,): the gradient of the answer's logit with respect to each token's embedding, times that."""
-    found = []
-
-    def keep(module, inputs, output):
-        found.append(output if output.requires_grad else output.requires_grad_())
-        return found[0]
-
-    hook = model.roberta.embeddings.word.register_forward_hook(keep)
+    found, embedding = [], model.roberta.embeddings.word
+    hook = embedding.register_forward_hook(lambda m, i, output: found.append(output.requires_grad_()))
     logit, _ = reading.outcome(reading.ids)
     hook.remove()
     (gradient,) = torch.autograd.grad(logit, found[0])
@@ -275,38 +270,31 @@ class Explanation(NamedTuple):
     related: dict[str, list[float]]  # what `relations` returns
 
 
-def pieces(reading, values):
-    """Yields each text as [(characters, kind, value), …].
+def pieces(reading):
+    """Yields each text as [(characters, kind, which word)].
 
     A piece is a "word", a word in the "answer", what stands "between" words, or "unread": before the first
     or after the last word that was read.
     """
     for text, full in enumerate(reading.texts):
         found, at, between = [], 0, "unread"
-        for word, value in zip(reading.words, values, strict=True):
+        for i, word in enumerate(reading.words):
             if word.text == text:
                 kind = "answer" if in_answer(word, reading.span) else "word"
-                found += [(full[at : word.start], between, 0), (full[word.start : word.end], kind, value)]
+                found += [(full[at : word.start], between, None), (full[word.start : word.end], kind, i)]
                 at, between = word.end, "between"
-        yield [*found, (full[at:], "unread", 0)]
-
-
-def as_html(characters, kind, value, top):
-    depth = f' style="--depth:{max(value, 0) / top:.3f}" title="{value:.4g}"'
-    shade = depth if kind in ("word", "answer") else ""
-    return f'<span class="{kind}"{shade}>{escape(characters)}</span>' if characters else ""
+        yield [*found, (full[at:], "unread", None)]
 
 
 def has_unread(reading):
     """Whether some text is beyond --max-len, or outside the answer's window."""
-    texts = pieces(reading, [0] * len(reading.words))
-    return any(kind == "unread" and part.strip() for text in texts for part, kind, _ in text)
+    return any(kind == "unread" and part.strip() for text in pieces(reading) for part, kind, _ in text)
 
 
 def deepest(explanations, measure):
     """The value of the deepest red: the largest of all models'."""
-    values = [value for explanation in explanations for value in explanation.related[measure]]
-    return max(values) if max(values, default=0) > 0 else 1.0
+    largest = max((value for one in explanations for value in one.related[measure]), default=0)
+    return largest if largest > 0 else 1.0
 
 
 def conclusion(reading, right):
@@ -334,10 +322,16 @@ def html_page(title, explanations, right):
         parts.append(f"""<section><h2>{heading}</h2><p>{explained}</p>
 <p class="legend soft">0 <i></i> {top:.3g} &nbsp; the same scale for every model</p>""")
         for subject, reading, related in explanations:
+            shades = [f' style="--depth:{max(v, 0) / top:.3f}" title="{v:.4g}"' for v in related[measure]]
             said = escape(conclusion(reading, right))
             parts.append(f'<h3>{escape(subject.name)}</h3><p class="soft">{said}</p>')
-            for text in pieces(reading, related[measure]):
-                parts.append(f'<p class="strip">{"".join(as_html(*piece, top) for piece in text)}</p>')
+            for text in pieces(reading):
+                spans = (
+                    f'<span class="{kind}"{"" if i is None else shades[i]}>{escape(characters)}</span>'
+                    for characters, kind, i in text
+                    if characters
+                )
+                parts.append(f'<p class="strip">{"".join(spans)}</p>')
         parts.append("</section>")
     return page(title, "\n".join(parts))
 
