@@ -29,13 +29,13 @@ def e2e_rows(name):
 @pytest.fixture(scope="module")
 def sample():
     """What the encoder was pretrained on."""
-    return make.acceptable_sentences(make.MLM_SENTENCES)
+    return make.acceptable_sentences()
 
 
 @pytest.fixture(scope="module")
 def others():
     """What the decoder was pretrained on."""
-    return make.other_examples(make.LM_EXAMPLES)
+    return make.other_examples()
 
 
 # --- CoLA -----------------------------------------------------------------------------------------------

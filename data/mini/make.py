@@ -76,11 +76,11 @@ MLM_SENTENCES = 100_000
 PAD = 1
 
 
-def acceptable_sentences(count):
-    """`count` different acceptable sentences, none of which occurs in CoLA."""
+def acceptable_sentences():
+    """Different acceptable sentences, none of which occurs in CoLA."""
     seen = {sentence for pairs in cola_pairs().values() for pair in pairs for sentence in pair[1:]}
     rng, sentences = random.Random(1), []
-    while len(sentences) < count:
+    while len(sentences) < MLM_SENTENCES:
         sentence, _ = grammar.draw(rng, rng.choice(list(grammar.PHENOMENA)))
         if sentence not in seen:
             seen.add(sentence)
@@ -161,7 +161,7 @@ def pretrain(model, sequences, steps, batch_size, lr, loss_of, relative=False, c
 
 def make_roberta():
     torch.manual_seed(0)
-    sentences = acceptable_sentences(MLM_SENTENCES)
+    sentences = acceptable_sentences()
     tokenizer = roberta_tokenizer(sentences)
     sizes = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512}
     config = RobertaConfig(vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=130, **sizes)
@@ -180,11 +180,10 @@ def make_roberta():
 # ---- SQuAD
 
 SQUAD_ARTICLES = {"train": 50, "dev": 10}
-SQUAD_PARAGRAPHS = 20  # per article, each with two sentences and a question about each
 
 
-def squad_paragraph(rng):
-    """A text, and [(question, [(start, answer), …])], unambiguous: no verb or noun form occurs twice."""
+def squad_paragraph(rng, most):
+    """A text of two sentences, and [(question, `most` answers)]: unambiguous, as no form occurs twice."""
     text, questions, nouns = "", [], []
     for verb in rng.sample(grammar.WITH_PERSON + grammar.WITH_THING, 2):
         what = grammar.who_or_what(verb)
@@ -192,10 +191,10 @@ def squad_paragraph(rng):
             subject = grammar.person(rng)
             object_ = grammar.person(rng) if what == "who" else grammar.thing(rng)
             place = ["the", rng.choice(grammar.PLACES)]
-            heads = [subject[-1], object_[-1], place[-1]]
-            if len({*nouns, *heads}) == len(nouns) + len(heads):
+            heads = [*nouns, subject[-1], object_[-1], place[-1]]
+            if len({*heads}) == len(heads):
                 break
-        nouns += heads
+        nouns = heads
         done = [*subject, grammar.form(verb, "past")]
         object_at = len(text) + len(" ".join(done)) + 1
         in_place_at = object_at + len(" ".join(object_)) + 1
@@ -205,7 +204,8 @@ def squad_paragraph(rng):
         else:  # annotators may include "in" or not
             question = ["where", "did", *subject, verb, *object_, "?"]
             answers = [(in_place_at + len("in "), place), (in_place_at, ["in", *place])]
-        questions.append((grammar.spell(question), [(at, " ".join(words)) for at, words in answers]))
+        answers = [{"answer_start": at, "text": " ".join(words)} for at, words in answers[:most]]
+        questions.append((grammar.spell(question), answers))
     return text.strip(), questions
 
 
@@ -216,16 +216,14 @@ def squad_files():
         articles, ids = [], itertools.count(1)
         for number in range(1, count + 1):
             paragraphs = []
-            while len(paragraphs) < SQUAD_PARAGRAPHS:
-                text, questions = squad_paragraph(rng)
+            while len(paragraphs) < 20:
+                text, questions = squad_paragraph(rng, most=1 if split == "train" else 2)
                 if text in seen:
                     continue
                 seen.add(text)
                 paragraphs.append({"context": text, "qas": []})
                 for question, answers in questions:
-                    answers = [{"answer_start": at, "text": words} for at, words in answers]
-                    entry = {"id": f"mini-{split}-{next(ids)}", "question": question}
-                    entry["answers"] = answers[:1] if split == "train" else answers
+                    entry = {"id": f"mini-{split}-{next(ids)}", "question": question, "answers": answers}
                     paragraphs[-1]["qas"].append(entry)
             articles.append({"title": f"mini_{split}_{number}", "paragraphs": paragraphs})
         rows = ",\n".join(json.dumps(article) for article in articles)  # an article a line
@@ -249,8 +247,7 @@ def e2e_files():
         rows = {}
         while len(rows) < count:
             facts = domains.represent(rng, domains.RESTAURANT)
-            representation = domains.bracketed(facts)
-            if representation in seen:
+            if (representation := domains.bracketed(facts)) in seen:
                 continue
             seen.add(representation)
             wanted, found = rng.choice(references), {}  # a dict, because a set does not keep the order
@@ -272,10 +269,10 @@ LM_EXAMPLES = 96_000
 END = "<|endoftext|>"
 
 
-def other_examples(count):
-    """`count` different examples of OTHERS. Coined words teach the decoder to copy what it has never seen."""
+def other_examples():
+    """Different examples of OTHERS. Coined words teach the decoder to copy what it has never seen."""
     rng, examples = random.Random(3), {}  # a dict, because a set does not keep the order
-    while len(examples) < count:
+    while len(examples) < LM_EXAMPLES:
         domain = rng.choice(domains.OTHERS)
         facts = domains.represent(rng, domain, coined=0.3)
         examples[Example(domains.linearised(facts), domains.describe(rng, domain, facts))] = None
@@ -289,7 +286,7 @@ def gpt2_tokenizer(examples):
 
 def make_gpt2():
     torch.manual_seed(0)
-    examples = other_examples(LM_EXAMPLES)
+    examples = other_examples()
     tokenizer = gpt2_tokenizer(examples)
     end = tokenizer.token_to_id(END)
     sizes = {"n_positions": 256, "n_embd": 144, "n_layer": 4, "n_head": 4}
@@ -348,7 +345,7 @@ def make_t5(width=128, blocks=4, steps=6000, dtype=torch.float32, checkpoint=Non
     by 1 / sqrt(d), grow until attention sees one token, before the word embeddings have changed noticeably.
     """
     torch.manual_seed(0)
-    sentences = acceptable_sentences(MLM_SENTENCES)
+    sentences = acceptable_sentences()
     tokenizer = t5_tokenizer(sentences)
     sizes = {"d_model": width, "d_kv": 32, "d_ff": 4 * width, "num_layers": blocks, "num_heads": width // 32}
     config = T5Config(tokenizer.get_vocab_size(), dropout_rate=0.0, **sizes)
@@ -357,8 +354,8 @@ def make_t5(width=128, blocks=4, steps=6000, dtype=torch.float32, checkpoint=Non
 
     def loss_of(ids, mask):
         """Not on the hole, because every target starts with it."""
-        kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-        holes = [holed(row[real].tolist(), hole, rng) for row, real in zip(ids, kept, strict=True)]
+        rows = ids if mask is None else map(torch.masked_select, ids, mask)
+        holes = [holed(row.tolist(), hole, rng) for row in rows]
         (source, seen), (target, _) = (pad(side, config.pad_token_id) for side in zip(*holes, strict=True))
         asked = (target != config.pad_token_id) & (target != hole)
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
