@@ -215,13 +215,13 @@ def falls(subject, reading, rng):
     choices, and "like" a measure for random words of which as many are in each text: answers depend on the
     question, which is short, and a measure should do more than prefer it. None without words to mask.
     """
-    words, related = reading.words, relations(subject.model, reading)
+    words, mask = reading.words, subject.tokenizer.token_to_id("<mask>")
+    if mask is None:
+        raise UserError("--faithfulness: the tokenizer has no <mask>")
     outside = [i for i, word in enumerate(words) if not in_answer(word, reading.span)]
     if not outside:
         return None
     count = max(1, round(MASKED * len(outside)))
-    if (mask := subject.tokenizer.token_to_id("<mask>")) is None:
-        raise UserError("--faithfulness: the tokenizer has no <mask>")
 
     @torch.no_grad()
     def probability(chosen):
@@ -235,7 +235,7 @@ def falls(subject, reading, rng):
         return before - statistics.fmean(map(probability, draws))
 
     before, fall = probability([]), {}
-    for name, value in related.items():
+    for name, value in relations(subject.model, reading).items():
         reddest = sorted(outside, key=lambda i: -value[i])[:count]
         fall[name] = before - probability(reddest)
         counts = Counter(words[i].text for i in reddest)
@@ -256,8 +256,8 @@ def faithfulness(subject, inputs):
     for name in found[0][1]:
         title = titles.get(name, "    random words, as many of each text")
         values = [fall[name] for _, fall in found]
-        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        mean = statistics.fmean(values)
+        mean, n = statistics.fmean(values), len(values)
+        error = statistics.stdev(values) / math.sqrt(n) if n > 1 else math.nan
         print(f"  {title:40} {mean:.3f} ± {error:.3f}, {mean / mean_before:.0%} of it")
 
 
@@ -293,8 +293,7 @@ def has_unread(reading):
 
 def deepest(explanations, measure):
     """The value of the deepest red: the largest of all models'."""
-    largest = max((value for one in explanations for value in one.related[measure]), default=0)
-    return largest if largest > 0 else 1.0
+    return max([0, *(value for one in explanations for value in one.related[measure])]) or 1.0
 
 
 def conclusion(reading, right):
