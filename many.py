@@ -89,7 +89,7 @@ def opened(paths, model=None, device=None):
 
 def main():
     parser, file = Parser(description=__doc__.splitlines()[0]), {"required": True, "metavar": "FILE"}
-    column, add = {"required": True, "metavar": "COLUMN"}, parser.add_argument
+    column, add = file | {"metavar": "COLUMN"}, parser.add_argument
     add("--adapters", nargs="+", help="adapter.pt files, in folders of different names", **file)
     add("--predict-file", help="a table", **file)
     add("--text", nargs="+", help="its text, or two", **column)

@@ -114,16 +114,17 @@ class Work(NamedTuple):
 OF_ROBERTA = "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"
 ROBERTA = Work(ENCODER, RobertaClassifier, ROBERTA_LARGE, OF_ROBERTA, (4, 768), (16, 32))
 GPT = Work(DECODER, GPT2, GPT2_MEDIUM, ("n_layer", "n_embd", "n_head"), (4, 768), (4, 64))
+FAR_APART = replace(GPT2_MEDIUM, initializer_range=0.2)  # so that beams differ and are reordered
 ENDLESS = T5Config(eos_token_id=-1)  # so that all labels are of one length
 TO_LABEL = Work(T5.LAYOUT, T5, ENDLESS, ("num_layers", "d_model", "num_heads", "d_ff"), (4, 256), (16, 32))
 WORK = {
     "glue": ROBERTA, "e2e": GPT, "t5": TO_LABEL, "sizes": TO_LABEL,
     "many": ROBERTA._replace(on_cpu=(6, 384), batch=(32, 12)),
-    "generate": GPT._replace(on_cpu=(8, 512), batch=(16, 40)),
+    "generate": GPT._replace(config=FAR_APART, on_cpu=(8, 512), batch=(16, 40)),
 }  # fmt: skip
-T5_SIZES = {"small": TO_LABEL.of(6, 512), "base": TO_LABEL, "large": TO_LABEL.of(24, 1024)}
-T5_3B = replace(T5_SIZES["large"].config, d_ff=16384, num_heads=32, d_kv=128)
-T5_SIZES["3B"] = TO_LABEL._replace(config=T5_3B)
+LARGE = TO_LABEL.of(24, 1024)
+LARGER = LARGE._replace(config=replace(LARGE.config, d_ff=16384, num_heads=32, d_kv=128))
+T5_SIZES = {"small": TO_LABEL.of(6, 512), "base": TO_LABEL, "large": LARGE, "3B": LARGER}
 WHOLE = {  # what `memory` knows by name
     "roberta-base": ROBERTA.of(12, 768), "roberta-large": ROBERTA,
     "gpt2": GPT.of(12, 768), "gpt2-medium": GPT,
@@ -160,12 +161,12 @@ SIZED = ("hut", "literal", "lora", "peft")  # these are compared at one size, --
 
 def adapted(model, name, r):
     """`model` with a variant in it, and its head unfrozen."""
-    own = METHODS.get(name, METHODS["hut"]).r.get(model.body.LAYOUT)
-    size = r if r and name in SIZED else own
+    if not r or name not in SIZED:
+        r = METHODS.get(name, METHODS["hut"]).r.get(model.body.LAYOUT)
     if name in OWN:
-        return OWN[name](adapt(model, "head" if model.HEAD else "frozen", {}), size)
+        return OWN[name](adapt(model, "head" if model.HEAD else "frozen", {}), r)
     with as_user_error():
-        return adapt(model, name, {"r": size})
+        return adapt(model, name, {"r": r})
 
 
 def betas_only(model, r):
@@ -226,14 +227,11 @@ def measured(args, makers, base, times, unit=1000):
     makers  {name: a function that makes the call}
     """
     found = in_turn(makers, args.rounds, args.device, times)
-    return {
-        name: [
-            f"{unit * statistics.median(found[name]):.1f}",
-            ratio(found, name, base),
-            *memory(args.device, make, times),
-        ]
-        for name, make in makers.items()
-    }
+    cells = {}
+    for name, make in makers.items():
+        each = f"{unit * statistics.median(found[name]):.1f}"
+        cells[name] = [each, ratio(found, name, base), *memory(args.device, make, times)]
+    return cells
 
 
 def heading(args):
@@ -247,11 +245,10 @@ def heading(args):
 def methods_table(args):
     """What --only names, or all: in training, in use, merged. Times are of the first's, or full's."""
     layout = args.work.layout
-    known = names_of(layout)
+    known, base = names_of(layout), args.only[0] if args.only else "full"
     names = args.only or known
     if not {*names} <= {*known}:
         raise UserError(f"--only {' '.join(names)}: expected some of {' '.join(known)}")
-    base = args.only[0] if args.only else "full"
     training = measured(args, {n: partial(random_step, args, n) for n in names}, base, args.steps)
     use = {n: partial(random_use, args, n) for n in names}
     merges = [n for n in names if n in METHODS and layout in METHODS[n].merges]
@@ -273,8 +270,7 @@ def methods_table(args):
 
 
 def adapter_bytes(model):
-    adapter, _ = trainable(model)
-    file = io.BytesIO()
+    adapter, file = trainable(model)[0], io.BytesIO()
     torch.save({name: p.detach() for name, p in adapter.items()}, file)
     return f"{file.tell():,}" if adapter else "–"
 
@@ -314,10 +310,9 @@ GPUS, CUDAS_OWN = (8, 12, 24), 1  # GiB; CUDA's own, and what the allocator can'
 def memory_table(args):
     """Every method's peak in training on a GPU, from shapes alone."""
     rows = []
-    for name in names_of(args.work.layout):
-        if name in METHODS:
-            peak = peak_of_shapes(partial(random_step, args, name)) / 2**30
-            rows.append([name, f"{peak:.2f}", *("no" if peak + CUDAS_OWN > size else "yes" for size in GPUS)])
+    for name in filter(METHODS.get, names_of(args.work.layout)):
+        peak = peak_of_shapes(partial(random_step, args, name)) / 2**30
+        rows.append([name, f"{peak:.2f}", *("no" if peak + CUDAS_OWN > size else "yes" for size in GPUS)])
     sizes = f"{args.batch_size} × {args.length} tokens, {str(args.dtype)[6:]}"
     print(f"{args.model}, {sizes}; from shapes alone. What fits leaves {CUDAS_OWN} GiB to CUDA.\n")
     print(markdown(["", "peak, GiB", *(f"in {size} GiB" for size in GPUS)], rows))
@@ -326,15 +321,8 @@ def memory_table(args):
 # ---- CoLA
 
 LONGEST = 128  # tokens
-COLA = [  # method, and what its batches are
-    ("full", "grouped"),
-    ("bitfit", "grouped"),
-    ("lora", "grouped"),
-    ("hut", "grouped"),
-    ("hut", "padded"),
-    ("read", "grouped"),
-    ("read", "states"),
-]
+COLA = [(method, "grouped") for method in ("full", "bitfit", "lora", "hut", "read")]
+COLA += [("hut", "padded"), ("read", "states")]  # method, and what its batches are
 
 
 def read_cola(args):
@@ -373,11 +361,11 @@ def cola_table(args):
         makers = {row: partial(cola_step, args, Path(folder), *row) for row in COLA}
         writing = seconds(makers["read", "states"], 1, args.device)
         cells = measured(args, makers, ("lora", "grouped"), twentieth, unit=len(batches))
-    grouped = padding_share(tokens.lengths, batches)
     padded = 1 - sum(tokens.lengths) / (LONGEST * len(tokens.lengths))
     print(
-        f"\nAn epoch of CoLA: {len(batches)} batches of 16; a round takes {twentieth}. {grouped:.1%} is "
-        f"padding, {padded:.1%} at {LONGEST} tokens. Making the states took {writing:.1f} s, once.\n"
+        f"\nAn epoch of CoLA: {len(batches)} batches of 16; a round takes {twentieth}. "
+        f"{padding_share(tokens.lengths, batches):.1%} is padding, {padded:.1%} at {LONGEST} tokens. "
+        f"Making the states took {writing:.1f} s, once.\n"
     )
     header = ["", "seconds an epoch", "of LoRA", *MEMORY]
     print(markdown(header, [[", ".join(row), *found] for row, found in cells.items()]))
@@ -399,9 +387,7 @@ def with_transformers(reference, prompts):
 
 
 def generate_table(args):
-    """Decodes with random weights, ten times as large as usual: so the beams differ and are reordered."""
-    work = args.work._replace(config=replace(args.work.config, initializer_range=0.2))
-    step = random_step(Namespace(**vars(args) | {"work": work}), "full")
+    step = random_step(args, "full")
     model, (prompts,) = step.model.eval(), next(step.batches)
     ways = {"model.py": partial(model.generate, prompts.tolist(), NEW_TOKENS, beam_size=BEAMS, **SEARCH)}
     if find_spec("transformers"):
@@ -409,7 +395,7 @@ def generate_table(args):
         ways["transformers"] = partial(with_transformers, reference, prompts)
     with as_user_error():
         ours, *others = (way() for way in ways.values())
-    found = in_turn({n: lambda way=way: way for n, way in ways.items()}, args.rounds, args.device)
+    found = in_turn({n: partial(partial, way) for n, way in ways.items()}, args.rounds, args.device)
     rows = []
     for way, times in found.items():
         each = statistics.median(times)
