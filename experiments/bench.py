@@ -8,10 +8,9 @@
     python -m experiments.bench many                            many adapters in one batch, beside peft's
     python -m experiments.bench generate                        decoding, beside transformers, if it is there
 
-All are trained and used on the same random weights and batch in one process, in turn, round after round, so
-that a machine whose speed drifts slows them all. A figure is the median over the rounds; compare figures of
-one run only. Memory is that of a process of its own: its peak during the calls, and how much of that came
-after the imports: weights, gradients, AdamW's moments and activations.
+All have the same random weights and batch in one process, in turn, round after round, so that a machine whose
+speed drifts slows them all. A figure is the median over the rounds; compare figures of one run only. Memory
+is that of a process of its own: its peak during the calls, and how much of that came after the imports.
 """
 
 import io
@@ -59,11 +58,7 @@ ADAPTERS = 1, 2, 8, 32  # in a batch of `many`
 
 
 class Step:
-    """A training step: the loss of the next batch, its gradients, and AdamW over all that is trained.
-
-    model    called with a batch, it gives logits (…, classes)
-    batches  an iterator without an end
-    """
+    """A training step: the loss of the next of the endless `batches`, its gradients, and AdamW."""
 
     def __init__(self, model, batches, args):
         self.model, self.batches, self.precision = model.train(), batches, autocast(args.device, args.dtype)
@@ -73,8 +68,7 @@ class Step:
     def __call__(self):
         with self.precision:
             logits = self.model(*next(self.batches))
-        logits = getattr(logits, "logits", logits)  # transformers puts them into an object
-        logits = logits.flatten(0, -2).float()
+        logits = getattr(logits, "logits", logits).flatten(0, -2).float()  # transformers has an object
         target = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         F.cross_entropy(logits, target).backward()  # which class is right does not change what a step costs
         self.optimizer.step()
@@ -222,10 +216,7 @@ def names_of(layout):
 
 
 def measured(args, makers, base, times, unit=1000):
-    """{name: cells}: the time of a call in 1/`unit` seconds, its ratio to that of `base`, its MEMORY.
-
-    makers  {name: a function that makes the call}
-    """
+    """{name: cells} for in_turn's makers: a call's time in 1/`unit` s, its ratio to `base`'s, its MEMORY."""
     found = in_turn(makers, args.rounds, args.device, times)
     cells = {}
     for name, make in makers.items():
@@ -277,7 +268,7 @@ def adapter_bytes(model):
 
 def sizes_table(args):
     """Parameters are counted on the meta device; the rest is of random weights, each in its own process."""
-    columns, curves, texts = ("parameters", "ms a label", "peak memory in use, MiB"), [{}, {}, {}], []
+    curves, texts = {"parameters": {}, "ms a label": {}, "peak memory in use, MiB": {}}, []
     for name in ("read", "lst", "houlsby", "lora", "prompt", "bitfit", "full"):  # Table 5's
         for size, work in T5_SIZES.items():
             with torch.device("meta"):
@@ -289,15 +280,15 @@ def sizes_table(args):
                 ms = 1000 * each
             row = count(trainable(model)[0].values()), ms, held / 2**20
             texts.append([name, size, f"{backbone:,}", *(f"{n:,.0f}" if n else "–" for n in row)])
-            for curve, n in zip(curves, row, strict=True):
+            for curve, n in zip(curves.values(), row, strict=True):
                 curve.setdefault(name, []).extend([[backbone, n]] if n else [])
     note = f"One source at a time: {args.length} tokens read, {LABEL} written; {machine(args.device)}. "
     note += "–: not run; the weights, above 10 GiB, stand for the memory."
-    sheet = Sheet(["method", "T5", "backbone", *columns], texts, [note])
+    sheet = Sheet(["method", "T5", "backbone", *curves], texts, [note])
     print(sheet)
     if args.json:
-        axes = zip(columns, curves, strict=True)
-        figures = [{"title": "Figures 4, 5", "x": "backbone", "y": y, "curves": found} for y, found in axes]
+        figure = {"title": "Figures 4, 5", "x": "backbone"}
+        figures = [figure | {"y": y, "curves": found} for y, found in curves.items()]
         content = {"table": "sizes", "cells": [], "tables": [sheet._asdict()], "figures": figures}
         write_json(args.json, content)
 
@@ -413,16 +404,17 @@ def generate_table(args):
 def many_use(args, name, n):
     """A forward pass of a batch with n adapters: Many's or peft's; that of the plain model."""
     step = random_step(args, "hut" if name == "many" else "head")
-    model, (ids, *_) = step.model.eval(), next(step.batches)
+    model, (ids,) = step.model, next(step.batches)
     which, more = torch.arange(len(ids), device=args.device) * n // len(ids), {}
     if name == "many":
         file = dict(zip(("adapter", "head"), trainable(model), strict=True))
-        model, more = Many(model, [file] * n).eval(), {"mask": None, "which": which}
+        model, more = Many(model, [file] * n), {"mask": None, "which": which}
     if name == "peft":
-        model = peft_lora(model, args.r or METHODS["lora"].r[ENCODER], head=False).eval()
+        model = peft_lora(model, args.r or METHODS["lora"].r[ENCODER], head=False)
         for i in range(n):
             model.add_adapter(str(i), model.peft_config["default"])
         more = {"adapter_names": [str(i) for i in which.tolist()]}
+    model.eval()
 
     def use():
         with torch.no_grad(), step.precision:
@@ -432,7 +424,7 @@ def many_use(args, name, n):
 
 
 def many_table(args):
-    """Prints the time of a batch with 1 to 32 adapters in it, of that of the plain model."""
+    """A batch with 1 to 32 adapters in it, of the plain model's time."""
     names = [("many", "HUT"), ("peft", "LoRA, peft's adapter_names")][: 1 + ("peft" in OWN)]
     makers = {(name, n): partial(many_use, args, name, n) for name, _ in names for n in ADAPTERS}
     makers["plain"] = partial(many_use, args, "head", 1)
@@ -444,10 +436,8 @@ def many_table(args):
 
 # ---- main
 
-TABLES = {
-    **dict.fromkeys(("glue", "e2e", "t5"), methods_table),
-    **{"sizes": sizes_table, "memory": memory_table, "many": many_table, "generate": generate_table},
-}
+TABLES = dict.fromkeys(("glue", "e2e", "t5"), methods_table)
+TABLES |= {"sizes": sizes_table, "memory": memory_table, "many": many_table, "generate": generate_table}
 
 
 def arguments():

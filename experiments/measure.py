@@ -25,10 +25,10 @@ METERED = 10  # seconds: the meter takes a sample each second
 
 
 def in_turn(makers, rounds, device, times=1):
-    """{name: seconds that a call takes, one number a round}, for {name: a function that makes the call}.
+    """{name: seconds of a call, one number a round}, for {name: a function that makes the call}.
 
-    A round runs each call `times` times, one call after another. A first round does not count. A GPU holds
-    one at a time: there a call is made anew for each round, and runs once more before.
+    A round runs each call `times` times, one call after another; the first does not count. A GPU holds one at
+    a time: there a call is made anew for each round, and runs once more before.
     """
     gpu, found = device.type == "cuda", {name: [] for name in makers}
     made = {} if gpu else {name: make() for name, make in makers.items()}
