@@ -51,7 +51,6 @@ class RobertaConfig:
         return self.max_position_embeddings - self.pad_token_id - 1
 
 
-ROBERTA_BASE = RobertaConfig()
 ROBERTA_LARGE = RobertaConfig(
     hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
 )
