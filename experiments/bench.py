@@ -38,7 +38,6 @@ from experiments.measure import (
     alone,
     in_transformers,
     in_turn,
-    joules,
     machine,
     memory,
     peak_of_shapes,
@@ -247,14 +246,12 @@ def methods_table(args):
     merged = in_turn(merged, args.rounds, args.device, args.steps)
     use, rows = measured(args, use, base, args.steps), []
     for name in names:
-        step = random_step(args, name)
-        energy = ["not measured" if j is None else f"{j:.3g}" for j in joules(step, args.device).values()]
         in_merged = ratio(merged, name, "") if name in merges else "–"
-        size = adapter_bytes(step.model) if name in METHODS else "–"
-        rows.append([name, *training[name], *energy, *use[name], in_merged, size])
+        size = adapter_bytes(random_step(args, name).model) if name in METHODS else "–"
+        rows.append([name, *training[name], *use[name], in_merged, size])
     print(heading(args))
-    header = ["", "ms a step", f"of {base}", *MEMORY, "J a step, by utilisation", "by power"]
-    header += ["ms in use", f"of {base}", *MEMORY, f"merged, of {base}", "adapter, bytes"]
+    header = ["", "ms a step", f"of {base}", *MEMORY, "ms in use", f"of {base}", *MEMORY]
+    header += [f"merged, of {base}", "adapter, bytes"]
     print(markdown(header, rows))
     if args.cola:
         cola_table(args)

@@ -1,11 +1,10 @@
-"""How the benchmarks measure: calls in turn, the memory of a process of its own, a GPU's energy."""
+"""How the benchmarks measure: calls in turn, the memory of a process of its own, that of shapes alone."""
 
 import statistics
 import tempfile
 import time
 import weakref
 from concurrent.futures import ProcessPoolExecutor
-from math import ceil
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,11 +16,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from device import Meter, gpu_of, peak_memory, synchronise
+from device import peak_memory, synchronise
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 MEMORY = ("peak memory, MiB", "after the imports")  # the columns that `memory` fills
-METERED = 10  # seconds: the meter takes a sample each second
 
 
 def in_turn(makers, rounds, device, times=1):
@@ -128,19 +126,6 @@ def peak_of_shapes(make, times=2):
         for _ in range(times):
             call()
     return held.peak
-
-
-def joules(call, device):
-    """{measure of device.Meter: J that a call takes, or None}, from METERED seconds of calls."""
-    gpu = gpu_of(device)
-    if gpu is None:
-        return Meter(None).kwh
-    each = seconds(call, 3, device)
-    seconds(call, ceil(2 / each), device)  # the meter looks back
-    started, meter = time.monotonic(), Meter(gpu)
-    each = seconds(call, ceil(METERED / each), device)
-    meter.stop()
-    return {key: kwh and kwh * 3.6e6 * each / (meter.last - started) for key, kwh in meter.kwh.items()}
 
 
 def machine(device):

@@ -1,7 +1,6 @@
 """experiments/bench.py: that what it compares is what it says. The times are for people."""
 
 import json
-import time
 from argparse import Namespace
 from functools import partial
 
@@ -76,7 +75,7 @@ def test_every_method_takes_a_step_and_is_used(what, name):
 def test_methods_table_has_a_row_for_every_method(what, capsys, monkeypatch):
     """Would catch: a method that is left out, timed under another's name, or merged where it does not merge.
 
-    And a memory in the wrong column, and an energy that nobody has measured.
+    And a memory in the wrong column.
     """
 
     def memory(device, make, times):
@@ -90,14 +89,14 @@ def test_methods_table_has_a_row_for_every_method(what, capsys, monkeypatch):
     names = names_of(WORK[what].layout)
     assert {*names} >= {*methods_of(WORK[what].layout)}
     assert [row[0] for row in rows] == names and {len(row) for row in rows} == {len(header)}
-    assert [i for i, title in enumerate(header) if title == MEMORY[0]] == [3, 9]
-    assert [row[3:7] for row in rows] == [[f"random_step {n}", "after", *["not measured"] * 2] for n in names]
-    assert [row[9:11] for row in rows] == [[f"random_use {n}", "after"] for n in names]
+    assert [i for i, title in enumerate(header) if title == MEMORY[0]] == [3, 7]
+    assert [row[3:5] for row in rows] == [[f"random_step {n}", "after"] for n in names]
+    assert [row[7:9] for row in rows] == [[f"random_use {n}", "after"] for n in names]
     merged = {row[0] for row in rows if row[header.index("merged, of full")] != "–"}
     assert merged == {
         name for name in methods_of(WORK[what].layout) if WORK[what].layout in METHODS[name].merges
     }
-    assert all(row[2] == row[8] == "1.000" for row in rows if row[0] == "full")
+    assert all(row[2] == row[6] == "1.000" for row in rows if row[0] == "full")
 
 
 @pytest.mark.parametrize(("method", "kind"), COLA)
@@ -174,26 +173,6 @@ def test_memory_has_a_row_for_every_method(monkeypatch, capsys):
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[4:]]
     assert [row[0][2:] for row in rows] == methods_of("encoder")
     assert rows[0][1:3] == ["7.00", "yes"] and rows[1][1:4] == ["8.00", "no", "yes"]
-
-
-def test_energy_of_a_step(monkeypatch):
-    """Would catch: the meter's total in place of a step's share, kWh in place of J."""
-
-    class Meter:
-        def __init__(self, gpu):
-            self.kwh, self.last = {"utilisation": None, "power": 0.001}, 9.0
-
-        def stop(self):
-            pass
-
-    calls = []
-    monkeypatch.setattr(measure, "gpu_of", lambda device: "GPU-0")
-    monkeypatch.setattr(measure, "Meter", Meter)
-    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
-    monkeypatch.setattr(measure, "seconds", lambda call, times, device: calls.append(times) or 0.5)
-    expected = {"utilisation": None, "power": pytest.approx(0.001 * 3.6e6 * 0.5 / 9)}
-    assert measure.joules(None, None) == expected
-    assert calls == [3, 4, 20]
 
 
 def test_sizes_are_counted_exactly_and_run_where_they_fit(monkeypatch, capsys, tmp_path):
