@@ -287,30 +287,6 @@ def test_the_encoder_decoder_knows_the_grammar():
         assert (plural > singular) == number
 
 
-def test_pretraining_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(tmp_path, monkeypatch):
-    """Killed in its third step, with what was kept after the second: weights, moments, rates and draws."""
-    monkeypatch.setattr(make, "SAVE_EVERY", 2)
-    sequences = [[*range(4, 9)], [*range(5, 12)]] * 3
-
-    def trained(path, stop=None):
-        torch.manual_seed(0)
-        model, rng, calls = torch.nn.Linear(1, 1), random.Random(0), []
-
-        def loss_of(ids, mask):
-            calls.append(ids)
-            if len(calls) == stop:
-                raise KeyboardInterrupt
-            return ((model(torch.ones(1, 1)) - rng.random()) ** 2).sum() + 0 * ids.sum()
-
-        make.pretrain(model, sequences, 7, 2, 0.1, loss_of, True, path, rng)
-        return model.weight.item(), len(calls)
-
-    whole, _ = trained(tmp_path / "whole.pt")
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "part.pt", stop=3)
-    assert trained(tmp_path / "part.pt") == (whole, 5)
-
-
 # --- SQuAD ----------------------------------------------------------------------------------------------
 
 

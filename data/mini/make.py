@@ -6,7 +6,7 @@ squad      questions about two sentences of the grammar each, in the layout of S
 e2e        descriptions of restaurants in the official layout, from `domains.py`
 gpt2       a decoder pretrained on descriptions from the other tables of `domains.py`
 t5         an encoder-decoder pretrained by span corruption on the encoder's sentences
-t5-larger  the same with 6 + 6 blocks × 384, if asked for: half an hour, and a second call goes on
+t5-larger  the same with 6 + 6 blocks × 384, if asked for: half an hour
 
 Texts and tokenizers are the same, byte for byte, on every run and machine. Weights are the same on one
 machine with one version of torch. Elsewhere they differ a little, because sums are rounded in another order.
@@ -31,7 +31,7 @@ from data.batching import pad, shuffled_batches
 from data.e2e import Example, encode
 from data.glue import source_text, target_text
 from data.mini import domains, grammar
-from model import GPT2, GPT2Config, RobertaConfig, RobertaMaskedLM, write_file
+from model import GPT2, GPT2Config, RobertaConfig, RobertaMaskedLM
 from read.t5 import T5, T5Config
 
 HERE = Path(__file__).parent
@@ -118,14 +118,10 @@ def masked(ids, vocab_size, mask_id, rng):
     return torch.where(chosen & (how >= 0.9), swapped, corrupted), chosen
 
 
-SAVE_EVERY = 250  # steps
-
-
-def pretrain(model, sequences, steps, batch_size, lr, loss_of, relative=False, checkpoint=None, rng=None):
+def pretrain(model, sequences, steps, batch_size, lr, loss_of, relative=False):
     """Trains `model` on token lists; loss_of(ids (B, L), mask (B, L) or None) is the loss of a batch.
 
-    If `relative`, each tensor's learning rate is `lr` times its root mean square at the start. The file
-    `checkpoint` keeps the state, with that of `rng`, which loss_of draws from, and is gone on from.
+    If `relative`, each tensor's learning rate is `lr` times its root mean square at the start.
     """
     params = list(model.parameters())
     if relative:
@@ -137,16 +133,10 @@ def pretrain(model, sequences, steps, batch_size, lr, loss_of, relative=False, c
     )
     lengths = [len(sequence) for sequence in sequences]
     epochs = (shuffled_batches(lengths, batch_size, [0, epoch]) for epoch in itertools.count())
-    parts, done = (model, optimizer, schedule), 0
-    if checkpoint and checkpoint.exists():
-        done, drawn, *states = torch.load(checkpoint, weights_only=True)
-        rng.setstate(drawn)
-        for part, state in zip(parts, states, strict=True):
-            part.load_state_dict(state)
-    batches = itertools.islice(itertools.chain.from_iterable(epochs), done, steps)
-    bar = tqdm(batches, initial=done, total=steps, unit="step", mininterval=1)
+    batches = itertools.islice(itertools.chain.from_iterable(epochs), steps)
+    bar = tqdm(batches, total=steps, unit="step", mininterval=1)
     model.train()
-    for step, batch in enumerate(bar, done + 1):
+    for batch in bar:
         loss = loss_of(*pad([sequences[i] for i in batch], PAD))
         optimizer.zero_grad()
         loss.backward()
@@ -154,9 +144,6 @@ def pretrain(model, sequences, steps, batch_size, lr, loss_of, relative=False, c
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
-        if checkpoint and step % SAVE_EVERY == 0:
-            content = (step, rng.getstate(), *(part.state_dict() for part in parts))
-            write_file(checkpoint, partial(torch.save, content))
 
 
 def make_roberta():
@@ -338,7 +325,7 @@ def holed(tokens, hole, rng):
     return [*tokens[:start], hole, *tokens[stop:]], [hole, *tokens[start:stop], tokens[-1]]
 
 
-def make_t5(width=128, blocks=4, steps=6000, dtype=torch.float32, checkpoint=None):
+def make_t5(width=128, blocks=4, steps=6000, dtype=torch.float32):
     """Trains with relative rates, like those of Adafactor (Shazeer & Stern, 2018, section 8), T5's optimiser.
 
     The sizes of T5's tensors differ 60-fold. With one rate for all, the queries, whose scores are not scaled
@@ -363,7 +350,7 @@ def make_t5(width=128, blocks=4, steps=6000, dtype=torch.float32, checkpoint=Non
         return F.cross_entropy(logits.float(), target[asked])
 
     sequences = [encoding.ids for encoding in tokenizer.encode_batch(sentences)]
-    pretrain(model, sequences, steps, 64, 1e-2, loss_of, True, checkpoint, rng)
+    pretrain(model, sequences, steps, batch_size=64, lr=1e-2, loss_of=loss_of, relative=True)
     return model, tokenizer
 
 
@@ -375,12 +362,12 @@ PARTS = {  # {folder: what makes it}: {file name: text}, or a model and its toke
     "gpt2": make_gpt2,
     "t5": make_t5,
 }
-LARGER = "t5-larger"
+LARGER = {"t5-larger": partial(make_t5, 384, 6, 1500, torch.bfloat16)}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = [*PARTS, LARGER, []]
+    names = [*PARTS, *LARGER, []]
     parser.add_argument("parts", nargs="*", metavar="PART", choices=names, help="default: all the bundled")
     parser.add_argument("--out", type=Path, default=HERE, help="the folder to write to (default: data/mini)")
     args = parser.parse_args()
@@ -389,8 +376,7 @@ def main():
         torch.set_num_threads(2 if part == "roberta" else 1)  # they decide how sums are rounded
         print(f"{part}: …", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
-        larger = partial(make_t5, 384, 6, 1500, torch.bfloat16, args.out / f"{LARGER}.pt")
-        made = PARTS.get(part, larger)()
+        made = (PARTS | LARGER)[part]()
         if isinstance(made, dict):
             for name, text in made.items():
                 (folder / name).write_text(text, encoding="utf-8", newline="")
