@@ -243,7 +243,7 @@ def test_a_full_disk_in_export_and_in_a_download(glue, command, tmp_path, capsys
     files["x.zip"] = b"content", 7
     monkeypatch.setattr(download.os, "fsync", full)
     with pytest.raises(OSError, match="could not be written") as error:
-        download.fetch(address + "x.zip", tmp_path / "x.zip", None)
+        download.fetch(address + "x.zip", tmp_path / "x.zip", "0")
     assert error.value.filename == str(tmp_path / "x.zip")
     assert not [*tmp_path.glob("x.zip*")]
 
