@@ -418,16 +418,20 @@ def say_next(args, layout):
 # ---- over seeds
 
 
+def mean_std(values):
+    """(mean, standard deviation), None where not known: without values, with a None, the second with one."""
+    if not values or None in values:
+        return None, None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
 def mean_and_std(results, key):
     """(means, standard deviations) of the scores in the results' `key`; None where a run has none."""
     mean, std = {}, {}
     for name in results[0][key]:
         values = [no_nan(result[key].get(name)) for result in results]
-        if name == "epoch" or not any(isinstance(value, float) for value in values):
-            continue
-        known = None not in values
-        mean[name] = statistics.fmean(values) if known else None
-        std[name] = statistics.stdev(values) if known and len(values) > 1 else None
+        if name != "epoch" and any(isinstance(value, float) for value in values):
+            mean[name], std[name] = mean_std(values)
     return mean, std
 
 

@@ -22,6 +22,7 @@ from experiments.sheet import at_the_end
 from experiments.tables import PAPER, label, number, unit
 from methods import ENCODER, methods_of
 from model import ROBERTA_LARGE, RobertaConfig, RobertaModel, read_config
+from run import mean_std
 
 RUN_FILES = ("args.json", "metrics.jsonl", "result.json")
 AXES = {  # what scores are drawn against: {key of Entry.costs: (unit, title, what joins tasks)}
@@ -68,13 +69,6 @@ class Section(NamedTuple):
     content: dict  # of its table.json
     entries: list[Entry]
     runs: list[RunFolder]
-
-
-def mean_and_std(values):
-    """None where unknown."""
-    if not values or None in values:
-        return None, None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def grouped(things, key):
@@ -134,7 +128,7 @@ def costs_of(runs):
     """{key of OF_A_RUN: mean over the finished runs, None if not measured}"""
     done = [(run.epochs, run.result) for run in runs if run.result]
     found = [spent(*run) | {"parameters": run[1].get("parameters", {}).get("adapter")} for run in done]
-    return {key: mean_and_std([one[key] for one in found])[0] for key in OF_A_RUN}
+    return {key: mean_std([one[key] for one in found])[0] for key in OF_A_RUN}
 
 
 def label_of(cell):
@@ -175,7 +169,7 @@ def section_of_runs(title, runs):
         name, cell = f"{group[0].path}{' …' * (len(group) > 1)}", {"method": "?", "task": "?"} | group[0].args
         drawn = [value for value in values.get(first, ()) if value is not None]
         entries.append(Entry(name, cell, group, costs, first[1], drawn))
-        scores = (("exact_match" if percent else one[1], *mean_and_std(values[one])) for one in columns)
+        scores = (("exact_match" if percent else one[1], *mean_std(values[one])) for one in columns)
         epochs = ", ".join(map(str, sorted({len(run.epochs) for run in group})))
         row = [name, *starmap(number, scores), label_of(cell), str(cell.get("lr") or "–"), epochs]
         row.append(f"{len(done)} of {len(group)}")
@@ -254,7 +248,7 @@ def against(entries, axis, **look):
         return []
     (factor, _), (divisor, x_title, _), curves = unit(known[0].score), AXES[axis], []
     for entry in known:
-        mean, std = mean_and_std([factor * value for value in entry.values])
+        mean, std = mean_std([factor * value for value in entry.values])
         curves.append(
             entry.drawn([(entry.costs[axis] / divisor, mean - (std or 0), mean, mean + (std or 0))])
         )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from data import UserError, glue
 from methods import DECODER, ENCODER, METHODS, T5, methods_of
+from run import mean_std
 
 
 class Sheet(NamedTuple):
@@ -66,13 +67,9 @@ def mebibytes(value):
     return f"{value / 2**20:,.0f}"
 
 
-def mean_std(values):
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0
-
-
 def summed(pairs):  # over tasks that vary on their own
     means, stds = zip(*pairs, strict=True)
-    return f"{sum(means):.3g} ± {math.hypot(*stds):.2g}"
+    return f"{sum(means):.3g} ± {math.hypot(*(std or 0 for std in stds)):.2g}"
 
 
 # The least of the milliseconds, as other work on the machine only adds to them.
