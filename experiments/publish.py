@@ -18,13 +18,9 @@ RESULTS, PAGE, PICTURE = ROOT / "results", ROOT / "RESULTS.md", ROOT / "results"
 BLOCK = re.compile(r"(<!-- results/(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def content_of(path):
-    return json.loads(read_text(path, "expected what experiments.sweep has written"))
-
-
 def take(folder):
     """Copies a folder's table.json, small: without what it can be made from, and a run a line."""
-    content = content_of(folder / "table.json")
+    content = report.read(folder / "table.json", "cells", "environment")
     if not content.get("complete", True):
         raise UserError(f"{folder}: not finished: the same command of experiments.sweep goes on with it")
     content["environment"].pop("command", None)  # it may have paths
@@ -39,7 +35,7 @@ def filled(text):
     """`text` with its tables as results/ gives them."""
 
     def block(found):
-        content = content_of(RESULTS / found[2] / "table.json")
+        content = report.read(RESULTS / found[2] / "table.json", "tables")
         return f"{found[1]}{as_text(content)}\n{found[3]}"
 
     return BLOCK.sub(block, text)

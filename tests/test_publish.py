@@ -42,7 +42,7 @@ def test_what_is_stored(path):
 @pytest.mark.parametrize("method", ["hut", "lora"])
 def test_one_in_twenty_duels_of_a_method_with_itself_is_called(method):
     """Would catch: a verdict on differences that are those of seeds: 20 are stored, for five against five."""
-    cells = publish.content_of(publish.RESULTS / "table1-mini" / "table.json")["cells"]
+    cells = report.read(publish.RESULTS / "table1-mini" / "table.json")["cells"]
     (runs,) = (cell["runs"] for cell in cells if cell["method"] == method)
     scores, draw, called = [one["scores"]["matthews"] for one in runs], random.Random(0), 0
     for _ in range(1000):
