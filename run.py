@@ -146,6 +146,11 @@ class Run:
         )
         return self.bar
 
+    def set_rates(self):
+        """Sets the rates of the step to come, the adapter's and the head's."""
+        for part in self.optimizer.param_groups:
+            part["lr"] = part["peak"] * schedule(self.step, self.total, self.warmup)
+
     def advance(self, losses, weight):
         """Counts an optimiser step over `weight` examples or tokens; looks and saves now and then.
 

@@ -37,7 +37,7 @@ from device import autocast, pick_device
 from methods import DECODER
 from metrics import e2e_report, e2e_scores
 from processes import first, gathered, leave, mine, share, summed
-from run import Run, about, adamw, compiled, report, say_next, schedule
+from run import Run, about, adamw, compiled, report, say_next
 from weights import SEARCH, count, export, prepare, trained
 
 DEFAULTS = {  # the paper's Table 7; it leaves open where dropout is: in all of GPT-2's own places here
@@ -185,8 +185,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
                 loss.backward()
                 losses.append(loss.detach())
             losses = summed(optimizer, losses)
-            for part in optimizer.param_groups:
-                part["lr"] = part["peak"] * schedule(run.step, run.total, run.warmup)
+            run.set_rates()
             if args.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), args.clip)
             optimizer.step()

@@ -35,7 +35,7 @@ from device import autocast, pick_device
 from methods import ENCODER
 from metrics import glue_scores, worth
 from processes import first_then_others, leave, share, summed
-from run import Run, adamw, compiled, report, say_next, schedule
+from run import Run, adamw, compiled, report, say_next
 from weights import export, prepare, trained
 
 DEFAULTS = {"method": "hut", "model": "roberta-large", "pool": "first"}
@@ -164,8 +164,7 @@ def train(args, model_class, checkpoint_dir, sets, device, dtype):
                 loss.backward()
                 losses.append(loss.detach())
             losses = summed(optimizer, losses)
-            for part in optimizer.param_groups:  # the adapter, and the head
-                part["lr"] = part["peak"] * schedule(run.step, run.total, run.warmup)
+            run.set_rates()
             if args.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), args.clip)
             optimizer.step()

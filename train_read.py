@@ -24,7 +24,7 @@ from device import autocast, peak_memory, pick_device
 from methods import T5
 from metrics import glue_scores, worth
 from processes import leave, share, summed
-from run import Run, adamw, compiled, report, say_next, schedule
+from run import Run, adamw, compiled, report, say_next
 from weights import export, load_adapter, prepare, trained
 
 DEFAULTS = {  # the READ paper's; it names no warm-up, weight decay, patience or length
@@ -143,8 +143,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
                 loss.backward()
                 losses.append(loss.detach())
             losses = summed(optimizer, losses)
-            for part in optimizer.param_groups:
-                part["lr"] = part["peak"] * schedule(run.step, run.total, run.warmup)
+            run.set_rates()
             if args.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), args.clip)
             optimizer.step()

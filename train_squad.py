@@ -33,7 +33,7 @@ from device import pick_device
 from methods import ENCODER
 from metrics import squad_scores
 from processes import leave, share, summed
-from run import Run, adamw, compiled, listed, report, say_next, schedule
+from run import Run, adamw, compiled, listed, report, say_next
 from weights import export, prepare, trained
 
 DEFAULTS = {  # the paper names none for SQuAD: these are Table 6's for QNLI, whose pairs are made from SQuAD
@@ -107,8 +107,7 @@ def train(args, model_class, checkpoint_dir, sets, device, dtype):
                 loss.backward()
                 losses.append(loss.detach())
             losses = summed(optimizer, losses)
-            for part in optimizer.param_groups:  # the adapter, and the head
-                part["lr"] = part["peak"] * schedule(run.step, run.total, run.warmup)
+            run.set_rates()
             if args.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), args.clip)
             optimizer.step()
