@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import resource
 import subprocess
 import threading
 import time
@@ -49,8 +50,6 @@ def peak_memory(device):
     if status.exists():  # Linux; its ru_maxrss would count the process that started this one
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(peak.split()[1]) * 1024
-    import resource  # not on Windows
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -76,15 +76,15 @@ def load_splits(read, layouts, download, data, train_file, dev_file, splits):
     """{split: read(path)}, with `train_file` and `dev_file` in the place of the folder's.
 
     layouts   tables {split: file name}: the first whose file exists is taken
-    download  returns the folder, where `data` is None
+    download  fetches files by their names in the first layout, where `data` is None, and returns their folder
     """
     given = {"train": train_file, "dev": dev_file}
     found = {}
     for split in splits:
         path = given.get(split)
         if not path:
-            data = Path(data or download())
-            paths = [data / names[split] for names in layouts]
+            folder = Path(data or download(names=[layouts[0][split]]))
+            paths = [folder / names[split] for names in layouts]
             path = next((path for path in paths if path.exists()), paths[0])
         found[split] = read(path)
     return found

@@ -116,9 +116,9 @@ SHA256 = {
 }
 
 
-def download(folder=None, release=RELEASE):
-    """Fetches the official files that `folder` (default: the cache) lacks. Returns `folder`."""
+def download(folder=None, release=RELEASE, names=None):
+    """Fetches the official files, or `names`, that `folder` (default: the cache) lacks. Returns `folder`."""
     folder = folder or cache() / "e2e"
-    for name, digest in SHA256.items():
-        fetch(release + name, folder / name, digest)
+    for name in names or SHA256:
+        fetch(release + name, folder / name, SHA256[name])
     return folder

@@ -86,10 +86,7 @@ def _field(entry, key, kind, where):
 
 def load(data=None, train_file=None, dev_file=None, splits=("train", "dev")):
     """{split: questions} from a folder of official files, of which the missing are fetched without `data`."""
-    given = {"train": train_file, "dev": dev_file}
-
-    missing = [FILES[split] for split in splits if not given[split]]
-    return load_splits(read, (FILES,), lambda: download(names=missing), data, train_file, dev_file, splits)
+    return load_splits(read, (FILES,), download, data, train_file, dev_file, splits)
 
 
 RELEASE = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
