@@ -20,8 +20,9 @@ from experiments.search import SETTINGS, Sweep, bundled, by_method
 from experiments.sheet import as_text, how, interval, sheets
 from experiments.significance import FEWEST, LEVEL, difference
 from experiments.tables import TABLES
+from folder import environment
 from methods import METHODS
-from run import environment, listed
+from run import listed
 
 HERE, NAMED = ("out", "jobs", "list"), ("model", "data")  # left out of table.json; there by their names
 CHOICES = {"methods": (str, "METHOD[:R]"), "targets": (str, "LETTERS"), "ranks": (whole, "R")}

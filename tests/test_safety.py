@@ -20,6 +20,7 @@ import pytest
 import torch
 from conftest import fails, without_timing
 
+import folder
 import model as model_module
 import run as run_module
 import train_glue
@@ -101,7 +102,7 @@ def test_a_place_that_takes_no_file_is_refused_before_training(
         return tempfile.TemporaryFile(dir=dir)
 
     (tmp_path / "shut").mkdir()
-    monkeypatch.setattr(run_module, "TemporaryFile", refused)
+    monkeypatch.setattr(folder, "TemporaryFile", refused)
     line = fails(capsys, glue, *command, option, tmp_path / "shut" / "new")
     assert f"new: {os.strerror(number)}: expected a folder that can be written" in line
     assert not any((tmp_path / "shut").iterdir()) and not (tmp_path / "out").exists()
@@ -193,7 +194,7 @@ def test_a_disk_that_is_full_at_any_write_then_resume_is_bit_identical(
         assert line.startswith(f"error: {out}/") and line.endswith(
             "could not be written (No space left on device)\n"
         )
-        assert {path.name for path in out.iterdir()} <= {*run_module.FILES, "lock"}
+        assert {path.name for path in out.iterdir()} <= {*folder.FILES, "lock"}
         monkeypatch.setattr(model_module.os, "fsync", sync)
         glue(*command, "--out", out, "--resume")
         assert without_timing(out) == expected, i
@@ -318,7 +319,7 @@ def test_what_a_killed_process_left_is_swept_up(glue, command, tmp_path):
     """Would catch: parts of files that stay for ever; a file of the user's that goes."""
     out = tmp_path / "out"
     (out / "features").mkdir(parents=True)
-    left = [out / f"{name}.123.tmp" for name in run_module.FILES] + [out / "features" / "cola-train.1.tmp"]
+    left = [out / f"{name}.123.tmp" for name in folder.FILES] + [out / "features" / "cola-train.1.tmp"]
     for path in [*left, out / "notes.tmp"]:
         path.write_text("a part")
     glue(*command)
