@@ -51,21 +51,18 @@ def training_step(method, r, config, batch_size, length):
 
 
 def table_2(tokens=128):
-    """(rows, Sheet) of the paper's Table 2: RoBERTa-large, HUT and LoRA at q and v; FLOPs."""
+    """The paper's Table 2: RoBERTa-large, HUT and LoRA at q and v."""
     d, layers = ROBERTA_LARGE.hidden_size, ROBERTA_LARGE.num_hidden_layers
-    found, lines = [], []
+    rows = []
     for key, printed in PAPER["table2"]["rows"].items():
         method, r = key.split(":")[0], int(key.split(":")[1])
-        built, cheaper, texts = None, None, ("–", "–")
         if method in BUILDING:
-            built, cheaper = 2 * layers * building(method, d, d, r), break_even(method, d, d, r)
+            built = f"{2 * layers * building(method, d, d, r) / 1e9:.4f}"
             unbuilt = 2 * layers * tokens * per_token(method, d, d, r)
-            texts = f"{built / 1e9:.4f}", f"{cheaper:.0f}"
+            cheaper = f"{break_even(method, d, d, r):.0f}"
         else:
-            unbuilt = adapters(method, d, r, layers, tokens)
-        row = {"method": method, "r": r, "paper": 1e9 * float(printed["gflops"]), "building": built}
-        found.append(row | {"tokens": cheaper, "unbuilt": unbuilt})
-        lines.append([label(method, r), printed["gflops"], texts[0], f"{unbuilt / 1e9:.4f}", texts[1]])
+            built, unbuilt, cheaper = "–", adapters(method, d, r, layers, tokens), "–"
+        rows.append([label(method, r), printed["gflops"], built, f"{unbuilt / 1e9:.4f}", cheaper])
     header = ["RoBERTa-large, GFLOPs", "paper", "building the weights", f"{tokens} tokens, not built"]
     note = (
         "The paper counts building the adapted weights once, whatever the number of tokens: HUT 4dk + rd + "
@@ -73,27 +70,27 @@ def table_2(tokens=128):
         "last column is the number of tokens from which building costs less. The paper's four figures for "
         "adapters follow from no one formula; ours are 4dr a token."
     )
-    return found, Sheet([*header, "built is cheaper from"], lines, [note])
+    return Sheet([*header, "built is cheaper from"], rows, [note])
 
 
 def step_table():
-    """(rows, Sheet) of what a training step of RoBERTa-large takes with each method; FLOPs."""
-    found, lines = [], []
-    for method in dict.fromkeys(["full", *methods_of(ENCODER)]):  # full comes first
-        r = METHODS[method].r.get(ENCODER)
-        step = training_step(method, r, ROBERTA_LARGE, 1, 128)
-        found.append({"method": method, "r": r, "step": step})
-        lines.append([label(method, r), f"{step / 1e9:.2f}", f"{step / found[0]['step']:.1%}"])
+    """What a training step of RoBERTa-large takes with each method."""
+    sizes = {method: METHODS[method].r.get(ENCODER) for method in ("full", *methods_of(ENCODER))}
+    steps = {method: training_step(method, r, ROBERTA_LARGE, 1, 128) for method, r in sizes.items()}
+    rows = [
+        [label(method, sizes[method]), f"{step / 1e9:.2f}", f"{step / steps['full']:.1%}"]
+        for method, step in steps.items()
+    ]
     note = (
         "Forward and backward of 1 × 128 tokens, as torch counts it: matrix products and attention. It does "
         "not see elementwise work: norms, GELU, HUT's scalings, FourierFT's transform."
     )
-    return found, Sheet(["training step", "GFLOPs", "of full"], lines, [note])
+    return Sheet(["training step", "GFLOPs", "of full"], rows, [note])
 
 
 def main():
     Parser(prog="python -m experiments.flops", description=__doc__.splitlines()[0]).parse_args()
-    print(f"{table_2()[1]}\n\n{step_table()[1]}")
+    print(f"{table_2()}\n\n{step_table()}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from arguments import Parser, positive, run_as_script, whole
 from data import UserError, write_json, write_text
-from experiments import flops
 from experiments.search import SETTINGS, Sweep, bundled, by_method
 from experiments.sheet import as_text, how, interval, sheets
 from experiments.significance import FEWEST, LEVEL, difference
@@ -36,7 +35,7 @@ def arguments():
     end = given.index("--") if "--" in given else len(given)
     more = "The training script gets what stands after --, as in: … table3 --model DIR -- --warmup 0.06"
     parser = Parser(prog="python -m experiments.sweep", description=__doc__.splitlines()[0], epilog=more)
-    parser.add_argument("table", choices=(*TABLES, "table2"))
+    parser.add_argument("table", choices=TABLES)
     parser.add_argument("two", nargs="*", metavar="METHOD[:R]", help="the two of a duel")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="(default: the paper's; with mini: cola)")
     for name, (kind, metavar) in CHOICES.items():
@@ -72,8 +71,7 @@ def arguments():
         if bundled(args):
             args.epochs = args.epochs or 10  # enough to tell methods apart
     args.out = Path(args.out or "-".join([f"runs/{args.table}", *args.two]).replace(":", ""))
-    if args.table in TABLES:
-        fill_in(args, TABLES[args.table])
+    fill_in(args, TABLES[args.table])
     return args
 
 
@@ -164,17 +162,10 @@ def run_table(args, table):
     return content
 
 
-def count_operations(args):
-    """Table 2, which needs no runs; -> table.json's content."""
-    (cells, building), (steps, training) = flops.table_2(), flops.step_table()
-    content = {"cells": cells, "steps": steps, "environment": environment()}
-    return save(args, "Table 2: what it costs to compute", content, [building, training])
-
-
-def save(args, title, content, shown=None):
+def save(args, title, content):
     """Writes table.json, and the same sheets as table.md; -> table.json's content."""
     content = {"table": args.table, "title": title, "command": as_given(), **content}
-    content["tables"] = [one._asdict() for one in shown or sheets(content)]
+    content["tables"] = [one._asdict() for one in sheets(content)]
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "table.json", content)
     write_text(args.out / "table.md", as_text(content) + "\n")
@@ -191,11 +182,11 @@ def main():
     args = arguments()
     if args.table == "duel":
         return duel(args)
-    content = run_table(args, TABLES[args.table]) if args.table in TABLES else count_operations(args)
+    content = run_table(args, TABLES[args.table])
     if content is None:
         return
     print(f"\n{as_text(content)}\n\n{args.out / 'table.json'}")
-    failed = [one for cell in content["cells"] for one in (cell, *cell.get("runs", ())) if "failed" in one]
+    failed = [one for cell in content["cells"] for one in (cell, *cell["runs"]) if "failed" in one]
     sys.exit(1 if failed else 0)
 
 
