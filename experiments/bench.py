@@ -6,7 +6,6 @@
     python -m experiments.bench sizes [--json FILE]             T5 small to 3B: READ's Figures 4, 5, Table 5
     python -m experiments.bench memory --model roberta-large --batch-size 4 --length 512   what fits on a GPU
     python -m experiments.bench many                            many adapters in one batch, beside peft's
-    python -m experiments.bench generate                        decoding, beside transformers, if it is there
 
 All have the same random weights and batch in one process, in turn, round after round, so that a machine whose
 speed drifts slows them all. A figure is the median over the rounds; compare figures of one run only. Memory
@@ -107,13 +106,11 @@ class Work(NamedTuple):
 OF_ROBERTA = "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"
 ROBERTA = Work(ENCODER, RobertaClassifier, ROBERTA_LARGE, OF_ROBERTA, (4, 768), (16, 32))
 GPT = Work(DECODER, GPT2, GPT2_MEDIUM, ("n_layer", "n_embd", "n_head"), (4, 768), (4, 64))
-FAR_APART = replace(GPT2_MEDIUM, initializer_range=0.2)  # so that beams differ and are reordered
 ENDLESS = T5Config(eos_token_id=-1)  # so that all labels are of one length
 TO_LABEL = Work(T5.LAYOUT, T5, ENDLESS, ("num_layers", "d_model", "num_heads", "d_ff"), (4, 256), (16, 32))
 WORK = {
     "glue": ROBERTA, "e2e": GPT, "t5": TO_LABEL, "sizes": TO_LABEL,
     "many": ROBERTA._replace(on_cpu=(6, 384), batch=(32, 12)),
-    "generate": GPT._replace(config=FAR_APART, on_cpu=(8, 512), batch=(16, 40)),
 }  # fmt: skip
 LARGE = TO_LABEL.of(24, 1024)
 LARGER = LARGE._replace(config=replace(LARGE.config, d_ff=16384, num_heads=32, d_kv=128))
@@ -359,42 +356,6 @@ def cola_table(args):
     print(markdown(header, [[", ".join(row), *found] for row, found in cells.items()]))
 
 
-# ---- decoding
-
-NEW_TOKENS, BEAMS = 40, 10
-SEARCH = {"length_penalty": 0.9, "no_repeat_ngram_size": 4}
-
-
-def with_transformers(reference, prompts):
-    """Completions of prompts (B, P), as model.generate has them: without the prompt and the end token."""
-    end, mask = reference.config.eos_token_id, torch.ones_like(prompts)
-    options = SEARCH | {"num_beams": BEAMS, "do_sample": False, "max_new_tokens": NEW_TOKENS}
-    found = reference.generate(prompts, attention_mask=mask, pad_token_id=end, **options)
-    texts = [[*text, end] for text in found[:, prompts.shape[1] :].tolist()]
-    return [text[: text.index(end)] for text in texts]
-
-
-def generate_table(args):
-    step = random_step(args, "full")
-    model, (prompts,) = step.model.eval(), next(step.batches)
-    ways = {"model.py": partial(model.generate, prompts.tolist(), NEW_TOKENS, beam_size=BEAMS, **SEARCH)}
-    if find_spec("transformers"):
-        reference = in_transformers(model, "AutoModelForCausalLM").eval()
-        ways["transformers"] = partial(with_transformers, reference, prompts)
-    with as_user_error():
-        ours, *others = (way() for way in ways.values())
-    found = in_turn({n: partial(partial, way) for n, way in ways.items()}, args.rounds, args.device)
-    rows = []
-    for way, times in found.items():
-        each = statistics.median(times)
-        rows.append([way, f"{each:.2f}", f"{len(prompts) / each:.2f}", ratio(found, [*ways][-1], way)])
-    print(f"GPT-2, {NEW_TOKENS} new tokens, {BEAMS} beams; {heading(args)}")
-    print(markdown(["", "seconds", "sequences/s", "times as fast"], rows))
-    for theirs in others:
-        equal = sum(a == b for a, b in zip(ours, theirs, strict=True))
-        print(f"\ncompletions that are equal, token for token: {equal} of {len(prompts)}")
-
-
 # ---- many adapters
 
 
@@ -434,7 +395,7 @@ def many_table(args):
 # ---- main
 
 TABLES = dict.fromkeys(("glue", "e2e", "t5"), methods_table)
-TABLES |= {"sizes": sizes_table, "memory": memory_table, "many": many_table, "generate": generate_table}
+TABLES |= {"sizes": sizes_table, "memory": memory_table, "many": many_table}
 
 
 def arguments():
