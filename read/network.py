@@ -55,10 +55,10 @@ class LayerRNN(nn.Module):
     mean square first: residual streams grow with depth, and would saturate the gates.
     """
 
-    def __init__(self, d, width=WIDTH, cell="gru", zero_start=True, device=None):
+    def __init__(self, d, width=WIDTH, cell="gru", zero_start=True):
         super().__init__()
-        self.rnn = RNNS[cell](d, width, batch_first=True, device=device)
-        self.up = nn.Linear(width, d, bias=False, device=device)
+        self.rnn = RNNS[cell](d, width, batch_first=True)
+        self.up = nn.Linear(width, d, bias=False)
         if zero_start:
             nn.init.zeros_(self.up.weight)
 
@@ -154,11 +154,11 @@ class TwoSidedRNN(nn.Module):
     residual stream of hundreds.
     """
 
-    def __init__(self, d, width=WIDTH, cell="gru", zero_start=True, device=None):
+    def __init__(self, d, width=WIDTH, cell="gru", zero_start=True):
         super().__init__()
-        self.encoder = LayerRNN(d, width, cell, zero_start=False, device=device)
-        self.decoder = LayerRNN(d, width, cell, zero_start, device=device)
-        self.shift = nn.Parameter(torch.zeros(d, device=device))
+        self.encoder = LayerRNN(d, width, cell, zero_start=False)
+        self.decoder = LayerRNN(d, width, cell, zero_start)
+        self.shift = nn.Parameter(torch.zeros(d))
 
     def encode(self, states):
         """phi^E_1 … phi^E_N, (B, m, d) each -> E (B, m, d)."""
@@ -248,12 +248,13 @@ def apply_read(model, r=WIDTH, cell="gru", start="zero", unscaled=False, drop_la
     if not 0 <= drop_last <= most:
         raise ValueError(f"drop_last = {drop_last}: expected 0 to {most}")
     depths = [len(side.blocks) - drop_last for side in sides]
+    plain, untied = (TwoSidedRNN, UntiedTwoSided) if isinstance(model, T5) else (LayerRNN, UntiedLayers)
     last = model.body.blocks[-1].d  # its output has the width and the device of the states
-    sizes = (last.out_features, r, "gru" if cell == "untied" else cell, start == "zero", last.weight.device)
-    if isinstance(model, T5):
-        network = UntiedTwoSided(*depths, *sizes) if cell == "untied" else TwoSidedRNN(*sizes)
-    else:
-        network = UntiedLayers(*depths, *sizes) if cell == "untied" else LayerRNN(*sizes)
+    with last.weight.device:
+        if cell == "untied":
+            network = untied(*depths, last.out_features, r, "gru", start == "zero")
+        else:
+            network = plain(last.out_features, r, cell, start == "zero")
     for side, depth in zip(sides, depths, strict=True):
         side.blocks = side.blocks[:depth]
     adapted = KINDS[type(model)](model.requires_grad_(False), network)
