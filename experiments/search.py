@@ -100,14 +100,14 @@ def record(folder, arguments):
         write_json(recorded, arguments)
 
 
-def run(script, folder, arguments, threads=None, processes=None):
+def run(script, folder, arguments, threads, processes):
     """Runs `script` into `folder`, unless it has; -> what result.json says, None if another sweep is there.
 
-    `processes`, a set, holds the process while it runs. Raises Failed with the last line of its errors, and
-    UserError if the folder's run had other arguments.
+    It has `threads`, or all if None; the set `processes` holds it while it runs. Raises Failed with the last
+    line of its errors, and UserError if the folder's run had other arguments.
     """
-    processes, result = set() if processes is None else processes, folder / "result.json"
     record(folder, arguments)
+    result = folder / "result.json"
     try:
         lock = alone_in(folder, "sweep.lock")
     except UserError:

@@ -480,10 +480,10 @@ def test_a_run_that_failed_before_it_began_may_be_given_other_arguments(tmp_path
     )
     for name in ("a", "b"):
         with pytest.raises(search.Failed, match=f"^no such {name}$"):
-            search.run(script, tmp_path / "out", [name])
+            search.run(script, tmp_path / "out", [name], None, set())
     (tmp_path / "out" / "args.json").write_text("{}")
     with pytest.raises(UserError, match="was run with b, not as now"):
-        search.run(script, tmp_path / "out", ["c"])
+        search.run(script, tmp_path / "out", ["c"], None, set())
 
 
 @pytest.mark.parametrize("name", ["table1", "table3", "read"])
