@@ -11,6 +11,7 @@ from pathlib import Path
 from arguments import Parser, run_as_script
 from data import UserError, no_nan, read_text, write_text
 from experiments import report
+from experiments.page import DRAWING
 from experiments.sheet import as_text, sheets
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +42,16 @@ def filled(text):
     return BLOCK.sub(block, text)
 
 
+def picture(sections):
+    """The README's, in SVG: score against parameters, for the first section's first task that has both."""
+    style = f'<style>{DRAWING}</style><rect width="720" height="380" fill="var(--paper)"/>'
+    for section in sections:
+        first = [one for one in section.entries if one.cell["task"] == section.entries[0].cell["task"]]
+        if drawn := report.against(first, "parameters", width=720, height=380, style=style):
+            return drawn[0]
+    raise UserError(f"{RESULTS}: expected the scores of two methods")
+
+
 def main():
     parser = Parser(prog="python -m experiments.publish", description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -49,7 +60,7 @@ def main():
     for folder in parser.parse_args().folders:
         take(folder)
     write_text(PAGE, filled(read_text(PAGE, "expected the page of results")))
-    write_text(PICTURE, report.picture(report.find(RESULTS)))
+    write_text(PICTURE, picture(report.find(RESULTS)))
 
 
 if __name__ == "__main__":

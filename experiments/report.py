@@ -1,7 +1,6 @@
 """One page about a folder of runs: python -m experiments.report RUNS -o report.html
 
-RUNS holds what experiments/sweep.py and the training scripts have written, at any depth. --picture FILE.svg
-writes a picture for a README instead.
+RUNS holds what experiments/sweep.py and the training scripts have written, at any depth.
 """
 
 import json
@@ -16,7 +15,7 @@ from data import UserError, as_user_error, read_text
 from data.hub import MINI
 from experiments.drawing import Curve, panels, scatter
 from experiments.flops import ADAPTERS, BUILDING, adapters, building, training_step
-from experiments.page import DRAWING, details, marked, page, save, table
+from experiments.page import details, marked, page, save, table
 from experiments.search import spent
 from experiments.sheet import at_the_end
 from experiments.tables import PAPER, label, number, unit
@@ -279,16 +278,6 @@ def fronts(task, entries, table, last, note):
     return figure(drawings, f"{task}: scores against what they cost", caption)
 
 
-def picture(sections):
-    """The SVG of --picture: score against parameters, for the first task of the first section that has it."""
-    style = f'<style>{DRAWING}</style><rect width="720" height="380" fill="var(--paper)"/>'
-    for section in sections:
-        first = [one for one in section.entries if one.cell["task"] == section.entries[0].cell["task"]]
-        if drawn := against(first, "parameters", width=720, height=380, style=style):
-            return drawn[0]
-    raise UserError("--picture: expected the scores of two methods in RUNS")
-
-
 def rate_curves(task, entries):
     """A panel of tries for each of a task's entries whose rate was searched."""
     curves = []
@@ -388,10 +377,8 @@ def main():
     add = parser.add_argument
     add("runs", metavar="RUNS", type=Path, help="a folder of tables and runs, at any depth")
     add("-o", "--out", metavar="FILE", type=Path, default="report.html", help="(default: report.html)")
-    add("--picture", metavar="FILE.svg", type=Path, help="write score against parameters as SVG instead")
     args = parser.parse_args()
-    sections = find(args.runs)
-    save(args.picture or args.out, picture(sections) if args.picture else report(sections, args.runs))
+    save(args.out, report(find(args.runs), args.runs))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def test_the_page_and_the_picture_are_what_results_give():
     """Would catch: a digit that is changed in RESULTS.md, in the picture or in results/."""
     page = publish.PAGE.read_text(encoding="utf-8")
     assert publish.filled(page) == page, "python -m experiments.publish writes it"
-    assert publish.PICTURE.read_text(encoding="utf-8") == report.picture(report.find(publish.RESULTS))
+    assert publish.PICTURE.read_text(encoding="utf-8") == publish.picture(report.find(publish.RESULTS))
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.parent.name)

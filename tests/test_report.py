@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 import pytest
 from conftest import fails
 
-from experiments import drawing, report
+from data import UserError
+from experiments import drawing, publish, report
 
 VOID = {"meta"}
 
@@ -187,15 +188,14 @@ METHODS = [("full", None), ("head", None), ("bitfit", None), ("houlsby", 64), ("
            ("vera", 256), ("fourierft", 1000), ("hut", 8)]  # fmt: skip
 
 
-def test_picture(call, tmp_path):
+def test_picture(tmp_path):
     """Would catch: a method left out, labels over each other or a dot, a file that does not stand alone."""
-    runs, out = tmp_path / "runs", tmp_path / "picture.svg"
-    sweep_folder(runs / "table1", "table1", METHODS)
-    call(runs, "--picture", out)
-    root = ElementTree.fromstring(out.read_text())
+    sweep_folder(tmp_path / "table1", "table1", METHODS)
+    text = publish.picture(report.find(tmp_path))
+    root = ElementTree.fromstring(text)
     assert root.tag == "{http://www.w3.org/2000/svg}svg" and {"viewBox", "width", "height"} <= {*root.keys()}
-    assert "prefers-color-scheme: dark" in out.read_text() and "system-ui" in out.read_text()
-    assert not re.search(r"<script|@import|url\(|href|nan", out.read_text())
+    assert "prefers-color-scheme: dark" in text and "system-ui" in text
+    assert not re.search(r"<script|@import|url\(|href|nan", text)
     found = [
         [one for one in root if kind in one.get("class", "").split()] for kind in ("label", "bar", "level")
     ]
@@ -216,12 +216,11 @@ def test_picture(call, tmp_path):
     assert len({one.get("cy") for one in dots}) == 1
 
 
-def test_a_picture_needs_scores(call, tmp_path, capsys):
+def test_a_picture_needs_scores(tmp_path):
     """Would catch: a traceback, or an empty picture."""
     run_folder(tmp_path / "runs", 0, [0.5])
-    out = tmp_path / "picture.svg"
-    assert "expected the scores of two methods" in fails(capsys, call, tmp_path / "runs", "--picture", out)
-    assert not out.exists()
+    with pytest.raises(UserError, match="expected the scores of two methods"):
+        publish.picture(report.find(tmp_path))
 
 
 @pytest.mark.parametrize(
