@@ -64,7 +64,7 @@ class Predictor:
             questions = [squad.Question(str(i), *item) for i, item in enumerate(items)]
             windows = squad.encode(tokenizer, questions, args.max_len, args.doc_stride)
             return answers_of(model, questions, windows, *self.on)
-        ids = glue.encode(tokenizer, [glue.Example(*(*item, None)[:2], None) for item in items], args.max_len)
+        ids = glue.encode(tokenizer, [glue.Example(*item) for item in items], args.max_len)
         tokens = Tokens(ids, model.config.pad_token_id, self.on[0])
         logits = all_logits(model, tokens, *self.on, title)
         return named(self.task, logits)
@@ -154,7 +154,7 @@ def generate(args, model, tokenizer, contexts, device, dtype):
 
 def sources_of(args, tokenizer, examples):
     """What T5 reads, as token ids closed by the end token."""
-    texts = [glue.Example(glue.source_text(args.task, example), None, None) for example in examples]
+    texts = [glue.Example(glue.source_text(args.task, example)) for example in examples]
     return glue.encode(tokenizer, texts, args.max_len)
 
 

@@ -107,8 +107,8 @@ def main():
         raise UserError(f"--text: {len(args.text)} column(s): expected what each adapter reads")
     rows, known = table.read(path, (*args.text, args.which), new), table.place_in(names)
     which = torch.tensor([table.cell(path, line, row, args.which, known) for line, row in rows])
-    items = [[*(table.cell(path, line, row, one) for one in args.text), None][:2] for line, row in rows]
-    ids = glue.encode(first.tokenizer, [glue.Example(*item, None) for item in items], first.args.max_len)
+    texts = [[table.cell(path, line, row, one) for one in args.text] for line, row in rows]
+    ids = glue.encode(first.tokenizer, [glue.Example(*pair) for pair in texts], first.args.max_len)
     tokens, started = Tokens(ids, first.model.config.pad_token_id, first.on[0]), time.time()
     with torch.no_grad(), autocast(*first.on):
         for batch in tqdm(sorted_batches(tokens.lengths, EVAL_BATCH), path, disable=None, leave=False):

@@ -14,8 +14,8 @@ class Example(NamedTuple):
     """A sentence or a pair, and a class index, a score (STS-B), or None (a test row)."""
 
     first: str
-    second: str | None
-    label: int | float | None
+    second: str | None = None
+    label: int | float | None = None
 
 
 class Task(NamedTuple):
@@ -93,7 +93,7 @@ def read_split(task, path, labelled=True):
             raise UserError(f"{path}:{line}: {len(row)} columns: expected {len(columns)}, separated by tabs")
         texts = [row[i] for i in where[: len(spec.texts)]]
         label = _label(spec, row[where[-1]], f"{path}:{line}") if labelled else None
-        examples.append(Example(texts[0], texts[1] if len(texts) == 2 else None, label))
+        examples.append(Example(*texts)._replace(label=label))
     if not examples:
         raise UserError(f"{path}: no examples in it: expected rows of {', '.join(needed)}, separated by tabs")
     return examples, skipped

@@ -121,8 +121,8 @@ def examples(task, path):
     """A file's Examples, with the labels that `task` has."""
     found, value = [], place_in(task.labels)
     for line, row in read(path, (*task.texts, task.label)):
-        first, second = [*(cell(path, line, row, column) for column in task.texts), None][:2]
-        found.append(glue.Example(first, second, cell(path, line, row, task.label, value)))
+        example = glue.Example(*(cell(path, line, row, column) for column in task.texts))
+        found.append(example._replace(label=cell(path, line, row, task.label, value)))
     return found
 
 
