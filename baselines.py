@@ -303,9 +303,7 @@ class Prefix(nn.Module):
 
     def forward(self, x, mask, past=None):
         inner, (B, L, _) = self.attention, x.shape
-        q, k, v = (split_heads(layer(x), inner.n_head) for layer in (inner.q, inner.k, inner.v))
-        if past is not None:
-            k, v = past.extend(k, v)
+        q, k, v = inner.heads(x, past)
         prefix = (t.to(k.dtype).expand(B, -1, -1) for t in (self.keys, self.values))
         k, v = (
             torch.cat([split_heads(t, inner.n_head), own], 2) for t, own in zip(prefix, (k, v), strict=True)

@@ -95,10 +95,12 @@ class Attention(nn.Module):
         self.o = nn.Linear(inner, d, bias)
 
     def forward(self, x, mask, past=None):
+        return self.attend(*self.heads(x, past), mask)
+
+    def heads(self, x, past):
+        """Queries (B, n_head, L, d / n_head), and keys and values (B, n_head, S, d / n_head)."""
         q, k, v = (split_heads(layer(x), self.n_head) for layer in (self.q, self.k, self.v))
-        if past is not None:
-            k, v = past.extend(k, v)
-        return self.attend(q, k, v, mask)
+        return q, *((k, v) if past is None else past.extend(k, v))
 
     def attend(self, q, k, v, mask):
         p, causal = self.dropout.p if self.training else 0.0, self.causal and mask is None
