@@ -10,7 +10,7 @@ from tqdm import tqdm
 from arguments import check_max_len
 from data import UserError, as_user_error, e2e, glue, squad
 from data.batching import Tokens, sorted_batches
-from data.hub import MINI, open_checkpoint
+from data.hub import open_checkpoint
 from data.table import task_of
 from device import autocast, pick_device
 from methods import DECODER, METHODS, merge, store
@@ -18,9 +18,9 @@ from processes import gathered, in_shares, mine
 from weights import SEARCH, read_adapter, trained
 
 EVAL_BATCH, SPAN_BATCH = 64, 32
-USES = {  # the model's use, where the bundled one is, and how many tokens hold something of every text
-    "train_glue.py": ("classifier", "roberta", 3), "train_squad.py": ("span", "roberta", 5),
-    "train_e2e.py": ("generator", "gpt2", 1), "train_read.py": ("text to text", "t5", 0),
+USES = {  # the model's use, and how many tokens hold something of every text
+    "train_glue.py": ("classifier", 3), "train_squad.py": ("span", 5),
+    "train_e2e.py": ("generator", 1), "train_read.py": ("text to text", 0),
 }  # fmt: skip
 
 
@@ -33,12 +33,12 @@ class Predictor:
 
     def __init__(self, args):
         """args: a script's, or those of `adapter.load`."""
-        self.use, folder, shortest = USES[read_adapter(args.adapter)["script"]]
+        self.use, shortest = USES[read_adapter(args.adapter)["script"]]
         self.task = None if args.task in ("e2e", "squad") else task_of(args)
         self.args, self.texts = args, len(self.task.texts) if self.task else 1 + (self.use == "span")
         self.on = device, dtype = pick_device(args.device, args.dtype)
         with as_user_error(f"{args.adapter}: its base: "):
-            base, model_class, config, self.tokenizer = open_checkpoint(args.model, self.use, MINI / folder)
+            base, model_class, config, self.tokenizer = open_checkpoint(args.model, self.use)
         if shortest:
             check_max_len(args, config.max_length, shortest)
         options = {"num_labels": self.task.num_labels} if self.use == "classifier" else {}

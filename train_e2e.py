@@ -222,7 +222,7 @@ def main():
     if args.predict:
         return print(*Predictor(args)(args.predict))
     device, dtype = pick_device(args.device, args.dtype)
-    checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "generator", MINI / "gpt2")
+    checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "generator")
     check_max_len(args, config.max_length, shortest=args.max_new_tokens)
     out, runs = run_folders(args)
     untrained = args.adapter or args.method == "frozen"

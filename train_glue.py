@@ -238,8 +238,7 @@ def main():
     if args.predict or args.predict_file:
         return predict(args)
     device, dtype = pick_device(args.device, args.dtype)
-    opened = open_checkpoint(args.model, "classifier", MINI / "roberta")
-    checkpoint_dir, model_class, config, tokenizer = opened
+    checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "classifier")
     check_max_len(args, config.max_length, shortest=3)  # <s>, a token, </s>
     out, runs = run_folders(args)
 

@@ -167,7 +167,7 @@ def main():
     if args.predict:
         return print(*Predictor(args)([args.predict]))
     device, dtype = pick_device(args.device, args.dtype)
-    checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "text to text", MINI / "t5")
+    checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "text to text")
     out, runs = run_folders(args)
     splits = glue.load(args.task, args.data, args.train_file, args.dev_file)
     splits = glue.read_protocol(args.task, splits)

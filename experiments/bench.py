@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from arguments import Parser, run_as_script, whole
 from data import UserError, as_user_error, glue, write_json
 from data.batching import Tokens, padding_share, shuffled_batches
-from data.hub import MINI, open_checkpoint
+from data.hub import open_checkpoint
 from data.states import FromStates, cached_states
 from device import autocast, pick_device
 from experiments.measure import (
@@ -312,7 +312,7 @@ COLA += [("hut", "padded"), ("read", "states")]  # method, and what its batches 
 
 def read_cola(args):
     """(the checkpoint's directory, CoLA's training set, an epoch's batches of 16 as index lists)"""
-    directory, _, config, tokenizer = open_checkpoint(args.model, "classifier", MINI / "roberta")
+    directory, _, config, tokenizer = open_checkpoint(args.model, "classifier")
     examples = glue.encode(tokenizer, glue.load("cola", args.cola, splits=("train",))["train"], LONGEST)
     tokens = Tokens(examples, config.pad_token_id, args.device)
     return directory, tokens, shuffled_batches(tokens.lengths, 16, [0, 0])

@@ -254,7 +254,7 @@ def test_models_and_uses(tiny_model, tmp_path):
     for kind in ("roberta", "xlm-roberta", "camembert"):
         (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"model_type": kind}))
         for use, model_class in (("classifier", RobertaClassifier), ("span", RobertaSpan)):
-            _, found, read, _ = open_checkpoint(tmp_path / "model", use, None)
+            _, found, read, _ = open_checkpoint(tmp_path / "model", use)
             assert found is model_class and read.model_type == kind
     (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
     for use, expected in (
@@ -264,7 +264,7 @@ def test_models_and_uses(tiny_model, tmp_path):
         ("text to text", "'t5'"),
     ):
         with pytest.raises(UserError, match=f"model_type is 'bert': expected {expected}$"):
-            open_checkpoint(tmp_path / "model", use, None)
+            open_checkpoint(tmp_path / "model", use)
 
 
 # ---- batches
