@@ -22,7 +22,7 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 MEMORY = ("peak memory, MiB", "after the imports")  # the columns that `memory` fills
 
 
-def in_turn(makers, rounds, device, times=1):
+def in_turn(makers, rounds, device, times):
     """{name: seconds of a call, one number a round}, for {name: a function that makes the call}.
 
     A round runs each call `times` times, one call after another; the first does not count. A GPU holds one at

@@ -340,9 +340,9 @@ class Sweep:
         self.outcomes[folder] = found
         print(f"[{len(self.outcomes)}] {folder.relative_to(self.args.out)}: {what}", flush=True)
 
-    def commands(self, plans, ended):
+    def commands(self, plans):
         """The command lines of the runs that can begin now, which are written down as this sweep's."""
-        self.plans, self.asked, self.ended = dict(plans), {}, ended
+        self.plans, self.asked, self.ended = dict(plans), {}, lambda *_: None
         while finished := [folder for folder in self.open() if (folder / "result.json").exists()]:
             self.outcomes |= {folder: read_json(folder / "result.json") for folder in finished}
         script = ROOT / self.script.path

@@ -153,7 +153,7 @@ def run_table(args, table):
 
     plans = {(task, row): sweep.cell(task, row) for task in args.tasks for row in rows}
     if args.list:
-        for command in sweep.commands(plans, lambda *_: None):
+        for command in sweep.commands(plans):
             print(command)
         return None
     n = sum(len(row.seeds) for row in rows) * len(args.tasks)
