@@ -35,33 +35,34 @@ def arguments():
     end = given.index("--") if "--" in given else len(given)
     more = "The training script gets what stands after --, as in: … table3 --model DIR -- --warmup 0.06"
     parser = Parser(prog="python -m experiments.sweep", description=__doc__.splitlines()[0], epilog=more)
-    parser.add_argument("table", choices=TABLES)
-    parser.add_argument("two", nargs="*", metavar="METHOD[:R]", help="the two of a duel")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="(default: the paper's; with mini: cola)")
+    add = parser.add_argument
+    add("table", choices=TABLES)
+    add("two", nargs="*", metavar="METHOD[:R]", help="the two of a duel")
+    add("--tasks", nargs="+", metavar="TASK", help="(default: the paper's; with mini: cola)")
     for name, (kind, metavar) in CHOICES.items():
         takers = " ".join(key for key, table in TABLES.items() if name in table.choices)
         takers += " (default: the paper's)"
-        parser.add_argument(f"--{name}", nargs="+", type=kind, metavar=metavar, help=f"of {takers}")
+        add(f"--{name}", nargs="+", type=kind, metavar=metavar, help=f"of {takers}")
     seeds = listed({key: table.seeds for key, table in TABLES.items()})
     counts = f"seeds 0 … N−1, of all methods or of one (default: {seeds})"
-    parser.add_argument("--seeds", nargs="+", metavar="[METHOD=]N", help=counts)
+    add("--seeds", nargs="+", metavar="[METHOD=]N", help=counts)
     rates = "rates to begin with, one for no search (default: the method's own, a third, three times it)"
-    parser.add_argument("--lrs", nargs="+", metavar="[METHOD=]LR,LR…", help=rates)
+    add("--lrs", nargs="+", metavar="[METHOD=]LR,LR…", help=rates)
     most = "rates to try at most: while the best is at an end of the list, the list grows there (default: 6)"
-    parser.add_argument("--tries", type=whole, metavar="N", default=6, help=most)
+    add("--tries", type=whole, metavar="N", default=6, help=most)
     head = "of every method's head (default: the best of the head alone, found first)"
-    parser.add_argument("--head-lr", type=positive, metavar="LR", help=head)
-    parser.add_argument("--paper", action="store_true", help="no search: the paper's rates, or else ours")
+    add("--head-lr", type=positive, metavar="LR", help=head)
+    add("--paper", action="store_true", help="no search: the paper's rates, or else ours")
     for name in SETTINGS:
         kind = whole if name in ("epochs", "batch-size", "limit-train", "max-len") else None
-        parser.add_argument(f"--{name}", type=kind, help="as in the training script")
+        add(f"--{name}", type=kind, help="as in the training script")
     jobs = "runs side by side, each with one thread (default: 1, with all threads)"
-    parser.add_argument("--jobs", type=whole, metavar="N", default=1, help=jobs)
+    add("--jobs", type=whole, metavar="N", default=1, help=jobs)
     commands = "print the runs that can begin, a command a line; without it, the table is filled from them"
-    parser.add_argument("--list", action="store_true", help=commands)
+    add("--list", action="store_true", help=commands)
     minutes = "of duel, the search counted in (default: 10)"
-    parser.add_argument("--minutes", type=positive, default=10, help=minutes)
-    parser.add_argument("--out", metavar="DIR", help="(default: runs/<table>)")
+    add("--minutes", type=positive, default=10, help=minutes)
+    add("--out", metavar="DIR", help="(default: runs/<table>)")
     args = parser.parse_args(given[:end])
     args.rest = given[end + 1 :]
     if (args.table == "duel") != (len(args.two) == 2):
