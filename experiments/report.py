@@ -141,8 +141,9 @@ def section_of_table(path, root, runs):
         used = [here[at] for one in cell["runs"] if (at := folder / one.get("folder", "")) in here]
         score = next(iter(cell["mean"]), None)
         values = [one["scores"][score] for one in cell["runs"] if score in one.get("scores", ())]
-        stored = {k: v[0] if isinstance(v, list) else v for k, v in cell.get("costs", {}).items()}
-        costs = costs_of(used) | stored | {"parameters": cell["parameters"]}
+        stored = [one.get("cost", {}) for one in cell["runs"] if "scores" in one]
+        costs = {key: mean_std([one.get(key) for one in stored])[0] for key in AXES}
+        costs["parameters"] = cell["parameters"]
         entries.append(Entry(label_of(cell), cell, used, costs, score, values))
     title = f"{content.get('title', content['table'])} ({path.parent.name})"
     return Section(title, content, entries, [*here.values()])
