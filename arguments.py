@@ -92,6 +92,13 @@ not_negative = number("a number of 0 or more", lambda x: 0 <= x < math.inf)
 probability = number("a number from 0 to below 1", lambda x: 0 <= x < 1)
 
 
+def file_to_write(given):
+    """As a type in argparse, so that what is made for minutes has a place to go."""
+    if Path(given).is_dir() or not Path(given).parent.is_dir():
+        raise argparse.ArgumentTypeError(f"'{given}': expected the name of a file, in a folder that exists")
+    return Path(given)
+
+
 # ---- the arguments
 
 HOLD_OUT = "score on a part of the training set that is not trained on, in place of dev: to choose by"

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from arguments import Parser, run_as_script, whole
+from arguments import Parser, file_to_write, run_as_script, whole
 from data import UserError, as_user_error, glue, write_json
 from data.batching import Tokens, padding_share, shuffled_batches
 from data.hub import open_checkpoint
@@ -411,7 +411,7 @@ def arguments():
     add("--cola", metavar="DIR", help="GLUE folder: adds a table of CoLA to glue's")
     names = f"the checkpoint of that table; for memory: {' '.join(WHOLE)} (default: roberta-large)"
     add("--model", metavar="DIR", help=names)
-    add("--json", metavar="FILE", type=Path, help="sizes: a table.json for the page too")
+    add("--json", metavar="FILE", type=file_to_write, help="sizes: a table.json for the page too")
     add("--device", help="(default: cuda if there is one)")
     add("--dtype", choices=("float32", "bfloat16"), help="(default: as in training)")
     args = parser.parse_args()

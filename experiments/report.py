@@ -10,7 +10,7 @@ from itertools import starmap, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from arguments import Parser, run_as_script
+from arguments import Parser, file_to_write, run_as_script
 from data import UserError, as_user_error, read_text
 from data.hub import MINI
 from experiments.drawing import Curve, panels, scatter
@@ -377,7 +377,8 @@ def main():
     parser = Parser(prog="python -m experiments.report", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("runs", metavar="RUNS", type=Path, help="a folder of tables and runs, at any depth")
-    add("-o", "--out", metavar="FILE", type=Path, default="report.html", help="(default: report.html)")
+    out = "(default: report.html)"
+    add("-o", "--out", type=file_to_write, metavar="FILE", default="report.html", help=out)
     args = parser.parse_args()
     save(args.out, report(find(args.runs), args.runs))
 

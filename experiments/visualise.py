@@ -19,14 +19,13 @@ import statistics
 from collections import Counter
 from collections.abc import Callable
 from html import escape
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from adapter import Predictor, best_spans, load
-from arguments import Parser, run_as_script, whole
+from arguments import Parser, file_to_write, run_as_script, whole
 from data import UserError, glue, squad, table
 from data.hub import MINI
 from experiments.page import page, save
@@ -354,12 +353,6 @@ def some_text(given):
     if not given.strip():
         raise argparse.ArgumentTypeError("expected a text, in quotes")
     return given
-
-
-def file_to_write(given):
-    if Path(given).is_dir() or not Path(given).parent.is_dir():
-        raise argparse.ArgumentTypeError(f"'{given}': expected the name of a file, in a folder that exists")
-    return Path(given)
 
 
 def arguments():

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 
+from data import UserError
 from experiments import bench, measure
 from experiments.bench import COLA, LABEL, MEMORY, OWN, WORK, cola_step, names_of, random_step, random_use
 from methods import METHODS, methods_of
@@ -173,6 +174,13 @@ def test_memory_has_a_row_for_every_method(monkeypatch, capsys):
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[4:]]
     assert [row[0][2:] for row in rows] == methods_of("encoder")
     assert rows[0][1:3] == ["7.00", "yes"] and rows[1][1:4] == ["8.00", "no", "yes"]
+
+
+def test_a_file_that_could_not_be_written_is_refused_at_the_start(monkeypatch):
+    """Would catch: minutes of measurement whose table is lost, as its folder is not there."""
+    monkeypatch.setattr("sys.argv", ["bench", "sizes", "--json", "nowhere/table.json"])
+    with pytest.raises(UserError, match="expected the name of a file, in a folder that exists"):
+        bench.arguments()
 
 
 def test_sizes_are_counted_exactly_and_run_where_they_fit(monkeypatch, capsys, tmp_path):
