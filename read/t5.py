@@ -40,6 +40,8 @@ class T5Config:
     model_type: str = "t5"
 
 
+T5_BASE = T5Config()
+
 # The attention score of a masked key. Its softmax is exactly 0 beside any other score, and because it is
 # finite, a query all of whose keys are masked gives no NaN.
 MASKED = -1e9

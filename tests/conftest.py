@@ -37,8 +37,7 @@ WORDS = [
     "old",
     "and",
 ]
-# published models; the base size is what T5Config has left out
-T5_BASE = T5Config()
+# published models, of which only the base size is in the code
 T5_SMALL = T5Config(d_model=512, d_ff=2048, num_layers=6, num_heads=8)
 T5_LARGE = T5Config(d_model=1024, d_ff=4096, num_layers=24, num_heads=16)
 T5_3B = T5Config(d_model=1024, d_ff=16384, num_layers=24, num_heads=32, d_kv=128)

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import torch
-from conftest import T5_BASE
 from torch.nn import functional as F
 
 from read.lst import LSTT5
-from read.t5 import T5, T5Config
+from read.t5 import T5, T5_BASE, T5Config
 
 REFERENCE = Path(__file__).parent / "reference" / "t5"
 EXPECTED = torch.load(REFERENCE / "expected.pt", weights_only=True)

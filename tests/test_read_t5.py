@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import T5_3B, T5_BASE, T5_LARGE, T5_SMALL, with_t5_states
+from conftest import T5_3B, T5_LARGE, T5_SMALL, with_t5_states
 from torch import nn
 from torch.nn import functional as F
 
 from read.network import CELLS, TwoSidedRNN, apply_read
-from read.t5 import T5, T5Config
+from read.t5 import T5, T5_BASE, T5Config
 
 REFERENCE = Path(__file__).parent / "reference" / "t5"
 EXPECTED = torch.load(REFERENCE / "expected.pt", weights_only=True)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import T5_3B, T5_BASE, T5_LARGE, T5_SMALL, with_t5_states
+from conftest import T5_3B, T5_LARGE, T5_SMALL, with_t5_states
 from torch.nn import functional as F
 
 from hut import apply_hut, merge_hut
 from methods import METHODS, adapt, merge
 from model import read_config
-from read.t5 import T5, T5Config, buckets
+from read.t5 import T5, T5_BASE, T5Config, buckets
 
 REFERENCE = Path(__file__).parent / "reference" / "t5"
 EXPECTED = torch.load(REFERENCE / "expected.pt", weights_only=True)
