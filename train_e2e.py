@@ -40,12 +40,9 @@ from processes import first, gathered, leave, mine, share, summed
 from run import Run, about, adamw, compiled, report, say_next
 from weights import SEARCH, count, export, prepare, trained
 
-DEFAULTS = {  # the paper's Table 7; it leaves open where dropout is: in all of GPT-2's own places here
-    **{"method": "hut", "model": "gpt2-medium", "seed": 0},
-    **{"epochs": 5, "batch_size": 4, "warmup": 500, "weight_decay": 0.01, "dropout": 0.1},
-    **SEARCH,
-    "label_smoothing": 0.1,
-}
+# the paper's Table 7; it leaves open where dropout is: in all of GPT-2's own places here
+DEFAULTS = {"method": "hut", "model": "gpt2-medium", "epochs": 5, "batch_size": 4, "warmup": 500, "seed": 0}
+DEFAULTS |= {"weight_decay": 0.01, "dropout": 0.1, "label_smoothing": 0.1} | SEARCH
 # for the bundled model and data
 MINI_SETTINGS = {"epochs": 8, "batch_size": 16, "warmup": 0.06, "dropout": 0.0}
 EVAL_BATCH = 32

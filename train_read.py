@@ -27,10 +27,9 @@ from processes import leave, share, summed
 from run import Run, adamw, compiled, report, say_next
 from weights import export, load_adapter, prepare, trained
 
-DEFAULTS = {  # the READ paper's; it names no warm-up, weight decay, patience or length
-    **{"method": "read", "model": "t5-base", "epochs": 30, "batch_size": 96, "patience": 3},
-    **{"warmup": 0.06, "weight_decay": 0, "max_len": 512, "seed": 0},
-}
+# the READ paper's, and what it does not name
+DEFAULTS = {"method": "read", "model": "t5-base", "epochs": 30, "batch_size": 96, "seed": 0}
+DEFAULTS |= {"warmup": 0.06, "weight_decay": 0, "patience": 3, "max_len": 512}
 # for the bundled model and data
 MINI_SETTINGS = {"batch_size": 32, "patience": 10}
 SHORTEST = 5  # tokens of a source: the task's name and prefix are three, the end token is one
