@@ -219,7 +219,7 @@ class Sweep:
         return self.args.out / task / str(row) / name, arguments
 
     def head_rate(self, task, row):
-        """A plan: -> the rate of every method's head, the best of the head alone; None: the method's own."""
+        """A plan: -> the rate of every method's head, which is the best of the head alone; None: its own."""
         if row.method == self.script.head:
             return None  # its rate is the head's
         if not self.finds_head:
@@ -242,19 +242,23 @@ class Sweep:
         while True:
             new = [lr for lr in rates if lr not in found]
             outcomes = yield [self.ask(task, row, lr, head_lr) for lr in new]
-            found |= {lr: self.tried(lr, one, task) for lr, one in zip(new, outcomes, strict=True)}
+            found |= {
+                lr: self.tried(lr, one, task, row.method) for lr, one in zip(new, outcomes, strict=True)
+            }
             known = {lr: worth for lr, (worth, _) in found.items() if worth is not None}
             best = max(known, key=known.get, default=rates[0])
             if best not in (rates[0], rates[-1]) or len(rates) >= self.args.tries:
                 return best if known else None, [found[lr][1] for lr in rates]
             rates = sorted([*rates, rounded(best * (below if best == rates[0] else above))])
 
-    def tried(self, lr, outcome, task):
+    def tried(self, lr, outcome, task, method):
         """(what a try is worth, None if it failed or has no score; what table.json says of it)."""
         if isinstance(outcome, Failed):
             return None, {"lr": lr, "failed": str(outcome)}
-        worth, (score, *_) = self.script.worth(outcome, task), self.script.scores[task]
-        part = outcome["last" if self.script.trial else "best"]
+        part, (score, *_) = outcome["last" if self.script.trial else "best"], self.script.scores[task]
+        worth = self.script.worth(outcome, task)
+        if method == self.script.head:  # where the head alone learns nothing, its scores are noise
+            worth = (-part["loss"],)
         about = {"lr": lr, "score": rounded(part.get(score), 6), "loss": rounded(part.get("loss"), 6)}
         about["seconds"] = rounded(outcome["timing"]["seconds"], 4)
         return (None, about | {"failed": "its score is not defined"}) if None in worth else (worth, about)

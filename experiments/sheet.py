@@ -190,7 +190,7 @@ def how(args, script, tries):
         )
         rates += "; then all are trained on" if script.trial else ""
         if script.head and not args.head_lr:
-            rates += "; the head's rate is the best of the head alone, for every method"
+            rates += "; the head's rate is the best of the head alone, by held-out loss, for every method"
     if args.head_lr:
         rates += f"; the head's rate is {args.head_lr:g} for every method"
     means = "mean ± standard deviation (n − 1) over n seeds, each the same head and batches for every method"

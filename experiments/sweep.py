@@ -50,7 +50,7 @@ def arguments():
     add("--lrs", nargs="+", metavar="[METHOD=]LR,LR…", help=rates)
     most = "rates to try at most: while the best is at an end of the list, the list grows there (default: 6)"
     add("--tries", type=whole, metavar="N", default=6, help=most)
-    head = "of every method's head (default: the best of the head alone, found first)"
+    head = "of every method's head (default: the best of the head alone, by its held-out loss)"
     add("--head-lr", type=positive, metavar="LR", help=head)
     add("--paper", action="store_true", help="no search: the paper's rates, or else ours")
     for name in SETTINGS:
