@@ -9,12 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-from data import UserError, as_user_error
+from data import UserError, as_user_error, listed
 from folder import check_export, check_out, check_writable
 from methods import METHODS, OPTIONS, check_merges, methods_of, settings
 from model import first_line
 from processes import first, start
-from run import listed
 from weights import CHOSEN, read_adapter
 
 

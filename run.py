@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data import UserError, no_nan, write_json, write_json_lines
+from data import UserError, listed, no_nan, write_json, write_json_lines
 from data.hub import MINI
 from device import Meter, gpu_of, peak_memory
 from folder import alone_in, open_folder
@@ -347,8 +347,3 @@ def report(results, out, seeds, keys):
         known = [name for name in mean if mean[name] is not None]
         means = ", ".join(f"{name} {mean[name]:.4f} ± {std[name] or 0:.4f}" for name in known)
         print(f"{key} of {len(results)} seeds: {means}")
-
-
-def listed(values, floats="g"):
-    """{"lr": 0.01, "epochs": 8} -> "lr 0.01, epochs 8"."""
-    return ", ".join(f"{k} {format(v, floats) if isinstance(v, float) else v}" for k, v in values.items())

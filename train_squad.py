@@ -26,14 +26,14 @@ from arguments import (
     whole,
     whole_or_zero,
 )
-from data import squad, write_json
+from data import listed, squad, write_json
 from data.batching import Batches, send, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
 from device import pick_device
 from methods import ENCODER
 from metrics import squad_scores
 from processes import leave, share, summed
-from run import Run, adamw, compiled, listed, report, say_next
+from run import Run, adamw, compiled, report, say_next
 from weights import export, prepare, trained
 
 # the paper names none for SQuAD: these are Table 6's for QNLI, whose pairs are made from SQuAD

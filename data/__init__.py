@@ -1,4 +1,4 @@
-"""Reading and fetching data and checkpoints, batching, the bundled mini set. Here: text files and JSON."""
+"""Reading and fetching data and checkpoints, batching, the bundled mini set. Here: text and JSON."""
 
 import contextlib
 import json
@@ -52,3 +52,8 @@ def no_nan(content):
     if isinstance(content, list | tuple):
         return [no_nan(value) for value in content]
     return None if isinstance(content, float) and content != content else content
+
+
+def listed(values, floats="g"):
+    """{"lr": 0.01, "epochs": 8} -> "lr 0.01, epochs 8"."""
+    return ", ".join(f"{k} {format(v, floats) if isinstance(v, float) else v}" for k, v in values.items())

@@ -14,11 +14,11 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from arguments import positive
-from data import UserError, write_json
+from data import UserError, listed, write_json
 from experiments.tables import PAPER, Row, anchor
 from folder import alone_in
 from methods import METHODS
-from run import clock, listed, mean_and_std
+from run import clock, mean_and_std
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = ("model", "data", "limit-train", "epochs", "batch-size", "max-len", "device", "dtype")

@@ -14,14 +14,13 @@ import time
 from pathlib import Path
 
 from arguments import Parser, positive, run_as_script, whole
-from data import UserError, write_json, write_text
+from data import UserError, listed, write_json, write_text
 from experiments.search import SETTINGS, Sweep, bundled, by_method
 from experiments.sheet import as_text, how, interval, sheets
 from experiments.significance import FEWEST, LEVEL, difference
 from experiments.tables import TABLES
 from folder import environment
 from methods import METHODS
-from run import listed
 
 HERE, NAMED = ("out", "jobs", "list"), ("model", "data")  # left out of table.json; there by their names
 CHOICES = {"methods": (str, "METHOD[:R]"), "targets": (str, "LETTERS"), "ranks": (whole, "R")}
