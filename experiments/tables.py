@@ -227,7 +227,6 @@ TABLES = {
         choices={"methods": all_methods(ENCODER, (
             "full", "head", "bitfit", "houlsby:64", "houlsby:8", "pfeiffer:64", "pfeiffer:16", "lin", "top2",
             "prefix", "lora", "vera", "fourierft", "hut"))},
-        notes=("Of the paper's houlsby r8, RTE 91.5 and STS-B 72.9 seem to have changed places.",),
     ),
     "duel": Table("Two methods", GLUE, ("cola",), rows_of_methods, choices={"methods": ()}),
     "table3": Table(
