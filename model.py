@@ -51,6 +51,7 @@ class RobertaConfig:
         return self.max_position_embeddings - self.pad_token_id - 1
 
 
+ROBERTA_BASE = RobertaConfig()
 ROBERTA_LARGE = RobertaConfig(
     hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
 )
@@ -587,6 +588,7 @@ class GPT2Config:
         return self.n_positions
 
 
+GPT2_SMALL = GPT2Config()
 GPT2_MEDIUM = GPT2Config(n_embd=1024, n_layer=24, n_head=16)
 
 

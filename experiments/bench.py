@@ -47,7 +47,7 @@ from experiments.tables import Sheet, markdown
 from hut import HUTLinear, find_linears
 from many import Many
 from methods import DECODER, ENCODER, METHODS, adapt, merge, methods_of, store
-from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, RobertaClassifier
+from model import GPT2, GPT2_MEDIUM, GPT2_SMALL, ROBERTA_BASE, ROBERTA_LARGE, RobertaClassifier
 from read.t5 import T5, T5Config
 from weights import count, trainable
 
@@ -116,8 +116,8 @@ LARGE = TO_LABEL.of(24, 1024)
 LARGER = LARGE._replace(config=replace(LARGE.config, d_ff=16384, num_heads=32, d_kv=128))
 T5_SIZES = {"small": TO_LABEL.of(6, 512), "base": TO_LABEL, "large": LARGE, "3B": LARGER}
 WHOLE = {  # what `memory` knows by name
-    "roberta-base": ROBERTA.of(12, 768), "roberta-large": ROBERTA,
-    "gpt2": GPT.of(12, 768), "gpt2-medium": GPT,
+    "roberta-base": ROBERTA._replace(config=ROBERTA_BASE), "roberta-large": ROBERTA,
+    "gpt2": GPT._replace(config=GPT2_SMALL), "gpt2-medium": GPT,
     **{f"t5-{size.lower()}": work for size, work in T5_SIZES.items()},
 }  # fmt: skip
 
