@@ -141,14 +141,14 @@ def train(args, model_class, checkpoint_dir, sets, device, dtype):
     """One run into args.out; -> what result.json says."""
     task = table.task_of(args)
     model, base = prepare(args, model_class, checkpoint_dir, device, dtype, num_labels=task.num_labels)
-    tokens, labels = sets["train"][0].lengths, torch.tensor(sets["train"][1])
-    batches, optimizer = Batches(tokens, args.batch_size, args.accumulate, args.seed), adamw(model, args)
+    optimizer, labels = adamw(model, args), torch.tensor(sets["train"][1])
+    batches = Batches(sets["train"][0].lengths, args.batch_size, args.accumulate, args.seed)
     run = Run(args, model, base, optimizer, batches.steps, "examples")
     if args.cache_features is not None:
         sets, model = cached(args, model, base, sets, device, dtype), FromStates(model)
     inputs, dev = sets["train"][0], {name: content for name, content in sets.items() if name != "train"}
     dev_sizes = " + ".join(f"{len(answers):,}" for _, answers in dev.values())
-    print(f"{args.task}: {len(tokens):,} training examples of {batches}; dev {dev_sizes}")
+    print(f"{args.task}: {len(labels):,} training examples of {batches}; dev {dev_sizes}")
     forward, lengths = compiled(model, args, batches)
     run.begin(dtype)
 
