@@ -137,7 +137,7 @@ def label_of(cell):
 def section_of_table(path, root, runs):
     content, folder = read(path, "table", "cells", "tables"), path.parent.relative_to(root)
     here, entries = {run.path: run for run in runs if run.path.is_relative_to(folder)}, []
-    for cell in content["cells"]:
+    for cell in (cell for cell in content["cells"] if "runs" in cell):  # an older Table 2 has none
         used = [here[at] for one in cell["runs"] if (at := folder / one.get("folder", "")) in here]
         score = next(iter(cell["mean"]), None)
         values = [one["scores"][score] for one in cell["runs"] if score in one.get("scores", ())]
