@@ -35,7 +35,8 @@ class Parser(argparse.ArgumentParser):
 def run_as_script(main, stopped="stopped"):
     """Calls main(). What the user can mend becomes one line on standard error, and exit status 2.
 
-    That is a UserError, a file's OSError, or too little memory. Ctrl-C prints `stopped`: status 130.
+    That is a UserError, a file's OSError, too little memory, or no compiler for --compile. Ctrl-C prints
+    `stopped`: status 130.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -52,6 +53,8 @@ def run_as_script(main, stopped="stopped"):
             problem = f"{error.filename}: {error.strerror}"
         elif isinstance(error, MemoryError) or re.search("allocate memory|out of memory|verflow", problem):
             problem = f"not enough memory ({problem}): a smaller --r, --batch-size or model takes less"
+        elif re.search("C.. compiler|[Tt]riton", problem):
+            problem = f"--compile: {problem}: install it, or leave --compile out"
         else:
             raise
         if not first():  # that one says it, and torchrun ends this one

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import fails, without_timing
+from torch._inductor import exc
 
 import folder
 import model as model_module
@@ -349,6 +350,20 @@ def test_ctrl_c_before_the_run_is_quiet(capsys):
     with pytest.raises(SystemExit) as exit_:
         run_as_script(script)
     assert exit_.value.code == 130 and capsys.readouterr().err == "\nstopped\n"
+
+
+@pytest.mark.parametrize("missing", [lambda: exc.InvalidCxxCompiler(), lambda: exc.TritonMissing(None)])
+def test_without_a_compiler_compile_is_one_line(missing, capsys):
+    """Would catch: torch's traceback, where the machine has no compiler for --compile."""
+
+    def script():
+        raise missing()
+
+    with pytest.raises(SystemExit) as exit_:
+        run_as_script(script)
+    line = capsys.readouterr().err
+    assert exit_.value.code == 2 and line.count("\n") == 1
+    assert line.startswith("error: --compile: ") and line.endswith("install it, or leave --compile out\n")
 
 
 def test_texts_that_are_cut_are_counted(glue, command, tiny_glue, capsys):
