@@ -103,7 +103,7 @@ def file_to_write(given):
 
 # ---- the arguments
 
-HOLD_OUT = "score on a part of the training set that is not trained on, in place of dev: to choose by"
+HOLD_OUT = "score on a held-out part of the training set in place of dev, to choose settings by"
 
 
 def add_arguments(parser, layout, defaults):
@@ -136,37 +136,37 @@ def add_arguments(parser, layout, defaults):
     group = parser.add_argument_group("training")
     add = group.add_argument
     add("--epochs", type=whole, help=f"(default: {defaults['settings']})")
-    add("--batch-size", type=whole, help=f"examples a batch (default: {defaults['settings']})")
-    add("--accumulate", type=whole, default=1, help="batches an optimiser step (default: 1)")
-    graphs = "torch.compile the training step, on a GPU as a CUDA graph for each of few padded lengths"
-    add("--compile", action="store_true", help=f"{graphs} (not yet seen to pay on a GPU)")
+    add("--batch-size", type=whole, help=f"examples per batch (default: {defaults['settings']})")
+    add("--accumulate", type=whole, default=1, help="batches per optimiser step (default: 1)")
+    graphs = "torch.compile the training step; on a GPU, one CUDA graph for each of a few padded lengths"
+    add("--compile", action="store_true", help=f"{graphs} (no gain on a GPU seen yet)")
     rate = "peak learning rate (default: the paper's, where it prints one for method and task; else ours: "
     add("--lr", type=positive, help=f"{rate}{rates})")
-    add("--head-lr", type=positive, help="that of the head (default: --lr; the paper names one rate)")
-    warmup = f"below 1 a share of all steps, else steps (default: {defaults['warmup']})"
+    add("--head-lr", type=positive, help="the head's (default: --lr; the paper names one rate)")
+    warmup = f"steps, or below 1 a share of all steps (default: {defaults['warmup']})"
     add("--warmup", type=not_negative, help=warmup)
     decay = "AdamW's; it pulls M_A, M_B and gamma to 0, not to the frozen model's 1"
     decay += f" (default: {defaults.get('weight_decay', '0; the paper names none')})"
     add("--weight-decay", type=not_negative, metavar="W", help=decay)
     add("--clip", type=positive, metavar="NORM", help="clip the gradient's norm (default: no clipping)")
     own = "the checkpoint's own; the paper names none"
-    dropout = f"everywhere that is trained (default: {defaults.get('dropout', own)})"
+    dropout = f"in dropout layers, but not in READ's backbone (default: {defaults.get('dropout', own)})"
     add("--dropout", type=probability, metavar="P", help=dropout)
-    paper = "the paper's: 512, or 128 for lora, houlsby and pfeiffer; at most the position table"
+    paper = "the paper's 512, or 128 for lora, houlsby and pfeiffer; at most what the position table holds"
     longest = f"truncate to this (default: {defaults.get('max_len', paper)})"
     add("--max-len", type=whole, metavar="TOKENS", help=longest)
     seeds = group.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=int, help="(default: 0)")
     seeds.add_argument("--seeds", type=whole, metavar="N", help="run seeds 0 … N−1 and report mean ± std")
     add("--device", help="cpu, cuda, cuda:1, … (default: cuda if there is one)")
-    dtype = "of the frozen model's arithmetic; adapter, head and optimiser are float32 (default: bfloat16 on "
+    dtype = "the frozen model's arithmetic; adapter, head and optimiser are float32 (default: bfloat16 on "
     add("--dtype", choices=("float32", "bfloat16"), help=f"{dtype}a GPU that has it, else float32)")
 
     add = parser.add_argument_group("files").add_argument
     add("--out", metavar="DIR", help="run folder (default: runs/<task>-<method>-r<r>-seed<seed>)")
-    add("--resume", action="store_true", help="go on with the run in --out where it stopped")
+    add("--resume", action="store_true", help="continue the run in --out where it stopped")
     add("--overwrite", action="store_true", help="replace the run in --out")
-    add("--adapter", metavar="FILE", help="a saved adapter to score, predict or export")
+    add("--adapter", metavar="FILE", help="a saved adapter to score, export or predict with")
     evaluate = "score --adapter (E2E: into --out, or eval/ beside it); no training"
     add("--eval-only", action="store_true", help=evaluate)
     add("--export", metavar="DIR", help="write the merged model in HuggingFace's layout")

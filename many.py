@@ -92,8 +92,8 @@ def main():
     column, add = file | {"metavar": "COLUMN"}, parser.add_argument
     add("--adapters", nargs="+", help="adapter.pt files, in folders of different names", **file)
     add("--predict-file", help="a table", **file)
-    add("--text", nargs="+", help="its text, or two", **column)
-    add("--which", help="its column of adapters, by their folders' names", **column)
+    add("--text", nargs="+", help="its one or two texts", **column)
+    add("--which", help="the name of each row's adapter folder", **column)
     add("--out-file", help="the same rows, with columns: predicted, probability", **file)
     add("--model", help="where the base is, if that has moved")
     add("--device", help="(default: cuda if there is one)")

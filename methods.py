@@ -47,15 +47,15 @@ class Method(NamedTuple):
 OPTIONS = {
     "targets": {"help": "layers to adapt: letters of qkvoud"},
     "cell": {"choices": CELLS, "help": "untied: a GRU for each layer, without recurrency"},
-    "start": {"choices": ("zero", "random"), "help": "of U: the frozen model, or the library's default"},
+    "start": {"choices": ("zero", "random"), "help": "U's start: the frozen model, or the library's default"},
     "unscaled": {
         "action": "store_true", "default": None,
         "help": "add a T5's correction as Algorithm 1 prints it, not in proportion to what it corrects",
     },
-    "drop_last": {"type": int, "metavar": "N", "help": "leave out the last N blocks, of both sides of a T5"},
+    "drop_last": {"type": int, "metavar": "N", "help": "leave out the last N blocks, of a T5 on both sides"},
     "frozen_seed": {
         "type": int,
-        "help": "of random tensors that are not trained; one for all runs, so that adapters can be mixed",
+        "help": "seed of what is random and frozen; one for all runs, so that adapters can be mixed",
     },
 }  # fmt: skip
 

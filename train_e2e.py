@@ -66,12 +66,12 @@ def arguments():
     add = parser.add_argument_group("decoding").add_argument
     add("--beam-size", type=whole, metavar="K", help=f"1 is greedy {table_7(10)}")
     add("--length-penalty", type=not_negative, metavar="P", help=table_7(0.9))
-    no_ngram = f"no N-gram twice; 0: all may {table_7(4)}"
+    no_ngram = f"no N-gram may repeat; 0: all may {table_7(4)}"
     add("--no-repeat-ngram", type=whole_or_zero, metavar="N", help=no_ngram)
     add(
         "--ngram-scope",
         choices=("completion", "prompt"),
-        help="where they may not repeat: in the completion, as in LoRA's decoder (default), or in prompt and "
+        help="where none may repeat: in the completion, as in LoRA's decoder (default), or in prompt and "
         "completion, as in transformers, which forbids 4-grams that most references share with their input",
     )
     tokens = "(default: 64, as LoRA's decoder)"

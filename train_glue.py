@@ -57,9 +57,9 @@ def arguments():
     }
     add_arguments(parser, ENCODER, defaults)
     add = parser.add_argument_group("a .csv, .tsv or .jsonl of your own, in place of --task").add_argument
-    columns = "the one or two texts in --train-file and --dev-file (default: a tenth of the former)"
+    columns = "one or two columns of text; without --dev-file a tenth of --train-file is held out"
     add("--text", nargs="+", metavar="COLUMN", help=columns)
-    add("--label", metavar="COLUMN", help="their classes")
+    add("--label", metavar="COLUMN", help="the classes")
     number = {"action": "store_const", "const": [], "dest": "labels"}
     add("--regression", **number, help="the label is a number")
     group = parser.add_argument_group("predictions of --adapter")
@@ -68,13 +68,13 @@ def arguments():
     some.add_argument("--predict-file", metavar="F", help="a label for each row of this table")
     group.add_argument("--out-file", metavar="F", help="the same rows, with columns: predicted, probability")
     features = (
-        "for --method read: keep what the frozen model computes, for all epochs (without DIR, from features/ "
-        "in the run folder), and for all runs that name DIR, of any task with these texts; "
+        "for --method read: keep what the frozen model computes, for all epochs (without DIR, in features/ "
+        "of the run folder), and for all runs that name DIR, of any task with these texts; "
         "4 bytes × width × layers an example, 0.8 GB for the paper's CoLA"
     )
     add = parser.add_argument
     add("--cache-features", metavar="DIR", nargs="?", const="", help=features)
-    pool = "what the head reads: the first token's state, as the paper's (default), or the mean over tokens"
+    pool = "what the head reads: the first token's state, as in the paper (default), or the mean over tokens"
     add("--pool", choices=("first", "mean"), help=pool)
     add("--hold-out", action="store_true", help=HOLD_OUT)
     add("--submit", metavar="DIR", help="write test.tsv's predictions in the leaderboard's format")

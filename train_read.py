@@ -46,13 +46,13 @@ def arguments():
         "settings": "the READ paper's: 30 epochs at most, batch 96",
         "warmup": "0.06; the paper names none",
         "dropout": "the checkpoint's own; READ's backbone has none",
-        "max_len": "512 for a source, cut off behind it; the paper names none",
+        "max_len": "512, where a source is cut off; the paper names none",
     }
     add_arguments(parser, T5, defaults)
     add = parser.add_argument
-    stop = "stop after so many that are no better (default: 3; the paper stops early, but does not say when)"
+    stop = "stop after this many without a better one (default: 3; the paper does not say when it stops)"
     add("--patience", type=whole, metavar="EPOCHS", help=stop)
-    add("--predict", nargs="+", metavar="TEXT", help="one sentence or a pair: the label by --adapter")
+    add("--predict", nargs="+", metavar="TEXT", help="the label of one sentence or a pair, by --adapter")
     args = parser.parse_args()
     check_adapter(args, "train_read.py", T5)
     if args.task not in glue.TEXT_TO_TEXT:

@@ -47,7 +47,7 @@ def arguments():
     parser = Parser(description=__doc__.splitlines()[0])
     defaults = {
         "model": "roberta-large, the paper's",
-        "settings": "ours, as the paper has them for QNLI: 10 epochs, batch 8",
+        "settings": "ours, the paper's for QNLI: 10 epochs, batch 8",
         "warmup": "0.06, the paper's for GLUE",
         "max_len": "512 for a window, or the model's position table if that is shorter",
     }

@@ -403,15 +403,15 @@ def arguments():
     add = parser.add_argument
     add("what", choices=TABLES)
     for name in ("layers", "width", "batch-size", "length"):
-        add(f"--{name}", type=whole, help="(default: above the table)")
+        add(f"--{name}", type=whole, help="(default: printed above the table)")
     add("--r", type=whole, help="of HUT and LoRA (default: each its own)")
     add("--rounds", type=whole, default=9, help="(default: 9)")
-    add("--steps", type=whole, default=3, help="of each variant a round (default: 3)")
-    add("--only", nargs="+", metavar="NAME", help="glue, e2e, t5: rows; times are of the first's")
+    add("--steps", type=whole, default=3, help="of each variant per round (default: 3)")
+    add("--only", nargs="+", metavar="NAME", help="rows of glue, e2e, t5; ratios are to the first")
     add("--cola", metavar="DIR", help="GLUE folder: adds a table of CoLA to glue's")
     names = f"the checkpoint of that table; for memory: {' '.join(WHOLE)} (default: roberta-large)"
     add("--model", metavar="DIR", help=names)
-    add("--json", metavar="FILE", type=file_to_write, help="sizes: a table.json for the page too")
+    add("--json", metavar="FILE", type=file_to_write, help="sizes: also a table.json for the page")
     add("--device", help="(default: cuda if there is one)")
     add("--dtype", choices=("float32", "bfloat16"), help="(default: as in training)")
     args = parser.parse_args()

@@ -45,7 +45,7 @@ def arguments():
     seeds = listed({key: table.seeds for key, table in TABLES.items()})
     counts = f"seeds 0 … N−1, of all methods or of one (default: {seeds})"
     add("--seeds", nargs="+", metavar="[METHOD=]N", help=counts)
-    rates = "rates to begin with, one for no search (default: the method's own, a third, three times it)"
+    rates = "rates to begin with, one means no search (default: the method's own, a third, three times it)"
     add("--lrs", nargs="+", metavar="[METHOD=]LR,LR…", help=rates)
     most = "rates to try at most: while the best is at an end of the list, the list grows there (default: 6)"
     add("--tries", type=whole, metavar="N", default=6, help=most)
@@ -57,9 +57,9 @@ def arguments():
         add(f"--{name}", type=kind, help="as in the training script")
     jobs = "runs side by side, each with one thread (default: 1, with all threads)"
     add("--jobs", type=whole, metavar="N", default=1, help=jobs)
-    commands = "print the runs that can begin, a command a line; without it, the table is filled from them"
+    commands = "print the commands of the runs that can begin; without --list the table then takes them in"
     add("--list", action="store_true", help=commands)
-    minutes = "of duel, the search counted in (default: 10)"
+    minutes = "of a duel, with its search (default: 10)"
     add("--minutes", type=positive, default=10, help=minutes)
     add("--out", metavar="DIR", help="(default: runs/<table>)")
     args = parser.parse_args(given[:end])

@@ -361,7 +361,7 @@ def arguments():
     add("--adapter", action="append", required=True, metavar="FILE", help="an adapter.pt, or two of a task")
     add("--model", help="the checkpoint the adapters were trained on (default: as they name it)")
     add_input("--question", type=some_text, metavar="TEXT", help="for a SQuAD adapter, with --context")
-    add("--context", type=some_text, metavar="TEXT", help="the text in which the answer is looked for")
+    add("--context", type=some_text, metavar="TEXT", help="the text that holds the answer")
     add_input("--text", type=some_text, nargs="+", metavar="TEXT", help="for a classifier: one or a pair")
     add_input("--id", help="a dev example: SQuAD's id, else its number in the file, from 1")
     add_input("--faithfulness", type=whole, metavar="N", help="measure it on the first N dev examples")

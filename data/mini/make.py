@@ -368,7 +368,7 @@ LARGER = {"t5-larger": partial(make_t5, 384, 6, 1500, torch.bfloat16)}
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [*PARTS, *LARGER, []]
-    parser.add_argument("parts", nargs="*", metavar="PART", choices=names, help="default: all the bundled")
+    parser.add_argument("parts", nargs="*", metavar="PART", choices=names, help="default: all bundled ones")
     parser.add_argument("--out", type=Path, default=HERE, help="the folder to write to (default: data/mini)")
     args = parser.parse_args()
     for part in args.parts or PARTS:
