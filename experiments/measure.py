@@ -25,8 +25,8 @@ MEMORY = ("peak memory, MiB", "after the imports")  # the columns that `memory` 
 def in_turn(makers, rounds, device, times):
     """{name: seconds of a call, one number a round}, for {name: a function that makes the call}.
 
-    A round runs each call `times` times, one call after another; the first does not count. A GPU holds one at
-    a time: there a call is made anew for each round, and runs once more before.
+    A round runs each call `times` times, one call after another; the first round does not count. A GPU holds
+    one at a time: there a call is made anew for each round, and runs once more before.
     """
     gpu, found = device.type == "cuda", {name: [] for name in makers}
     made = {} if gpu else {name: make() for name, make in makers.items()}

@@ -1,4 +1,4 @@
-"""What is published of the runs: python -m experiments.publish [FOLDER …]
+"""Publishes tables of runs: python -m experiments.publish [FOLDER …]
 
 Takes the finished table of each FOLDER into results/, under the folder's name, and writes from results/ what
 RESULTS.md has between <!-- results/NAME --> and <!-- end -->, and the README's picture.
@@ -20,7 +20,7 @@ BLOCK = re.compile(r"(<!-- results/(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def take(folder):
-    """Copies a folder's table.json, small: without what it can be made from, and a run a line."""
+    """Copies a folder's table.json, with its sheets made anew and in fewer lines."""
     content = report.read(folder / "table.json", "cells", "environment")
     if not content.get("complete", True):
         raise UserError(f"{folder}: not finished: the same command of experiments.sweep goes on with it")
