@@ -1,4 +1,4 @@
-"""A trained adapter at work: texts in; classes, numbers, answers or texts out."""
+"""A trained adapter in use: texts in; classes, numbers, answers or texts out."""
 
 import argparse
 import math
@@ -18,17 +18,17 @@ from processes import gathered, in_shares, mine
 from weights import SEARCH, read_adapter, trained
 
 EVAL_BATCH, SPAN_BATCH = 64, 32
-USES = {  # the model's use, and how many tokens hold something of every text
+USES = {  # the model's use, and the fewest tokens that hold some of each text
     "train_glue.py": ("classifier", 3), "train_squad.py": ("span", 5),
     "train_e2e.py": ("generator", 1), "train_read.py": ("text to text", 0),
 }  # fmt: skip
 
 
 class Predictor:
-    """A trained adapter in its model: called with a list of texts, or of pairs, it answers each in order.
+    """A trained adapter in its model: called with a list of texts or pairs, it answers each in order.
 
-    With (label, probability), (number, None) of a regression, (answer, probability) to a question and its
-    text, a sentence for "name[…], food[…]", and a T5 with a label alone.
+    It answers (label, probability), (number, None) for a regression, (answer, probability) for a question and
+    its text, a sentence for "name[…], food[…]", and with a T5 just a label.
     """
 
     def __init__(self, args):

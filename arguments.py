@@ -18,7 +18,7 @@ from weights import CHOSEN, read_adapter
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are ours: one line."""
+    """argparse whose errors are UserErrors."""
 
     def error(self, message):
         raise UserError(f"{message} (--help lists all arguments)")
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_as_script(main, stopped="stopped"):
-    """Calls main(). What the user can mend becomes one line on standard error, and exit status 2.
+    """Calls main(). What the user can fix becomes one line on standard error, and exit status 2.
 
     That is a UserError, a file's OSError, too little memory, or no compiler for --compile. Ctrl-C prints
     `stopped`: status 130.
@@ -57,7 +57,7 @@ def run_as_script(main, stopped="stopped"):
             problem = f"--compile: {problem}: install it, or leave --compile out"
         else:
             raise
-        if not first():  # that one says it, and torchrun ends this one
+        if not first():  # the first prints it, then torchrun ends this one
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(15)
         print(f"error: {problem}", file=sys.stderr)
@@ -95,7 +95,7 @@ probability = number("a number from 0 to below 1", lambda x: 0 <= x < 1)
 
 
 def file_to_write(given):
-    """As a type in argparse, so that what is made for minutes has a place to go."""
+    """An argparse type, which refuses a bad path before minutes of work."""
     if Path(given).is_dir() or not Path(given).parent.is_dir():
         raise argparse.ArgumentTypeError(f"'{given}': expected the name of a file, in a folder that exists")
     return Path(given)
@@ -215,8 +215,8 @@ def fill_in(args, layout, shared, mini, mini_data):
 def check_adapter(args, script, layout):
     """Checks that --adapter is given exactly when it is needed, and fills in what its file knows of the run.
 
-    That is its task, its method and RECORDED. Of these CHOSEN may be given too: the fingerprint of the base
-    guards the first. Contradicting the others is an error, and so is the adapter of another script.
+    That is its task, its method and RECORDED. Of these, CHOSEN may be given other values: the base's
+    fingerprint guards --model. Contradicting the rest is an error, and so is another script's adapter.
     """
     predict, others = args.predict or args.predict_file, args.eval_only or args.submit or args.export
     if not all(map(str.strip, args.predict or ())):

@@ -1,4 +1,4 @@
-"""The device and dtype of a run, and what the run takes of them: peak memory, and a GPU's energy."""
+"""The device and dtype of a run, and what the run uses: peak memory, and a GPU's energy."""
 
 import contextlib
 import math
@@ -13,7 +13,7 @@ import torch
 from data import UserError
 from model import first_line
 
-P_0 = 0.25  # kW: the power that the paper takes a GPU to draw at full utilisation
+P_0 = 0.25  # kW: what a GPU draws at full utilisation, by the paper's assumption
 QUERY = ("--query-gpu=utilization.gpu,power.draw", "--format=csv,noheader,nounits", "--loop-ms=1000")
 
 
@@ -54,13 +54,13 @@ def peak_memory(device):
 
 
 class Meter:
-    """Samples a GPU with nvidia-smi, each second from now on; `kwh` is what it has taken so far.
+    """Samples a GPU with nvidia-smi, each second from now on; `kwh` is what it has used so far.
 
     "utilisation"  E = U p_0 / 6000, U the sum over minutes of the utilisation in percent (READ, eqs. 15, 16)
     "power"        the integral over the power that the GPU says it draws
 
     A sample stands for the time since the one before. None where nothing is measured: without a GPU, without
-    nvidia-smi, or where the GPU does not tell.
+    nvidia-smi, or where the GPU reports none.
     """
 
     def __init__(self, gpu):

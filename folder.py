@@ -23,7 +23,7 @@ FILES = ("args.json", "metrics.jsonl", "result.json", "adapter.pt", "adapter-las
 
 
 def check_writable(option, folder):
-    """Raises UserError if no file can be made in `folder`, or where it would have to be made; leaves none."""
+    """Raises UserError if no file can be made in `folder`, or it can't be made itself; leaves none behind."""
     whole = folder.absolute()
     try:
         there = next(filter(os.path.lexists, [whole, *whole.parents]))
@@ -54,7 +54,7 @@ def check_out(folder, resume, overwrite):
 
 
 def alone_in(folder, name="lock"):
-    """Makes `folder`, and a lock on it until it is closed. Raises UserError if another process has that."""
+    """Makes `folder`, and locks it until what is returned is closed. UserError if another process has it."""
     check_writable("--out", folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / name).open("w")

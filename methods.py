@@ -22,7 +22,7 @@ ENCODER, DECODER, T5 = LAYOUTS = ("encoder", "decoder", "encoder-decoder")  # a 
 class Method(NamedTuple):
     """A row. Sizes and rates go by the model's layout, the paper's entries by task.
 
-    put_in   (model, r=…, **what it takes) -> the model, frozen and with the method in it; so is the head
+    put_in   (model, r=…, **what it takes) -> the model, frozen, head and all, with the method in it
     source   the paper that the method is from
     lr       {layout: peak learning rate}, ours; the method goes into models of these layouts and no others
     mini     {layout or task: the rate on the bundled models}
@@ -211,7 +211,7 @@ FACTORS = {
 def store(model, dtype):
     """Stores the frozen FACTORS in `dtype`, to which autocast would cast them at each use; -> the model.
 
-    Under autocast to `dtype` it computes the same, bit by bit. It merges no longer: that takes float32.
+    Under autocast to `dtype` it computes the same, bit for bit. It can't be merged: that takes float32.
     """
     shared = {}
     for module in model.modules():

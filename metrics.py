@@ -31,7 +31,7 @@ def glue_scores(names, predictions, labels):
 
 
 def worth(score):
-    """A score as epochs are compared by it: one that is not defined is below every other."""
+    """A score for comparing epochs: one that is undefined is below all others."""
     return -math.inf if math.isnan(score) else score
 
 

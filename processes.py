@@ -2,7 +2,7 @@
 
 Each takes its share of every batch. A step's loss is a sum over its examples (or tokens) divided by their
 number in all the processes, so the sum of their gradients is what one process computes. Only the first
-writes and prints; energy is not measured. On several machines --out is on a disk that all of them see.
+writes and prints; energy is not measured. On several machines --out must be on a disk that all see.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def first():
 
 
 def leave():
-    """Ends the work in common; true for the first process, which goes on alone."""
+    """Ends the common work; true for the first process, which goes on alone."""
     was_first = first()
     if distributed.is_initialized():
         distributed.destroy_process_group()
@@ -97,7 +97,7 @@ def summed(optimizer, losses):
     together(distributed.all_reduce, flat)
     for p, part in zip(parameters, flat.split([part.numel() for part in parts]), strict=False):
         p.grad = part.view_as(p)
-    return [flat[-1].clone()]  # it is kept for a while, the buffer is not
+    return [flat[-1].clone()]  # kept for a while, unlike the buffer
 
 
 def any_of(flag):
@@ -111,7 +111,7 @@ def any_of(flag):
 
 @contextlib.contextmanager
 def first_then_others():
-    """What the first process does within, such as writing a file, is done when the others come to it."""
+    """The first process runs the block, say to write a file, before the others do."""
     if not first():
         any_of(False)
     yield

@@ -1,4 +1,4 @@
-"""A training run: its optimiser and schedule, what it counts, logs and saves, how it goes on.
+"""A training run: its optimiser and schedule, what it counts, logs and saves, how it resumes.
 
 The loop itself is not here: each script shows its own.
 """
@@ -38,7 +38,7 @@ def adamw(model, args):
 
 
 def compiled(model, args, batches):
-    """(`model` in training, the lengths to pad to); with --compile it is a graph for each of these."""
+    """(`model` in training, the lengths to pad to); with --compile a graph for each length."""
     if not args.compile:
         return model, ()
     gpu = next(model.parameters()).is_cuda
@@ -315,7 +315,7 @@ def say_next(args, layout):
 
 
 def mean_std(values):
-    """(mean, standard deviation), None where not known: without values, with a None, the second with one."""
+    """(mean, standard deviation), None if unknown: both for no values or a None, the second for one value."""
     if not values or None in values:
         return None, None
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None

@@ -1,6 +1,6 @@
 """Fine-tunes GPT-2 to describe restaurants (E2E NLG Challenge), generates, scores: python train_e2e.py --r 4
 
-A row of a CSV file becomes a score by this way: e2e.read, e2e.encode, Batches, batch_of, the model, generate,
+A row of a CSV file becomes a score by way of e2e.read, e2e.encode, Batches, batch_of, the model, generate,
 metrics.e2e_scores.
 """
 
@@ -40,7 +40,7 @@ from processes import first, gathered, leave, mine, share, summed
 from run import Run, about, adamw, compiled, report, say_next
 from weights import SEARCH, count, export, prepare, trained
 
-# the paper's Table 7; it leaves open where dropout is: in all of GPT-2's own places here
+# the paper's Table 7; it does not say where dropout is: here in all of GPT-2's own places
 DEFAULTS = {"method": "hut", "model": "gpt2-medium", "epochs": 5, "batch_size": 4, "warmup": 500, "seed": 0}
 DEFAULTS |= {"weight_decay": 0.01, "dropout": 0.1, "label_smoothing": 0.1} | SEARCH
 # for the bundled model and data
@@ -91,8 +91,8 @@ def batch_of(pairs, device, lengths=()):
     """(prompt, completion) pairs -> ids (B, L), mask, places where the next token is learned, these tokens.
 
     The prompt's last token predicts the completion's first. Padding may be any token: nothing that counts
-    sees it. With `lengths`, as `pad` takes them, the places are all, for one shape of logits, and -100 is no
-    token.
+    sees it. With `lengths`, as for `pad`, places are None, for all, so that logits have one shape, and -100
+    marks no token.
     """
     ids, mask = pad([prompt + completion for prompt, completion in pairs], 0, device, lengths)
     target = torch.full(ids.shape, -100)
@@ -106,7 +106,7 @@ def batch_of(pairs, device, lengths=()):
 
 @torch.no_grad()
 def score(model, pairs, device, dtype):
-    """{"loss", "perplexity"} of a token of the references, without label smoothing."""
+    """{"loss", "perplexity"} per token of the references, without label smoothing."""
     model.eval()
     total = 0.0
     for batch in mine(sorted_batches(lengths_of(pairs), EVAL_BATCH)):

@@ -1,6 +1,6 @@
 """Fine-tunes RoBERTa on a GLUE task, or on a table of yours: python train_glue.py --task cola --r 8
 
-A line of a TSV file becomes a score by this way: glue.read_split, glue.encode, Batches, Tokens, the model,
+A line of a TSV file becomes a score by way of glue.read_split, glue.encode, Batches, Tokens, the model,
 loss_sum, predictions, metrics.py's functions.
 """
 
@@ -98,7 +98,7 @@ def arguments():
 
 
 def check_table(args):
-    """Checks what describes a table, and sets its args.task, `own`, and args.labels: [] for numbers."""
+    """Checks the arguments on a table; sets args.task, to `own`, and args.labels: [] for numbers."""
     if args.text or args.label or args.labels is not None:
         if args.task not in (None, "own"):
             problem = f"--text, --label and --regression are for a table of your own, not for {args.task}"

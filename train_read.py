@@ -1,6 +1,6 @@
 """Fine-tunes T5 on a GLUE task as text to text, with READ or another method: python train_read.py --task cola
 
-The tasks, splits and scores are the READ paper's. A line of a TSV file becomes a score by this way:
+The tasks, splits and scores are the READ paper's. A line of a TSV file becomes a score by way of
 glue.read_split, glue.read_protocol, encode, Batches, the model, written, glue.label_of, metrics.py's
 functions.
 """
@@ -27,7 +27,7 @@ from processes import leave, share, summed
 from run import Run, adamw, compiled, report, say_next
 from weights import export, load_adapter, prepare, trained
 
-# the READ paper's, and what it does not name
+# the READ paper's; below, ours where it names none
 DEFAULTS = {"method": "read", "model": "t5-base", "epochs": 30, "batch_size": 96, "seed": 0}
 DEFAULTS |= {"warmup": 0.06, "weight_decay": 0, "patience": 3, "max_len": 512}
 # for the bundled model and data

@@ -1,6 +1,6 @@
 """Fine-tunes RoBERTa to find the answer of a question in a text (SQuAD v1.1): python train_squad.py --r 8
 
-A question of a JSON file becomes a score by this way: squad.read, squad.encode, Batches, log_probabilities,
+A question of a JSON file becomes a score by way of squad.read, squad.encode, Batches, log_probabilities,
 squad.best_spans, metrics.squad_scores.
 """
 

@@ -18,7 +18,7 @@ SEARCH = {  # the paper's Table 7, and LoRA's decoder's: the paper's settings ar
     "beam_size": 10, "length_penalty": 0.9, "no_repeat_ngram": 4,
     "ngram_scope": "completion", "max_new_tokens": 64,
 }  # fmt: skip
-CHOSEN = ("model", "max_len", "doc_stride", *SEARCH)  # may be others where an adapter is used
+CHOSEN = ("model", "max_len", "doc_stride", *SEARCH)  # may differ where an adapter is used
 # what "config" holds of a script's arguments
 RECORDED = ("r", *OPTIONS, "pool", "text", "label", "labels", *CHOSEN)
 LARGEST_DIFFERENCE = 1e-3  # of a logit, merged − unmerged, in float32
@@ -92,7 +92,7 @@ def write_adapter(path, args, model, base):
 
 
 def read_adapter(path, *scripts):
-    """An adapter file's dict, with the "script" that made it. UserError if `scripts` are given without it."""
+    """An adapter file's dict, with the "script" that made it. UserError if `scripts`, if any, lack it."""
     found = read_dict(path, *KEYS)
     script = {"e2e": "train_e2e.py", "squad": "train_squad.py"}.get(found["task"])
     found["script"] = script or ("train_glue.py" if found["head"] else "train_read.py")

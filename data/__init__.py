@@ -8,7 +8,7 @@ from model import write_file
 
 
 class UserError(ValueError):
-    """An error that the user can mend. Scripts print it as one line and exit with 2."""
+    """An error that the user can fix. Scripts print it as one line and exit with 2."""
 
 
 @contextlib.contextmanager

@@ -20,9 +20,9 @@ def subset(examples, n):
 
 
 def hold_out(examples):
-    """(the rest, a part to choose by): a tenth, or HELD_OUT if that is more, up to a quarter; ever the same.
+    """(the rest, a part to choose by): a tenth, or HELD_OUT if more, up to a quarter; always the same.
 
-    Examples of one text (E2E: of one meaning) are on one side. Raises UserError if there is one text alone.
+    Examples of one text (E2E: of one meaning) stay together. Raises UserError if there is one text alone.
     """
     groups, held = {}, set()
     for i, example in enumerate(examples):
@@ -46,7 +46,7 @@ def shuffled_batches(lengths, batch_size, seed):
     """An epoch's batches: every example once, in an order that `seed` decides; at most one batch is short.
 
     Shuffles the examples, sorts each group of 50 batches by length, cuts it into batches, and shuffles these.
-    So there is hardly any padding, and every epoch has other batches.
+    So there is hardly any padding, and every epoch has new batches.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(lengths))
@@ -83,7 +83,7 @@ def pad(sequences, value, device="cpu", lengths=()):
 
 
 def send(tensor, device):
-    """The tensor on `device`. To a GPU it goes from pinned memory, for which the program does not wait."""
+    """The tensor on `device`. To a GPU it goes from pinned memory, without a wait."""
     if torch.device(device).type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -116,7 +116,7 @@ class Batches:
         return [batches[i : i + self.accumulate] for i in range(0, len(batches), self.accumulate)]
 
     def padded_lengths(self, most=0.07):
-        """Few lengths to pad batches to. Of the first epoch's tokens then at most `most` are padding."""
+        """A few lengths to pad batches to: at most `most` of the first epoch's tokens are then padding."""
         batches = [batch for group in self.epoch(0) for batch in group]
         rows = Counter()
         for batch in batches:

@@ -230,7 +230,7 @@ def target_text(task, label):
 def label_of(task, text, label):
     """What T5 wrote -> (a class or score, whether it is one).
 
-    What is none counts as wrong: it becomes another class than `label`, or the end of the scale farther off.
+    Other text counts as wrong: it becomes a class that is not `label`, or the farther end of the scale.
     """
     words = TEXT_TO_TEXT[task][1]
     if text in words:
@@ -264,7 +264,7 @@ def read_protocol(task, splits):
 def encode(tokenizer, examples, max_len):
     """Token ids of each example, special tokens included, at most `max_len`: a pair's longer text is cut.
 
-    Says how many are cut.
+    Prints how many are cut.
     """
     tokenizer.enable_truncation(max_len, strategy="longest_first")
     found = tokenizer.encode_batch([e.first if e.second is None else (e.first, e.second) for e in examples])

@@ -7,9 +7,10 @@
     python -m experiments.bench memory --model roberta-large --batch-size 4 --length 512   what fits on a GPU
     python -m experiments.bench many                            many adapters in one batch, beside peft's
 
-All have the same random weights and batch in one process, in turn, round after round, so that a machine whose
-speed drifts slows them all. A figure is the median over the rounds; compare figures of one run only. Memory
-is that of a process of its own: its peak during the calls, and how much of that came after the imports.
+All variants have the same random weights and batch, and run in one process, in turn, round after round, so
+that a machine whose speed drifts slows them all. A figure is the median over the rounds; compare figures of
+one run only. Memory is that of a process of its own: its peak during the calls, and how much of that came
+after the imports.
 """
 
 import io
@@ -230,7 +231,7 @@ def heading(args):
 
 
 def methods_table(args):
-    """What --only names, or all: in training, in use, merged. Times are of the first's, or full's."""
+    """What --only names, or all: in training, in use, merged. Ratios are to the first's, or full's."""
     layout = args.work.layout
     known, base = names_of(layout), args.only[0] if args.only else "full"
     names = args.only or known
@@ -289,7 +290,7 @@ def sizes_table(args):
 
 # ---- what fits
 
-GPUS, CUDAS_OWN = (8, 12, 24), 1  # GiB; CUDA's own, and what the allocator can't use, are reckoned as one
+GPUS, CUDAS_OWN = (8, 12, 24), 1  # GiB; the second allows for CUDA itself and what the allocator can't use
 
 
 def memory_table(args):
@@ -339,7 +340,7 @@ def cola_step(args, folder, method, kind):
 
 
 def cola_table(args):
-    """Prints seconds an epoch of real CoLA. The reading of the model is a part of the time for the states."""
+    """Prints seconds an epoch of real CoLA. The time for the states includes reading the model."""
     _, tokens, batches = read_cola(args)
     twentieth = max(1, len(batches) // 20)
     with tempfile.TemporaryDirectory() as folder:
@@ -382,7 +383,7 @@ def many_use(args, name, n):
 
 
 def many_table(args):
-    """A batch with 1 to 32 adapters in it, of the plain model's time."""
+    """Times of a batch with 1 to 32 adapters in it, as ratios to the plain model's."""
     names = [("many", "HUT"), ("peft", "LoRA, peft's adapter_names")][: 1 + ("peft" in OWN)]
     makers = {(name, n): partial(many_use, args, name, n) for name, _ in names for n in ADAPTERS}
     makers["plain"] = partial(many_use, args, "head", 1)
@@ -407,7 +408,7 @@ def arguments():
     add("--r", type=whole, help="of HUT and LoRA (default: each its own)")
     add("--rounds", type=whole, default=9, help="(default: 9)")
     add("--steps", type=whole, default=3, help="of each variant per round (default: 3)")
-    add("--only", nargs="+", metavar="NAME", help="rows of glue, e2e, t5; ratios are to the first")
+    add("--only", nargs="+", metavar="NAME", help="rows of glue, e2e, t5; ratios are to the first's")
     add("--cola", metavar="DIR", help="GLUE folder: adds a table of CoLA to glue's")
     names = f"the checkpoint of that table; for memory: {' '.join(WHOLE)} (default: roberta-large)"
     add("--model", metavar="DIR", help=names)

@@ -1,6 +1,6 @@
 """A table's runs: for each row the search for its rate, then its seeds; several at a time, each run once.
 
-A row is a plan: a generator that asks for runs, [(folder, arguments)], and is sent what came of them.
+A row is a plan: a generator that asks for runs, [(folder, arguments)], and is sent their results.
 """
 
 import argparse
@@ -183,7 +183,7 @@ def in_use(args, script, task, folder):
 
 
 def backbone(method, layout, parameters):
-    """The size of the model without its method. One that merges and has no size trains the model's own."""
+    """The model's size without its method. A method that merges and has no size trains the model's own."""
     adds_none = layout in METHODS[method].merges and not METHODS[method].r
     return parameters["frozen"] + parameters["adapter"] * adds_none
 
@@ -323,7 +323,7 @@ class Sweep:
                         running[started] = folder
                     done, _ = wait(running, timeout=5, return_when=FIRST_COMPLETED)
                     if not running:
-                        time.sleep(1)  # all are taken
+                        time.sleep(1)  # other sweeps have them all
                     for future in done:
                         self.note(running.pop(future), future, later)
             except BaseException:
@@ -332,7 +332,7 @@ class Sweep:
                 raise
 
     def note(self, folder, future, later):
-        """Takes down what came of a run, and says so."""
+        """Notes and prints what came of a run."""
         try:
             found = future.result()
             what = clock(found["timing"].get("seconds", 0)) if found else ""

@@ -7,7 +7,7 @@ from experiments.significance import FEWEST, LEVEL, difference, holm
 from experiments.tables import TABLES, Row, Sheet, label, number, unit
 from methods import METHODS
 
-RIVALS = ("hut", "lora")  # every row is set against these
+RIVALS = ("hut", "lora")  # every row is compared with these
 
 
 def as_text(content):
@@ -116,7 +116,7 @@ def scores_of(rows, task, score):
 
 
 def told_from_none(scores):
-    """The rows of {row: {seed: score}} that are best, or not told from the best: bold."""
+    """The best of {row: {seed: score}}, and rows that do not differ significantly from it: bold."""
     means = {row: sum(s.values()) / len(s) for row, s in scores.items() if len(s) >= FEWEST}
     if len(means) < 2:
         return set()

@@ -1,8 +1,8 @@
 """The paper's tables, from runs: python -m experiments.sweep TABLE [--model DIR --data DIR …]
 
 Every run is a process of a training script, with its own folder under --out. Given again, the command skips
-what is finished, goes on with what was interrupted, and tries again what has failed. Several of them, on as
-many machines as see the folder, share its runs. For two methods and a verdict, in ten minutes:
+what is finished, goes on with what was interrupted, and retries what failed. Several such
+commands, on machines that all see the folder, share its runs. For two methods and a verdict in ten minutes:
 python -m experiments.sweep duel METHOD METHOD [--jobs N --minutes N …]
 """
 
@@ -103,7 +103,7 @@ def fill_in(args, table):
 def duel(args):
     """Searches both methods' rates, runs pairs of seeds until the time is up, and prints a verdict.
 
-    The time alone ends it, and there is one look at the scores: both are what the 95 % need.
+    Only the time ends it, and scores are looked at once: else the 95 % would not hold.
     """
     table, (task,), cells, n, last, began = TABLES["duel"], args.tasks, {}, 0, 0, time.time()
     rows = table.rows(args)
@@ -123,7 +123,7 @@ def duel(args):
 
 
 def verdict(two, score, *scores):
-    """What a look at {pair: score} of both says: who is ahead, if that is beyond chance."""
+    """The verdict on {pair: score} of both: who is ahead, if that is beyond chance."""
     found = difference(*scores)
     if not found:
         return f"no verdict: {min(map(len, scores))} pairs, expected {FEWEST}: give more --minutes"

@@ -67,7 +67,7 @@ def mebibytes(value):
     return f"{value / 2**20:,.0f}"
 
 
-def summed(pairs):  # over tasks that vary on their own
+def summed(pairs):  # over tasks, which vary independently
     means, stds = zip(*pairs, strict=True)
     return f"{sum(means):.3g} ± {math.hypot(*(std or 0 for std in stds)):.2g}"
 

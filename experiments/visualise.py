@@ -43,7 +43,7 @@ MEASURES = {
     "gradient": (
         "(b) Gradient × input",
         "To first order, what each word adds to the logit of the answer (a span's start plus end, or the "
-        "predicted class). This is an attribution. Words that take from the logit have no colour.",
+        "predicted class). This is an attribution. Words that lower the logit have no colour.",
     ),
 }
 MASKED = 0.2  # share of the words outside the answer that --faithfulness masks

@@ -84,8 +84,8 @@ class UntiedLayers(nn.Module):
 class Beside(nn.Module):
     """Turns a model into one that shares its layers, with a network beside them.
 
-    It stands in front of the model's class in a list of bases. BACKBONE names the modules that stay in eval
-    mode: a backbone is one function, whatever the epoch.
+    It stands before the model's class in a list of bases. BACKBONE names the modules that stay in eval mode:
+    a backbone's output is the same in every epoch.
     """
 
     BACKBONE = ("roberta",)
