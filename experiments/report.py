@@ -337,7 +337,8 @@ def draw(section, name):
         f"{run.path}: stopped or running after epoch {len(run.epochs)}" for run in runs if not run.result
     ]
     kind, state = "bad" if state else "good", escape("; ".join(state) or "complete")
-    summary, *notes = [note for sheet in content["tables"] for note in sheet["notes"]] or [""]
+    notes = [content["how"]] if "how" in content else []
+    summary, *notes = [*notes, *(note for sheet in content["tables"] for note in sheet["notes"])] or [""]
     notes += [f"`{content['command']}`"] if "command" in content else []
     by_task = grouped([*entries, *(over_tasks(entries) if used else ())], lambda entry: entry.cell["task"])
     used_runs = [run for entry in entries for run in entry.runs]

@@ -31,6 +31,8 @@ def sheet(content, tasks):
     known = {name for texts in printed.values() for name in texts}
     best = {task: told_from_none(scores_of(rows, task, script.scores[task][0])) for task in tasks}
     less = differences(rows, tasks[0], script) if len(tasks) == 1 else {}
+    cells = [[rows[row].get(task) for task in tasks] for row in rows]
+    costs = [one for one in script.costs if {over_tasks(one, some) for some in cells} != {"–"}]  # measured
     lines = []  # of (title, text)
     for row, paper in printed.items():
         found = {task: rows[row].get(task) for task in tasks}
@@ -48,7 +50,7 @@ def sheet(content, tasks):
         else:
             line += about_search(cell, script, score=script.scores[task][0])
             line += [(f"− {name} [95 %]", texts.get(row, "–")) for name, texts in less.items()]
-        lines.append(line + [(column.title, over_tasks(column, found.values())) for column in script.costs])
+        lines.append(line + [(column.title, over_tasks(column, found.values())) for column in costs])
     header = [title for title, _ in lines[0]]
     return Sheet(header, [[text for _, text in line] for line in lines], notes(content, tasks))
 
@@ -168,35 +170,39 @@ def notes(content, tasks):
         runs += [(f"{name}, try of lr {one['lr']:g}", one) for one in cell["tries"]]
         failed += [f"Failed: {what}: {one['failed']}" for what, one in runs if "failed" in one]
     paragraphs = {
-        "Predicts a single class": flags["single_class"],
-        "Outputs that are no label, and wrong": flags["invalid"],
+        "Runs that predict a single class": flags["single_class"],
+        "Outputs that are not a label, counted as wrong": flags["invalid"],
     }
     said = [f"{title}: {'; '.join(those)}." for title, those in paragraphs.items() if those]
-    star = ["*: the best rate is at the end of those tried, and a better one may lie beyond."] if ends else []
-    return [content["how"], *star, *TABLES[content["table"]].notes, *said, *failed]
+    star = ["*: the best rate is at an end of the list, and a better one may lie beyond it."] if ends else []
+    return [*star, *TABLES[content["table"]].notes, *said, *failed]
 
 
 def how(args, script, tries):
-    """What the numbers are, in words. `tries`: rates at first."""
-    rates = "One rate a method, not chosen"
+    """How the numbers came about, in words. `tries`: rates at first."""
+    said = ["Each method has one rate, which was not searched."]
     if args.paper:
-        rates = "--paper: each rate is the paper's where that prints one, else the training script's"
+        said = ["--paper: each rate is the paper's, or the training script's where the paper prints none."]
     elif tries > 1:
-        held = f"held-out training examples (a tenth, or {HELD_OUT}, up to a quarter), last epoch"
-        on = f"{held if script.trial else 'validation'}, seed 0"
-        rates = (
-            f"Each rate is the best of {tries} on {on}; while the best is at an end, the list grows there, "
-            f"to {args.tries} at most"
-        )
-        rates += "; then all are trained on" if script.trial else ""
-        if script.head and not args.head_lr:
-            rates += "; the head's rate is the best of the head alone, by held-out loss, for every method"
+        held = f"held-out training examples (a tenth, or {HELD_OUT} if that is more, up to a quarter)"
+        part = f"{held}, after the last epoch" if script.trial else "validation"
+        said = [
+            f"Each rate is the best of {tries} on {part}, with seed 0. While the best is at an end of the "
+            f"list, the list grows there, to {args.tries} at most."
+        ]
+        said += ["Then the method trains on all examples."] * bool(script.trial)
     if args.head_lr:
-        rates += f"; the head's rate is {args.head_lr:g} for every method"
-    means = "mean ± standard deviation (n − 1) over n seeds, each the same head and batches for every method"
-    bold = (
-        "Differences are over the same seeds, with the paired t test's 95 % interval and p, Holm's for "
-        f"the column; no claim with n < {FEWEST}. Bold: the best, and what can't be told from it "
-        f"(p ≥ {LEVEL:g})"
-    )
-    return f"{rates}; {script.counts[1]}; {means}. {bold}."
+        said += [f"The head's rate is {args.head_lr:g} for every method."]
+    elif script.head and tries > 1:
+        said += [
+            "For every method the head's rate is that at which the head alone has the lowest held-out loss."
+        ]
+    return " ".join([*said, f"{script.counts[1]}.", SHOWN])
+
+
+SHOWN = (
+    "Scores are mean ± standard deviation (n − 1) over n seeds; a seed gives every method the same head and "
+    "batches. Differences are between runs of one seed, with the 95 % interval of the paired t test, and p "
+    f"with Holm's correction for the column; with n < {FEWEST} there are none. Bold: the best, and what does "
+    f"not differ significantly from it (p ≥ {LEVEL:g})."
+)

@@ -168,7 +168,7 @@ def save(args, title, content):
     content["tables"] = [one._asdict() for one in sheets(content)]
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "table.json", content)
-    write_text(args.out / "table.md", as_text(content) + "\n")
+    write_text(args.out / "table.md", f"{as_text(content)}\n\n{content['how']}\n")
     return content
 
 
@@ -185,7 +185,7 @@ def main():
     content = run_table(args, TABLES[args.table])
     if content is None:
         return
-    print(f"\n{as_text(content)}\n\n{args.out / 'table.json'}")
+    print(f"\n{as_text(content)}\n\n{content['how']}\n\n{args.out / 'table.json'}")
     failed = [one for cell in content["cells"] for one in (cell, *cell["runs"]) if "failed" in one]
     sys.exit(1 if failed else 0)
 

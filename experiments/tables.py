@@ -105,7 +105,7 @@ GLUE = Script(
     ENCODER,
     scores={task: row.scores[:1] for task, row in glue.TASKS.items()},
     worth=lambda result, task: worth(result["last"], glue.TASKS[task].scores[0], -result["last"]["loss"]),
-    counts=("last", "dev is scored at the last epoch"),
+    counts=("last", "Dev is scored at the last epoch"),
     head="head",
     trial=("--hold-out",),
 )
@@ -114,7 +114,7 @@ E2E = Script(
     DECODER,
     scores={"e2e": ("BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr")},
     worth=lambda result, task: (-result["last"]["loss"],),
-    counts=("test", "dev loss chooses the epoch, and the test set is scored with that"),
+    counts=("test", "The dev loss chooses the epoch, and the test set is scored with it"),
     trial=("--hold-out", "--beam-size", 1, "--max-new-tokens", 1),  # a try does not decode the test set
 )
 READ = Script(
@@ -122,10 +122,10 @@ READ = Script(
     T5,
     scores=dict.fromkeys(glue.TEXT_TO_TEXT, ("score",)),
     worth=lambda result, task: worth(result["best"], "score", -result["best"]["epoch"]),
-    counts=("test", "validation chooses the epoch, and test is scored with that (the READ paper's splits)"),
+    counts=("test", "Validation chooses the epoch, and test is scored with it (the READ paper's splits)"),
     costs=(
         *COSTS,
-        Cost("mean of the tasks", "memory", statistics.median, statistics.fmean, mebibytes),
+        Cost("mean peak of the tasks, MiB", "memory", statistics.median, statistics.fmean, mebibytes),
         Cost("epochs to the best", "epochs", mean_std, summed, str),
         Cost("kWh, by utilisation", "utilisation", mean_std, summed, str),
         Cost("kWh, by power", "power", mean_std, summed, str),
@@ -245,7 +245,7 @@ TABLES = {
         ("cola", "mrpc"),
         rows=rows_of_table_4,
         choices={"targets": ("q", "k", "v", "o", "qk", "qv", "qkv", "qkvo")},
-        notes=("The paper prints 0.8M parameters for each row; the true counts differ.",),
+        notes=("The paper prints 0.8M parameters for each row, but its rows differ in size, as these do.",),
     ),
     "table5": Table(
         "Table 5: r, and where",
@@ -263,8 +263,8 @@ TABLES = {
         choices={"targets": ("qv",), "ranks": RANKS},
         one_search=True,
         notes=(
-            "Under AdamW without clipping r is a factor of epsilon alone (tests/test_rank.py). The paper has "
-            "67.1 to 71.7 on CoLA.",
+            "Under AdamW without clipping r only scales epsilon (tests/test_rank.py). The paper has 67.1 to "
+            "71.7 on CoLA.",
         ),
     ),
     "read": Table(
@@ -275,11 +275,11 @@ TABLES = {
         choices={"methods": all_methods(T5, ("full", "bitfit", "lora", "houlsby", "prompt", "lst"))},
         seeds=3,
         notes=(
-            "The paper's average is not its tasks' mean, by which READ (84.08) does not beat "
-            "full tuning (84.10).",
-            "A score is the mean of the task's own (MRPC, QQP: accuracy and F1; STS-B: Pearson and "
-            "Spearman). Parameters are the method's, with their share of the backbone. Memory is the peak of "
-            "a run, scoring included, on the task that needs most. Time and energy are sums over the tasks.",
+            "The average that the paper prints is not the mean of its tasks. By that mean READ (84.08) does "
+            "not beat full tuning (84.10).",
+            "A task's score is the mean of its metrics (MRPC, QQP: accuracy and F1; STS-B: Pearson and "
+            "Spearman). Peak memory includes scoring, and is that of the task that needs most. Time and "
+            "energy are sums over the tasks.",
         ),
     ),
 }  # fmt: skip

@@ -203,7 +203,7 @@ def test_paper_is_fixed_rates_and_the_last_epoch(call, command, pretend, tmp_pat
     assert [c["mean"]["matthews"] for c in content["cells"]] == [0.5, 0.5] and content["cells"][0][
         "lr"
     ] == 0.125
-    assert "at the last epoch" in content["how"] and "the paper's where that prints one" in content["how"]
+    assert "at the last epoch" in content["how"] and "the paper's, or the training" in content["how"]
     shown = content["tables"][0]
     row = dict(zip(shown["header"], shown["rows"][0], strict=True))
     assert row["cola matthews"] == "50.0" and row["paper"] == "70.5 ± 1.2" and row["best epoch"] == "80.0"
@@ -291,10 +291,10 @@ def test_read_end_to_end(call, command, tiny_t5, tmp_path, capsys):
     assert (runs[cell["lr"]] / "in-use.json").exists()
     counts = result["parameters"]
     assert f"| read r4 | {counts['adapter']:,} ({100 * counts['adapter'] / counts['frozen']:.2f} %) |" in out
-    assert "| – | – |" in out and "[2]" in out and "[3]" not in out
+    assert "kWh" not in out and "[2]" in out and "[3]" not in out
     assert (
-        "is not its tasks' mean" in out
-        and "Outputs that are no label, and wrong: cola read r4 (seed 0: 6)" in out
+        "is not the mean of its tasks" in out
+        and "Outputs that are not a label, counted as wrong: cola read r4 (seed 0: 6)" in out
     )
 
 
@@ -322,7 +322,7 @@ def test_read_chooses_on_validation_and_runs_nothing_twice(call, command, preten
     assert [(c["lr"], c["mean"]) for c in content["cells"]] == [(0.01, {"score": 0.25})] * 2
     full, prompt = content["tables"][0]["rows"]
     assert full[:8] == ["full", "7 (1.00 %)", "100 %", "25.0 ± 0.0", "53.97", "2", "0.01", "3, 120"]
-    assert full[8:] == ["5", "12.0", "30", "5", "1 ± 0", "–", "0.25 ± 0", "2.2", "3"]
+    assert full[8:] == ["5", "12.0", "30", "5", "1 ± 0", "0.25 ± 0", "2.2", "3"]
     assert prompt[:2] == ["prompt r20", "7 (1.01 %)"]
     printed = capsys.readouterr().out
     assert "[8]" in printed and "[9]" not in printed
