@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data import UserError
-from model import writing
+from model import write_file, writing
 
 WAYS_OUT = "connect to the network, name local files with --model DIR --data DIR, or use --model mini"
 
@@ -22,39 +22,29 @@ def cache():
 
 
 def fetch(url, path, sha256):
-    """Downloads `url` to `path`, unless that exists, under a temporary name until size and sha256 are right.
+    """Downloads `url` to `path`, unless that exists. Raises UserError if that fails, also by its sha256."""
 
-    Raises UserError if any of this fails.
-    """
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    digest, received = hashlib.sha256(), 0
-    try:
-        with urllib.request.urlopen(url, timeout=60) as reply, part.open("wb") as file:
-            size = int(reply.headers.get("Content-Length") or 0)
-            with tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name) as bar:
-                while block := reply.read(1 << 20):
-                    file.write(block)
-                    digest.update(block)
-                    received += len(block)
-                    bar.update(len(block))
-            file.flush()
-            os.fsync(file.fileno())
-        if size and received != size:
-            raise UserError(f"{url} was cut off after {received} of {size} bytes: try again")
+    def write(file):
+        digest = hashlib.sha256()
+        try:
+            with urllib.request.urlopen(url, timeout=60) as reply:
+                size = int(reply.headers.get("Content-Length") or 0)
+                with tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name) as bar:
+                    while block := reply.read(1 << 20):
+                        file.write(block)
+                        digest.update(block)
+                        bar.update(len(block))
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            reason = error.reason if type(error) is urllib.error.URLError else error
+            raise UserError(f"{url} could not be reached ({reason}): {WAYS_OUT}") from None
+        if size and file.tell() != size:
+            raise UserError(f"{url} was cut off after {file.tell()} of {size} bytes: try again")
         if digest.hexdigest() != sha256:
             raise UserError(f"{url} has sha256 {digest.hexdigest()}: expected {sha256}; it was not kept")
-        os.replace(part, path)
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        reason = error.reason if type(error) is urllib.error.URLError else error
-        raise UserError(f"{url} could not be reached ({reason}): {WAYS_OUT}") from None
-    except OSError:
-        with writing(path):
-            raise
-    finally:
-        part.unlink(missing_ok=True)
+
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, write)
 
 
 def unpack(archive, folder):
@@ -69,7 +59,11 @@ def unpack(archive, folder):
         tops = [entry for entry in Path(temporary).iterdir() if entry.name != "__MACOSX"]
         if len(tops) != 1 or not tops[0].is_dir():
             raise UserError(f"{archive}: expected one folder, found {sorted(entry.name for entry in tops)}")
-        os.replace(tops[0], folder)
+        try:
+            os.replace(tops[0], folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster: torchrun starts several
+                raise
 
 
 def load_splits(read, layouts, download, data, train_file, dev_file, splits):

@@ -4,7 +4,9 @@ import hashlib
 import io
 import json
 import shutil
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -159,6 +161,24 @@ def test_download_once(server, tmp_path, monkeypatch):
     glue.download("rte", tmp_path, address)
     assert len(glue.load("rte", tmp_path)["dev"]) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["RTE", "RTE.zip"]
+
+
+def test_two_processes_may_download_at_once(server, tmp_path, monkeypatch):
+    """Would catch: a temporary file of both, as torchrun's processes and a sweep's runs begin together."""
+    address, files = server
+    serve(files, monkeypatch, archive("RTE/train.tsv", "RTE/dev.tsv"))
+    urlopen, both = download.urllib.request.urlopen, threading.Barrier(2, timeout=60)
+
+    def together(*given, **more):
+        both.wait()
+        return urlopen(*given, **more)
+
+    monkeypatch.setattr(download.urllib.request, "urlopen", together)
+    monkeypatch.setattr(download.os, "getpid", threading.get_ident)  # threads stand for processes
+    with ThreadPoolExecutor(2) as pool:
+        folders = list(pool.map(lambda _: glue.download("rte", tmp_path, address), range(2)))
+    assert folders == [tmp_path] * 2
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["RTE", "RTE.zip", "dev.tsv", "train.tsv"]
 
 
 @pytest.mark.parametrize("fault", ["wrong", "cut", "missing", "evil", "not a zip"])

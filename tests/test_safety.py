@@ -5,6 +5,7 @@ and one line in the place of a traceback.
 import argparse
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import resource
@@ -245,7 +246,7 @@ def test_a_full_disk_in_export_and_in_a_download(glue, command, tmp_path, capsys
     files["x.zip"] = b"content", 7
     monkeypatch.setattr(download.os, "fsync", full)
     with pytest.raises(OSError, match="could not be written") as error:
-        download.fetch(address + "x.zip", tmp_path / "x.zip", "0")
+        download.fetch(address + "x.zip", tmp_path / "x.zip", hashlib.sha256(b"content").hexdigest())
     assert error.value.filename == str(tmp_path / "x.zip")
     assert not [*tmp_path.glob("x.zip*")]
 
