@@ -108,8 +108,6 @@ class Run:
             self.save()  # so that a run that is killed at any moment has a checkpoint
         if not first():
             torch.manual_seed(torch.initial_seed() + 2**32 * rank() + self.step)  # dropout of its own
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
         self.saved_at = time.time()
 
         counts = {"adapter": count(adapter.values()), "head": count(head.values())}
@@ -128,6 +126,8 @@ class Run:
 
     def remaining(self, groups):
         """What is still to do of this epoch's groups of batches, behind a progress bar."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
         left, done = groups[self.position :], self.position
         self.seen_here, self.begun_at = 0, self.position
         self.epoch_started = self.stepped_at = time.time()
@@ -201,6 +201,8 @@ class Run:
         print(f"epoch {self.epoch}  {clock(self.elapsed())}  train_loss {train_loss:.4f}  {numbers}{flag}")
         if any_of(self.stopping):
             self._save_and_exit()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what comes after the loop has no state
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def finish(self, timing=None, **more):
         """Writes result.json, with the entries of `timing` and `more` added, and returns what it says."""

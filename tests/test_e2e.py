@@ -3,8 +3,10 @@
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from torch.nn import functional as F
 
 import metrics
 import train_e2e
+from arguments import run_as_script
 from data import UserError, e2e
 from data.hub import load_tokenizer
 from methods import METHODS, methods_of
@@ -325,6 +328,23 @@ def test_seeds_eval_only_predict_export(run_e2e, command, tmp_path, capsys):
         tmp_path / "again",
     )
     assert (tmp_path / "again" / "outputs.txt").read_text() == (out / "seed0" / "outputs.txt").read_text()
+
+
+def test_ctrl_c_while_the_test_set_is_decoded(run_e2e, command, tmp_path, monkeypatch, capsys):
+    """Would catch: one that is noted for a step that never comes, and lost."""
+    decode = train_e2e.generate
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return decode(*arguments)
+
+    monkeypatch.setattr(train_e2e, "generate", interrupted)
+    with pytest.raises(SystemExit) as exit_:
+        run_as_script(lambda: run_e2e(*command))
+    assert exit_.value.code == 130 and not (tmp_path / "out" / "result.json").exists()
+    monkeypatch.setattr(train_e2e, "generate", decode)
+    run_e2e(*command, "--resume")
+    assert "goes on after epoch 2, step 6 of 6" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
