@@ -154,7 +154,7 @@ class Run:
         if self.steps_here % self.LOOK_EVERY == 0 or self.position == self.steps:
             self.look()
         if self.steps_here == self.LOOK_EVERY:
-            each = (time.time() - self.epoch_started) / self.LOOK_EVERY
+            each = (time.time() - self.epoch_started) / (self.position - self.begun_at)
             left = clock(each * (self.total - self.step))
             tqdm.write(f"about {left} to go at {1000 * each:.0f} ms a step, scoring not counted")
         if any_of(self.stopping):

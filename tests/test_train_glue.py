@@ -157,6 +157,20 @@ def test_accumulation_is_the_larger_batch(glue, command, tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_the_time_left_of_short_epochs(glue, command, capsys, monkeypatch):
+    """Would catch: the time of one epoch's 5 steps taken for that of the 20 before it is said."""
+    loss_sum = train_glue.loss_sum
+
+    def slow(*arguments):
+        time.sleep(0.02)
+        return loss_sum(*arguments)
+
+    monkeypatch.setattr(train_glue, "loss_sum", slow)
+    glue(*command, "--epochs", 4)
+    said = re.search(r"about 0:00:00 to go at (\d+) ms a step", capsys.readouterr().out)
+    assert int(said[1]) >= 20
+
+
 def test_seeds(glue, command, tmp_path):
     """Would catch: a mean over the wrong runs, a standard deviation with n in place of n − 1, seeds that are
     all alike.
