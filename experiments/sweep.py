@@ -89,6 +89,7 @@ def fill_in(args, table):
     against = {
         "--paper: mini has settings of its own: give --model and --data": args.paper and bundled(args),
         "--paper: its rates are fixed: leave --lrs out": args.paper and args.lrs,
+        "--tasks: expected one for a duel": args.table == "duel" and len(args.tasks) > 1,
         f"--head-lr: the models of {args.table} have no head": args.head_lr and not table.script.head,
     }
     for problem, holds in against.items():

@@ -582,3 +582,8 @@ def test_a_duel_ends_in_a_verdict(call, command, pretend, capsys):
 @pytest.mark.parametrize("arguments", [["duel", "hut"], ["table1", "hut", "lora"]])
 def test_a_duel_is_of_two(call, capsys, arguments):
     assert "expected two methods after duel, and only there" in fails(capsys, call, *arguments)
+
+
+def test_a_duel_is_on_one_task(call, capsys):
+    given = ["duel", "hut", "lora", "--model", "x", "--data", "y", "--tasks", "cola", "rte"]
+    assert "--tasks: expected one for a duel" in fails(capsys, call, *given)
