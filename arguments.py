@@ -185,7 +185,7 @@ def fill_in(args, layout, shared, mini, mini_data):
     takes = [*row.takes, "r"] if row.r else row.takes
     for name in ("r", *OPTIONS):
         if name not in takes and (given := getattr(args, name)) is not None:
-            print(f"--{name} {given}: --method {method} has no such thing; it is left out")
+            print(f"--{name.replace('_', '-')} {given}: --method {method} has no such thing; it is left out")
             setattr(args, name, None)
     for name in ("seed", "frozen_seed"):
         if not 0 <= (getattr(args, name) or 0) < 2**32:

@@ -495,12 +495,10 @@ def test_bad_checkpoints_end_in_one_line(glue, command, tiny_model, tmp_path, ca
 
 def test_what_a_method_does_not_have_is_said_and_left_out(glue, command, tmp_path, capsys):
     """Would catch: a rank that is recorded for a method without one, as if it had been used."""
-    glue(*command, "--method", "head", "--targets", "qv", "--epochs", 1)
+    glue(*command, "--method", "head", "--targets", "qv", "--drop-last", 1, "--epochs", 1)
     printed = capsys.readouterr().out
-    assert (
-        "--r 2: --method head has no such thing" in printed
-        and "--targets qv: --method head has no" in printed
-    )
+    for flag in ("--r 2", "--targets qv", "--drop-last 1"):
+        assert f"{flag}: --method head has no such thing" in printed
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["r"] is None and result["targets"] is None
 
