@@ -18,8 +18,8 @@ from processes import gathered, in_shares, mine
 from weights import SEARCH, read_adapter, trained
 
 EVAL_BATCH, SPAN_BATCH = 64, 32
-USES = {  # the model's use, and the fewest tokens that hold some of each text
-    "train_glue.py": ("classifier", 3), "train_squad.py": ("span", 5),
+USES = {  # the model's use, and the fewest tokens that hold some of a text: <s>, one of its own, </s>
+    "train_glue.py": ("classifier", 3), "train_squad.py": ("span", 3),
     "train_e2e.py": ("generator", 1), "train_read.py": ("text to text", 0),
 }  # fmt: skip
 
@@ -40,7 +40,7 @@ class Predictor:
         with as_user_error(f"{args.adapter}: its base: "):
             base, model_class, config, self.tokenizer = open_checkpoint(args.model, self.use)
         if shortest:
-            check_max_len(args, config.max_length, shortest)
+            check_max_len(args, config.max_length, shortest * self.texts)
         options = {"num_labels": self.task.num_labels} if self.use == "classifier" else {}
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             stored = torch.float32 if self.use == "generator" else dtype  # which `generate` merges

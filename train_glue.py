@@ -239,14 +239,15 @@ def main():
         return predict(args)
     device, dtype = pick_device(args.device, args.dtype)
     checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "classifier")
-    check_max_len(args, config.max_length, shortest=3)  # <s>, a token, </s>
+    task = table.task_of(args)
+    check_max_len(args, config.max_length, shortest=3 * len(task.texts))  # <s>, a token, </s>
     out, runs = run_folders(args)
 
     def tokens(examples):
         return Tokens(glue.encode(tokenizer, examples, args.max_len), config.pad_token_id, device)
 
     sets, wanted = {}, ("dev",) if args.adapter else ("train",) if args.hold_out else ("train", "dev")
-    task, files = table.task_of(args), (args.train_file, args.dev_file, wanted)
+    files = args.train_file, args.dev_file, wanted
     splits = table.load(task, *files) if args.task == "own" else glue.load(args.task, args.data, *files)
     if "train" in splits:
         splits["train"] = subset(splits["train"], args.limit_train)

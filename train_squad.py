@@ -147,7 +147,7 @@ def main():
         return print(f"{answer} ({probability:.3f})")
     device, dtype = pick_device(args.device, args.dtype)
     checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "span")
-    check_max_len(args, config.max_length, shortest=5)  # <s> question </s></s> text </s>
+    check_max_len(args, config.max_length, shortest=6)  # <s> question </s></s> text </s>
     if args.doc_stride is None:
         args.doc_stride = min(128, args.max_len // 3)
     out, runs = run_folders(args)

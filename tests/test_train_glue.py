@@ -457,6 +457,7 @@ def test_an_adapter_on_another_base_is_refused(glue, command, tmp_path, tiny_mod
         (["--lr", "-1"], "--lr: '-1': expected a number above 0"),
         (["--lr", "nan"], "--lr: 'nan'"),
         (["--max-len", "64"], "--max-len 64: expected 3 to 32"),
+        (["--task", "rte", "--max-len", "5"], "--max-len 5: expected 6 to 32"),  # 3 would cut no pair at all
         (["--device", "tpu9"], "--device tpu9: not available"),
         (["--method", "magic"], "invalid choice: 'magic'"),
         (["--method", "frozen"], "invalid choice: 'frozen'"),
