@@ -66,18 +66,22 @@ def unpack(archive, folder):
                 raise
 
 
-def load_splits(read, layouts, download, data, train_file, dev_file, splits):
+def load_splits(read, layouts, source, data, train_file, dev_file, splits):
     """{split: read(path)}, with `train_file` and `dev_file` in the place of the folder's.
 
-    layouts   tables {split: file name}: the first whose file exists is taken
-    download  fetches files by their names in the first layout, where `data` is None, and returns their folder
+    layouts  tables {split: file name}: the first whose file exists is taken
+    source   where the first layout's files are fetched from if `data` is None: (a folder of the cache, the
+             address before their names, {file name: sha256})
     """
     given = {"train": train_file, "dev": dev_file}
+    place, address, sha256 = source
     found = {}
     for split in splits:
         path = given.get(split)
         if not path:
-            folder = Path(data or download(names=[layouts[0][split]]))
+            folder, name = Path(data or cache() / place), layouts[0][split]
+            if not data:
+                fetch(address + name, folder / name, sha256[name])
             paths = [folder / names[split] for names in layouts]
             path = next((path for path in paths if path.exists()), paths[0])
         found[split] = read(path)

@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from data import UserError, read_text
-from data.download import cache, fetch, load_splits
+from data.download import load_splits
 
 
 class Example(NamedTuple):
@@ -78,7 +78,8 @@ def _read_linearised(path, text):
 
 def load(data=None, train_file=None, dev_file=None, splits=("train", "dev", "test")):
     """{split: examples} from a folder of official or linearised files, fetched if `data` is None."""
-    return load_splits(read, (OFFICIAL, LINEARISED), download, data, train_file, dev_file, splits)
+    layouts, source = (OFFICIAL, LINEARISED), ("e2e", RELEASE, SHA256)
+    return load_splits(read, layouts, source, data, train_file, dev_file, splits)
 
 
 def grouped(examples):
@@ -114,11 +115,3 @@ SHA256 = {
     "devset.csv": "fc26b78cdb849c80545f513b223d1e051138b43882eeb79e3eb153e689c864f9",
     "testset_w_refs.csv": "edc8db685e39bb9824d5bd70c18b1c9b0412d14b527aa960e2d1c8251ee15ccd",
 }
-
-
-def download(folder=None, release=RELEASE, names=None):
-    """Fetches the official files, or `names`, that `folder` (default: the cache) lacks. Returns `folder`."""
-    folder = folder or cache() / "e2e"
-    for name in names or SHA256:
-        fetch(release + name, folder / name, SHA256[name])
-    return folder

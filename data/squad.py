@@ -8,7 +8,7 @@ import torch
 
 from data import UserError, read_text
 from data.batching import pad, send
-from data.download import cache, fetch, load_splits
+from data.download import load_splits
 
 
 class Question(NamedTuple):
@@ -85,8 +85,8 @@ def _field(entry, key, kind, where):
 
 
 def load(data=None, train_file=None, dev_file=None, splits=("train", "dev")):
-    """{split: questions} from a folder of official files, of which the missing are fetched without `data`."""
-    return load_splits(read, (FILES,), download, data, train_file, dev_file, splits)
+    """{split: questions} from a folder of official files, fetched if `data` is None."""
+    return load_splits(read, (FILES,), ("squad", RELEASE, SHA256), data, train_file, dev_file, splits)
 
 
 RELEASE = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
@@ -94,14 +94,6 @@ SHA256 = {
     "train-v1.1.json": "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
     "dev-v1.1.json": "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
 }
-
-
-def download(folder=None, release=RELEASE, names=None):
-    """Fetches the official files, or `names`, that `folder` (default: the cache) lacks. Returns `folder`."""
-    folder = folder or cache() / "squad"
-    for name in names or SHA256:
-        fetch(release + name, folder / name, SHA256[name])
-    return folder
 
 
 # ---- tokens

@@ -104,13 +104,16 @@ def test_download_once_and_checked(server, tmp_path, monkeypatch):
     files.update({name: (content, len(content)) for name in e2e.SHA256})
     for name in e2e.SHA256:
         monkeypatch.setitem(e2e.SHA256, name, hashlib.sha256(content).hexdigest())
-    e2e.download(tmp_path / "e2e", address)
-    assert [
-        len(part) for part in e2e.load(e2e.download(tmp_path / "e2e", "http://127.0.0.1:9/")).values()
-    ] == [1, 1, 1]
+    monkeypatch.setattr(e2e, "RELEASE", address)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert [len(part) for part in e2e.load().values()] == [1, 1, 1]
+    files.clear()
+    assert len(e2e.load()) == 3
     monkeypatch.setitem(e2e.SHA256, "devset.csv", "0" * 64)
+    (tmp_path / "hut" / "e2e" / "devset.csv").unlink()
+    files["devset.csv"] = content, len(content)
     with pytest.raises(UserError, match=r"devset\.csv has sha256 .*expected 000"):
-        e2e.download(tmp_path / "other", address)
+        e2e.load()
 
 
 # ---- tiny model

@@ -122,14 +122,19 @@ def test_download_once_and_checked(server, tmp_path, monkeypatch):
     files.update({name: (content, len(content)) for name in squad.SHA256})
     for name in squad.SHA256:
         monkeypatch.setitem(squad.SHA256, name, hashlib.sha256(content).hexdigest())
-    squad.download(tmp_path / "squad", address)
-    again = squad.download(tmp_path / "squad", "http://127.0.0.1:9/")
-    assert [len(part) for part in squad.load(again).values()] == [1, 1]
-    squad.download(tmp_path / "half", address, ["dev-v1.1.json"])
-    assert [path.name for path in (tmp_path / "half").iterdir()] == ["dev-v1.1.json"]
+    monkeypatch.setattr(squad, "RELEASE", address)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "hut" / "squad"
+    assert len(squad.load(splits=("dev",))["dev"]) == 1
+    assert [path.name for path in folder.iterdir()] == ["dev-v1.1.json"]
+    assert [len(part) for part in squad.load().values()] == [1, 1]
+    files.clear()
+    assert [len(part) for part in squad.load().values()] == [1, 1]
     monkeypatch.setitem(squad.SHA256, "dev-v1.1.json", "0" * 64)
+    (folder / "dev-v1.1.json").unlink()
+    files["dev-v1.1.json"] = content, len(content)
     with pytest.raises(UserError, match=r"dev-v1\.1\.json has sha256 .*expected 000"):
-        squad.download(tmp_path / "other", address)
+        squad.load()
 
 
 # ---- windows
