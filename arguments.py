@@ -258,17 +258,18 @@ def run_folders(args):
     """
     name = f"{args.task}-{args.method}" + (f"-r{args.r}" if args.r else "")
     out = Path(args.out or f"runs/{name}" + ("" if args.seeds else f"-seed{args.seed}"))
-    folders = {seed: out / f"seed{seed}" for seed in range(args.seeds)} if args.seeds else {args.seed: out}
-    for folder in folders.values():
+    runs = []
+    for seed in range(args.seeds) if args.seeds else [args.seed]:
+        folder = out / f"seed{seed}" if args.seeds else out
         if args.out or not args.adapter:
             check_writable("--out", folder)
         if not args.adapter:
             check_out(folder, args.resume, args.overwrite)
-    each = ({"seed": seed, "out": folder} for seed, folder in folders.items())
-    return out, [argparse.Namespace(**vars(args) | own) for own in each]
+        runs.append(argparse.Namespace(**vars(args) | {"seed": seed, "out": folder}))
+    return out, runs
 
 
-def check_max_len(args, longest, shortest=1):
+def check_max_len(args, longest, shortest):
     """Sets --max-len if it was left out. Raises UserError if the model's position table is shorter."""
     if args.max_len and not shortest <= args.max_len <= longest:
         expected = f"expected {shortest} to {longest}, what the position table holds"
