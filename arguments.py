@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from data import UserError, as_user_error, listed
+from data.hub import MINI
 from folder import check_export, check_out, check_writable
 from methods import METHODS, OPTIONS, check_merges, methods_of, settings
 from model import first_line
@@ -182,6 +183,8 @@ def fill_in(args, layout, shared, mini, mini_data):
     """
     method = args.method = args.method or shared["method"]
     row, bundled = METHODS[method], (args.model or shared["model"]) == "mini" and not args.data
+    if bundled and mini_data == MINI and args.task != "cola" and not args.adapter:
+        raise UserError("--model mini: its data holds cola only; give --data for another task")
     takes = [*row.takes, "r"] if row.r else row.takes
     for name in ("r", *OPTIONS):
         if name not in takes and (given := getattr(args, name)) is not None:

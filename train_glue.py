@@ -86,8 +86,6 @@ def arguments():
         expected = f"expected one of {' '.join(glue.TASKS)}, or --text and --label"
         raise UserError(f"--task {args.task or '(none given)'}: unknown: {expected}")
     task = glue.TASKS.get(args.task, table.OWN)
-    if args.model == "mini" and not (args.data or args.adapter) and args.task not in ("cola", "own"):
-        raise UserError("--model mini: its data holds cola only; give --data for another task")
     shared = DEFAULTS | {"batch_size": task.batch_size, "epochs": task.epochs}
     fill_in(args, ENCODER, shared, MINI_SETTINGS, MINI if task != table.OWN else None)
     if args.export and args.pool == "mean":

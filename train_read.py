@@ -65,8 +65,6 @@ def arguments():
         raise UserError(
             f"--max-len {args.max_len}: expected {SHORTEST} or more: less holds nothing of a sentence"
         )
-    if args.model == "mini" and not (args.data or args.adapter) and args.task != "cola":
-        raise UserError("--model mini: its data holds cola only; give --data for another task")
     if args.head_lr:
         print(f"--head-lr {args.head_lr:g}: a T5 has no head of its own; it is left out")
         args.head_lr = None
