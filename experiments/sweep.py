@@ -117,8 +117,11 @@ def duel(args):
             for i, (row, start) in enumerate(zip((rows[0], rows[-1]), first, strict=True))
         }
         sweep.execute(pair, cells.__setitem__)
+        for i, name in enumerate(args.two):
+            if not cells[i]["runs"]:
+                raise UserError(f"{name}: {cells[i]['failed']}")
         last = (time.time() - started) if n > 1 else 0
-    (score,), runs = table.script.scores[task], (cells[i].get("runs", ()) for i in (0, 1))
+    (score,), runs = table.script.scores[task], (cells[i]["runs"] for i in (0, 1))
     pairs = [{i: run["scores"][score] for i, run in enumerate(of) if "scores" in run} for of in runs]
     print(f"{args.two[0]} − {args.two[1]}, {task} {score}: {verdict(args.two, score, *pairs)}")
 

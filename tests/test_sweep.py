@@ -579,6 +579,19 @@ def test_a_duel_ends_in_a_verdict(call, command, pretend, capsys):
     )
 
 
+def test_a_duel_with_a_method_that_fails_ends(call, command, pretend, capsys):
+    """Would catch: ten minutes of the other's runs, without a verdict, where a new method has a bug."""
+
+    def score(a):
+        if value(a, "--method") == "full":
+            raise search.Failed("a bug")
+        return 0.5, 0
+
+    pretend(score)
+    given = ["duel", "hut", "full", *command, "--tries", 3, "--head-lr", 1, "--minutes", 0.1]
+    assert "error: full: no rate worked: a bug" in fails(capsys, call, *given)
+
+
 @pytest.mark.parametrize("arguments", [["duel", "hut"], ["table1", "hut", "lora"]])
 def test_a_duel_is_of_two(call, capsys, arguments):
     assert "expected two methods after duel, and only there" in fails(capsys, call, *arguments)
