@@ -44,7 +44,7 @@ class Predictor:
         options = {"num_labels": self.task.num_labels} if self.use == "classifier" else {}
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             stored = torch.float32 if self.use == "generator" else dtype  # which `generate` merges
-            self.model = trained(args.adapter, args, model_class, base, device, stored, **options)
+            self.model = trained(args, model_class, base, device, stored, **options)
 
     def __call__(self, texts, title=None):
         items = [tuple(item) if isinstance(item, tuple | list) else (item,) for item in texts]

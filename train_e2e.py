@@ -191,7 +191,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
         scores = score(model, dev, device, dtype)
         run.end_epoch(scores, better=run.best is None or scores["loss"] < run.best["loss"])
 
-    model = trained(args.out / "adapter.pt", args, model_class, checkpoint_dir, device)  # for merging, exact
+    model = trained(args, model_class, checkpoint_dir, device)  # for merging, exact
     scores, seconds = generate_and_score(args, model, tokenizer, splits["test"], args.out, device, dtype)
     return run.finish({"decoding_seconds": seconds}, test=scores)
 
@@ -238,8 +238,7 @@ def main():
     if args.method == "frozen":
         model, _ = prepare(runs[0], model_class, checkpoint_dir, device)
     else:
-        path = args.adapter or runs[0].out / "adapter.pt"
-        model = trained(path, runs[0], model_class, checkpoint_dir, device)
+        model = trained(runs[0], model_class, checkpoint_dir, device)
     if args.eval_only or args.method == "frozen":
         folder = Path(args.adapter).parent / "eval" if args.adapter and not args.out else out
         result = evaluate(args, model, tokenizer, splits, folder, device, dtype)

@@ -260,8 +260,7 @@ def main():
     if not leave() or not (args.eval_only or args.submit or args.export):
         return
 
-    path = args.adapter or runs[0].out / "adapter.pt"
-    model = trained(path, runs[0], model_class, checkpoint_dir, device, dtype, num_labels=task.num_labels)
+    model = trained(runs[0], model_class, checkpoint_dir, device, dtype, num_labels=task.num_labels)
     dev = {name: content for name, content in sets.items() if name != "train"}
     if args.eval_only:
         print(json.dumps(no_nan(score(task, model, dev, device, dtype))))

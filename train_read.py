@@ -176,8 +176,7 @@ def main():
     if not leave() or not (args.eval_only or args.export):
         return
 
-    path = args.adapter or runs[0].out / "adapter.pt"
-    model = trained(path, runs[0], model_class, checkpoint_dir, device, dtype)
+    model = trained(runs[0], model_class, checkpoint_dir, device, dtype)
     if args.eval_only:
         held = {name: held_out(args, tokenizer, splits[name]) for name in ("validation", "test")}
         print(json.dumps(in_use(args, model, tokenizer, held["test"][0], device, dtype)))

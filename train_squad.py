@@ -162,8 +162,7 @@ def main():
     if not leave() or not (args.eval_only or args.submit or args.export):
         return
 
-    path = args.adapter or runs[0].out / "adapter.pt"
-    model = trained(path, runs[0], model_class, checkpoint_dir, device, dtype)
+    model = trained(runs[0], model_class, checkpoint_dir, device, dtype)
     if args.eval_only:
         print(json.dumps(score(model, *sets["dev"], device, dtype)))
     if args.submit:

@@ -48,11 +48,11 @@ def prepare(args, model_class, directory, device, dtype=torch.float32, **options
     return model, base
 
 
-def trained(path, args, model_class, directory, device, dtype=torch.float32, **options):
-    """The model that an adapter file was trained in, with its tensors, in eval mode; see `prepare`."""
+def trained(args, model_class, directory, device, dtype=torch.float32, **options):
+    """The model of --adapter, or of the run in args.out, with its tensors, in eval mode; see `prepare`."""
     dtype = torch.float32 if vars(args).get("export") else dtype
     model, base = prepare(args, model_class, directory, device, dtype, **options)
-    load_adapter(path, args, model, base)
+    load_adapter(args.adapter or args.out / "adapter.pt", args, model, base)
     return model.eval()
 
 
