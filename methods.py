@@ -174,8 +174,8 @@ def settings(method, task, layout, shared, mini=None):
     return shared | own
 
 
-def adapt(model, method, given, head=True):
-    """`model` with a method in it; everything else is frozen, but for the head where `head` is true.
+def adapt(model, method, given):
+    """`model` with a method in it; everything else is frozen, but for the head.
 
     given  {argument: value}, a command line's or an adapter file's; what is missing takes the row's default
     READ and LST return another object with the same layers. Raises ValueError as the row's function does.
@@ -192,9 +192,8 @@ def adapt(model, method, given, head=True):
     model = row.put_in(model, **arguments)
     if not plain >= {type(module) for module in model.modules()}:
         model.adapted_by = method
-    if head and model.HEAD:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad or name.startswith(model.HEAD))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad or name.startswith(model.HEAD))
     return model
 
 

@@ -47,11 +47,19 @@ def plain(kind):
     return model.eval()
 
 
+def headless(model):
+    """`model`, whose head is frozen too."""
+    for name, parameter in model.named_parameters():
+        if name.startswith(model.HEAD):
+            parameter.requires_grad_(False)
+    return model
+
+
 def adapted(kind, method, seed=0):
     """A small model with the method in it, as the scripts put it in; `seed` is of what is trained."""
     model = plain(kind)
     torch.manual_seed(seed)
-    return adapt(model, method, {"r": 4}, head=False).eval()
+    return headless(adapt(model, method, {"r": 4})).eval()
 
 
 def randomise(model, seed=0):
@@ -295,7 +303,7 @@ def test_trained_parameters_of_the_published_sizes(name, method, r, count):
     """Would catch: tensors of other shapes, in other places, or a head that is counted."""
     with torch.device("meta"):
         model = RobertaClassifier(ROBERTA_LARGE) if name == "roberta" else GPT2(GPT2_MEDIUM)
-        adapt(model, method, {"r": r}, head=False)
+        headless(adapt(model, method, {"r": r}))
     trained, head = weights.trainable(model)
     assert weights.count(trained.values()) == count and head == {}
 
@@ -397,7 +405,7 @@ def test_layers_share_what_is_random():
 @pytest.mark.parametrize("method", [m for m in methods_of("encoder") if "targets" in METHODS[m].takes])
 def test_layers_of_other_shapes(method):
     """Would catch: a random part of q's shape put over u or d."""
-    model = randomise(adapt(plain("encoder"), method, {"r": 4, "targets": "qkvoud"}, head=False))
+    model = randomise(headless(adapt(plain("encoder"), method, {"r": 4, "targets": "qkvoud"})))
     adapted_layers = [m for m in model.modules() if hasattr(m, "to_linear")]
     assert len(adapted_layers) == 3 * 6
     close(merge(model, method)(IDS), model(IDS))
