@@ -185,19 +185,19 @@ SHA256 = {
 }
 
 
-def download(task, folder=None, glue=GLUE, senteval=SENTEVAL):
-    """Fetches the official files that `folder` (default: the cache) lacks. Returns `folder`."""
-    folder = folder or cache() / "glue"
+def download(task):
+    """Fetches the official files that the cache lacks. Returns their folder."""
+    folder = cache() / "glue"
     target = folder / TASKS[task].folder
     if task == "mrpc":  # Microsoft's files, and GLUE's choice of dev rows
         for name in ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "mrpc_dev_ids.tsv"):
-            place = senteval if name.startswith("msr") else glue
+            place = SENTEVAL if name.startswith("msr") else GLUE
             fetch(place + name, target / name, SHA256[name])
     elif not target.is_dir():
         name = {"qnli": "QNLIv2.zip"}.get(task, f"{TASKS[task].folder}.zip")
         if name not in SHA256:
             raise UserError(f"{task}: no place to fetch it from is known: name its folder with --data DIR")
-        fetch(glue + name, folder / name, SHA256[name])
+        fetch(GLUE + name, folder / name, SHA256[name])
         unpack(folder / name, target)
     return folder
 

@@ -147,26 +147,28 @@ def archive(*names):
     return buffer.getvalue()
 
 
-def serve(files, monkeypatch, content, claimed=None):
+def serve(server, tmp_path, monkeypatch, content, claimed=None):
+    """Puts RTE.zip on the server, in place of the official one; -> (the server's files, the cache)."""
+    address, files = server
     files["RTE.zip"] = (content, claimed or len(content))
     monkeypatch.setitem(glue.SHA256, "RTE.zip", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(glue, "GLUE", address)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return files, tmp_path / "hut" / "glue"
 
 
 def test_download_once(server, tmp_path, monkeypatch):
     """Would catch: files that are fetched again, or left under a temporary name."""
-    address, files = server
-    serve(files, monkeypatch, archive("RTE/train.tsv", "RTE/dev.tsv"))
-    glue.download("rte", tmp_path, address)
+    files, folder = serve(server, tmp_path, monkeypatch, archive("RTE/train.tsv", "RTE/dev.tsv"))
+    assert glue.download("rte") == folder
     files.clear()
-    glue.download("rte", tmp_path, address)
-    assert len(glue.load("rte", tmp_path)["dev"]) == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["RTE", "RTE.zip"]
+    assert len(glue.load("rte")["dev"]) == 1
+    assert sorted(p.name for p in folder.iterdir()) == ["RTE", "RTE.zip"]
 
 
 def test_two_processes_may_download_at_once(server, tmp_path, monkeypatch):
     """Would catch: a temporary file of both, as torchrun's processes and a sweep's runs begin together."""
-    address, files = server
-    serve(files, monkeypatch, archive("RTE/train.tsv", "RTE/dev.tsv"))
+    _, folder = serve(server, tmp_path, monkeypatch, archive("RTE/train.tsv", "RTE/dev.tsv"))
     urlopen, both = download.urllib.request.urlopen, threading.Barrier(2, timeout=60)
 
     def together(*given, **more):
@@ -176,15 +178,13 @@ def test_two_processes_may_download_at_once(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download.urllib.request, "urlopen", together)
     monkeypatch.setattr(download.os, "getpid", threading.get_ident)  # threads stand for processes
     with ThreadPoolExecutor(2) as pool:
-        folders = list(pool.map(lambda _: glue.download("rte", tmp_path, address), range(2)))
-    assert folders == [tmp_path] * 2
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["RTE", "RTE.zip", "dev.tsv", "train.tsv"]
+        assert list(pool.map(glue.download, ["rte"] * 2)) == [folder] * 2
+    assert sorted(p.name for p in folder.rglob("*")) == ["RTE", "RTE.zip", "dev.tsv", "train.tsv"]
 
 
 @pytest.mark.parametrize("fault", ["wrong", "cut", "missing", "evil", "not a zip"])
 def test_a_bad_download_is_refused_and_leaves_nothing(server, tmp_path, monkeypatch, fault):
     """Would catch: a wrong or cut file that is used; a path in the archive that leaves the folder."""
-    address, files = server
     content = archive("RTE/train.tsv", "RTE/dev.tsv")
     message = {
         "wrong": "has sha256",
@@ -197,17 +197,17 @@ def test_a_bad_download_is_refused_and_leaves_nothing(server, tmp_path, monkeypa
         content = archive("RTE/train.tsv", "../evil")
     if fault == "not a zip":
         content = content[:50]
-    serve(files, monkeypatch, content, claimed=len(content) + 9 if fault == "cut" else None)
+    claimed = len(content) + 9 if fault == "cut" else None
+    files, folder = serve(server, tmp_path, monkeypatch, content, claimed)
     if fault == "wrong":
         files["RTE.zip"] = (content + b"!", len(content) + 1)
     if fault == "missing":
         files.clear()
-    folder = tmp_path / "cache"
     with pytest.raises(UserError, match=message[fault]):
-        glue.download("rte", folder, address)
+        glue.download("rte")
     kept = [p.name for p in folder.iterdir()]
     assert kept == (["RTE.zip"] if fault in ("evil", "not a zip") else [])
-    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+    assert [p.name for p in tmp_path.iterdir()] == ["hut"]
 
 
 def test_no_network_is_one_line_with_the_ways_out(tmp_path):
