@@ -115,13 +115,13 @@ class Batches:
         batches = shuffled_batches(self.lengths, self.batch_size, [self.seed, number])
         return [batches[i : i + self.accumulate] for i in range(0, len(batches), self.accumulate)]
 
-    def padded_lengths(self, most=0.07):
-        """A few lengths to pad batches to: at most `most` of the first epoch's tokens are then padding."""
+    def padded_lengths(self):
+        """A few lengths to pad batches to: at most 7 % of the first epoch's tokens are then padding."""
         batches = [batch for group in self.epoch(0) for batch in group]
         rows = Counter()
         for batch in batches:
             rows[max(self.lengths[i] for i in batch)] += len(batch)
-        left = sum(self.lengths) / (1 - most) - sum(length * n for length, n in rows.items())
+        left = sum(self.lengths) / (1 - 0.07) - sum(length * n for length, n in rows.items())
         while len(kept := sorted(rows)) > 1:
             added, short, longer = min((rows[a] * (b - a), a, b) for a, b in pairwise(kept))
             left -= added

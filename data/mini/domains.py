@@ -71,12 +71,12 @@ def coin(rng):
     return rng.choice([word, word, word.capitalize()])
 
 
-def represent(rng, domain, share=0.6, coined=0.0):
+def represent(rng, domain, coined=0.0):
     """A meaning representation {slot: value}; quoted values are new words with probability `coined`."""
     while True:
         facts = {}
         for slot, rows in domain.slots.items():
-            if rng.random() < {"name": 1.0, domain.kind: 0.85}.get(slot, share):
+            if rng.random() < {"name": 1.0, domain.kind: 0.85}.get(slot, 0.6):
                 row = rng.choice(rows)
                 value = rng.choice(row.values)
                 if value.startswith("<"):
