@@ -12,11 +12,15 @@ from data import UserError
 HELD_OUT = 500  # examples, where there are enough
 
 
+def parted(examples, n):
+    """[`n` random examples, the rest], both in their order, the same for every seed of a run."""
+    order = np.random.default_rng(0).permutation(len(examples))
+    return [[examples[i] for i in sorted(part)] for part in (order[:n], order[n:])]
+
+
 def subset(examples, n):
-    """`n` random examples in their order, the same for every seed of a run; all of them if `n` is None."""
-    if n is None or n >= len(examples):
-        return examples
-    return [examples[i] for i in sorted(np.random.default_rng(0).permutation(len(examples))[:n])]
+    """`n` random examples, as `parted` has them; all if `n` is None."""
+    return examples if n is None else parted(examples, n)[0]
 
 
 def hold_out(examples):

@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from data import UserError, read_text
-from data.batching import say_cut
+from data.batching import parted, say_cut
 from data.download import cache, fetch, unpack
 
 
@@ -251,9 +249,7 @@ def read_protocol(task, splits):
     if len(dev) < 2:
         raise UserError(f"{task}: {len(dev)} dev rows: expected 2 or more, for validation and test")
     cut = dev if len(train) < 10_000 else train
-    order = np.random.default_rng(0).permutation(len(cut)).tolist()
-    held = len(dev) // 2 if cut is dev else 1000
-    validation, rest = ([cut[i] for i in sorted(chosen)] for chosen in (order[:held], order[held:]))
+    validation, rest = parted(cut, len(dev) // 2 if cut is dev else 1000)
     train, test = (train, rest) if cut is dev else (rest, dev)
     return {"train": train, "validation": validation, "test": test}
 

@@ -7,9 +7,8 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
-
 from data import UserError, as_user_error, glue, read_text, write_text
+from data.batching import parted
 
 TABLES = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}}  # as GLUE's
 OWN = glue.Task("", (), "", (), 16, 10, labels=())  # batch size and epochs are ours
@@ -133,7 +132,7 @@ def load(task, train_file, dev_file, splits):
     rows = examples(task, train_file) if train_file else []
     if len(rows) < 2:
         raise UserError("--dev-file: left out, and --train-file has no two rows to hold one out of")
-    order, held = np.random.default_rng(0).permutation(len(rows)), max(1, len(rows) // 10)
+    held = max(1, len(rows) // 10)
     print(f"no --dev-file: {held:,} of the {len(rows):,} rows of {train_file} are held out as dev")
-    chosen = {"dev": order[:held], "train": order[held:]}
-    return {split: [rows[i] for i in sorted(chosen[split])] for split in splits}
+    both = dict(zip(("dev", "train"), parted(rows, held), strict=True))
+    return {split: both[split] for split in splits}
