@@ -273,7 +273,7 @@ def run_folders(args):
 
 
 def check_max_len(args, longest, shortest):
-    """Sets --max-len if it was left out. Raises UserError if the model's position table is shorter."""
+    """Sets --max-len if it was left out. UserError for less than `shortest`, or more than the model takes."""
     if args.max_len and not shortest <= args.max_len <= longest:
         expected = f"expected {shortest} to {longest}, what the position table holds"
         raise UserError(f"--max-len {args.max_len}: {expected}")

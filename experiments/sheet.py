@@ -133,7 +133,7 @@ def against(scores, rival):
 
 
 def differences(rows, task, script):
-    """{rival: {row: "−3.1 [−4.2, −2.0], .004"}}: each row less the rival, p with Holm's correction."""
+    """{rival: {row: "−3.1 [−4.2, −2.0], p .004"}}: each row less the rival, p with Holm's correction."""
     score = script.scores[task][0]
     scores, columns = scores_of(rows, task, score), {}
     for name in RIVALS:
