@@ -101,12 +101,12 @@ def is_tokenised(examples):
 def encode(tokenizer, examples, end_token, max_len):
     """[(prompt, completion)] token ids: context and end token; a space, reference and end token.
 
-    A pair longer than `max_len` loses the end of its completion.
+    A pair longer than `max_len` loses the end of its completion, at most all but the first token.
     """
     prompts = tokenizer.encode_batch([example.context for example in examples])
     completions = tokenizer.encode_batch([" " + example.reference for example in examples])
     pairs = zip(prompts, completions, strict=True)
-    return [([*p.ids, end_token], [*c.ids, end_token][: max_len - len(p.ids) - 1]) for p, c in pairs]
+    return [([*p.ids, end_token], [*c.ids, end_token][: max(max_len - len(p.ids) - 1, 1)]) for p, c in pairs]
 
 
 RELEASE = "https://raw.githubusercontent.com/tuetschek/e2e-dataset/master/"

@@ -207,6 +207,7 @@ def test_tokens_of_an_example(tiny_gpt2):
     example = e2e.Example("name : A", "A is red")
     assert e2e.encode(tokenizer, [example], 7, 99) == [([0, 1, 8, 7], [8, 11, 23, 7])]
     assert e2e.encode(tokenizer, [example], 7, 6) == [([0, 1, 8, 7], [8, 11])]
+    assert e2e.encode(tokenizer, [example], 7, 3) == [([0, 1, 8, 7], [8])]  # the prompt alone is longer
 
 
 # ---- runs
