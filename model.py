@@ -748,7 +748,7 @@ def decode_all(model, begin, prompts, batch_size, max_new_tokens, ngram_size, be
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name} is {value}: expected 1 or more")
-    V = model.config.vocab_size
+    V, end = model.config.vocab_size, model.config.eos_token_id
     for i, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f"prompt {i} is empty")
@@ -761,9 +761,8 @@ def decode_all(model, begin, prompts, batch_size, max_new_tokens, ngram_size, be
     with torch.inference_mode():
         for start in range(0, len(prompts), batch_size):
             chosen = by_length[start : start + batch_size]
-            batch = begin([prompts[i] for i in chosen])
-            search = max_new_tokens, model.config.eos_token_id, ngram_size, beam_size, penalty
-            found = beam_search(*batch, *search)
+            decoder, history = begin([prompts[i] for i in chosen])
+            found = beam_search(decoder, history, max_new_tokens, end, ngram_size, beam_size, penalty)
             for i, completion in zip(chosen, found, strict=True):
                 completions[i] = completion
     model.train(training)

@@ -114,16 +114,19 @@ class Batches:
         """Optimiser steps an epoch."""
         return math.ceil(math.ceil(len(self.lengths) / self.batch_size) / self.accumulate)
 
+    def batches(self, number):
+        """Those of epoch `number`, from 0."""
+        return shuffled_batches(self.lengths, self.batch_size, [self.seed, number])
+
     def epoch(self, number):
-        """The groups of epoch `number`, from 0."""
-        batches = shuffled_batches(self.lengths, self.batch_size, [self.seed, number])
+        """The same in groups."""
+        batches = self.batches(number)
         return [batches[i : i + self.accumulate] for i in range(0, len(batches), self.accumulate)]
 
     def padded_lengths(self):
         """A few lengths to pad batches to: at most 7 % of the first epoch's tokens are then padding."""
-        batches = [batch for group in self.epoch(0) for batch in group]
         rows = Counter()
-        for batch in batches:
+        for batch in self.batches(0):
             rows[max(self.lengths[i] for i in batch)] += len(batch)
         left = sum(self.lengths) / (1 - 0.07) - sum(length * n for length, n in rows.items())
         while len(kept := sorted(rows)) > 1:
@@ -135,8 +138,7 @@ class Batches:
         return kept
 
     def __str__(self):
-        batches = [batch for group in self.epoch(0) for batch in group]
-        padding = padding_share(self.lengths, batches)
+        padding = padding_share(self.lengths, self.batches(0))
         return f"{sum(self.lengths):,} tokens, {padding:.1%} padding in their batches"
 
 
