@@ -194,10 +194,6 @@ def main():
     sys.exit(1 if failed else 0)
 
 
-def stop(signal_number, frame):
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     run_as_script(main, "stopped; the same command goes on from here")
