@@ -24,13 +24,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{message} (--help lists all arguments)")
 
-    def parse_args(self, args=None, namespace=None):
-        for text in sys.argv[1:] if args is None else args:
+    def parse_args(self, *given):
+        for text in sys.argv[1:]:
             try:
                 text.encode()
             except UnicodeEncodeError:  # the tokenizers would raise it, from their depths
                 self.error(f"{text!r}: not UTF-8")
-        return super().parse_args(args, namespace)
+        return super().parse_args(*given)
 
 
 def run_as_script(main, stopped="stopped"):

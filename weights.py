@@ -68,9 +68,11 @@ def fingerprint(model):
 
 def trainable(model):
     """(adapter, head): the trainable parameters by name."""
-    tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    head = {name: p for name, p in tensors.items() if name.startswith(model.HEAD)}
-    return {name: p for name, p in tensors.items() if name not in head}, head
+    adapter, head = {}, {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            (head if name.startswith(model.HEAD) else adapter)[name] = p
+    return adapter, head
 
 
 def count(tensors):

@@ -34,7 +34,7 @@ def markdown(header, rows):
 
 def label(method, r=None, targets=None):
     """What a method is called in tables and figures: "hut r8 qv"."""
-    return " ".join(part for part in (method, f"r{r}" if r else "", targets) if part)
+    return " ".join(filter(None, (method, r and f"r{r}", targets)))
 
 
 def unit(score):
