@@ -109,11 +109,11 @@ def environment(device=None):
     revision = git("rev-parse", "HEAD") if (here / ".git").exists() else None
     if revision and git("status", "--porcelain", "--untracked-files=no"):
         revision += " with changes"
-    modules = {"torch": torch, "numpy": numpy, "tokenizers": tokenizers}
+    versions = {module.__name__: module.__version__ for module in (torch, numpy, tokenizers)}
     device = device or pick_device(None, None)[0]
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "versions": {"python": platform.python_version()} | {n: m.__version__ for n, m in modules.items()},
+        "versions": {"python": platform.python_version(), **versions},
         "device": gpu or f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
         "processes": size(),

@@ -154,7 +154,7 @@ class Row(NamedTuple):
 
     def in_paper(self, table):
         """{column: text} of the paper's row, if it has one."""
-        rows = PAPER[table]["rows"] if table in PAPER else {}
+        rows = PAPER.get(table, {}).get("rows", {})
         keys = [f"{self.method}:{self.r}:{self.targets}", f"{self.method}:{self.r}", self.method]
         return next((rows[key] for key in keys if key in rows), {})
 
