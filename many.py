@@ -77,10 +77,13 @@ def part_of(tensors, start):
 def opened(paths, model=None, device=None):
     """(Many, the first adapter's Predictor, each one's task); UserError unless all are HUT's on one base."""
     files = [read_adapter(path, "train_glue.py") for path in paths]
-    about = [(f["base"][:12], sorted(f["adapter"]), f["config"].get("pool")) for f in files]
+    about = []  # what must be alike
+    for file in files:
+        pool, longest = (file["config"].get(name) for name in ("pool", "max_len"))
+        about.append((file["base"][:12], sorted(file["adapter"]), pool, longest))
     for path, file, own in zip(paths, files, about, strict=True):
         if file["method"] != "hut" or own != about[0]:
-            expected = f"expected hut, and base, --targets and --pool as of {paths[0]}"
+            expected = f"expected hut, and base, --targets, --pool and --max-len as of {paths[0]}"
             raise UserError(f"{path}: {file['method']} on base {own[0]}…: {expected}")
     first = load(paths[0], model, device)
     tasks = [table.task_of(Namespace(**file["config"], task=file["task"])) for file in files]
