@@ -9,8 +9,9 @@ import pytest
 
 from data import UserError
 from experiments import publish, report
-from experiments.sheet import sheets
+from experiments.sheet import interval, sheets
 from experiments.significance import LEVEL, difference
+from experiments.tables import number
 
 TABLES = sorted(publish.RESULTS.glob("*/table.json"))
 MACHINE = r"(?<![\w.])[/~][\w.-]+/|[A-Z]:\\|localhost"  # a path of somebody's, a host
@@ -50,6 +51,24 @@ def test_one_in_twenty_duels_of_a_method_with_itself_is_called(method):
         found = difference({i: drawn[i] for i in range(5)}, {i: drawn[i + 5] for i in range(5)})
         called += found.p < LEVEL
     assert len(scores) == 20 and 30 < called < 70
+
+
+def test_read_with_other_options_is_what_results_give():
+    """Would catch: a digit that is changed in the lines of RESULTS.md that stand outside of the tables."""
+
+    def cell(name):
+        (found,) = (
+            c for c in report.read(publish.RESULTS / name / "table.json")["cells"] if c["method"] == "read"
+        )
+        return found, {one["seed"]: one["scores"]["score"] for one in found["runs"]}
+
+    lines = re.findall(r"(.*\(`results/(read-\S+)`\) \|)(.*)", publish.PAGE.read_text(encoding="utf-8"))
+    for _, name, shown in lines:
+        (found, scores), (_, plain) = cell(name), cell("read-mini")
+        mean = number("score", found["mean"]["score"], found["std"]["score"])
+        less = interval("score", difference(scores, plain))
+        assert shown == f" {found['parameters']:,} | {found['lr']:g} | {mean} | {less} |"
+    assert len(lines) == 3
 
 
 @pytest.fixture
