@@ -77,10 +77,8 @@ def part_of(tensors, start):
 def opened(paths, model=None, device=None):
     """(Many, the first adapter's Predictor, each one's task); UserError unless all are HUT's on one base."""
     files = [read_adapter(path, "train_glue.py") for path in paths]
-    about = []  # what must be alike
-    for file in files:
-        pool, longest = (file["config"].get(name) for name in ("pool", "max_len"))
-        about.append((file["base"][:12], sorted(file["adapter"]), pool, longest))
+    alike = ("pool", "max_len")
+    about = [(f["base"][:12], sorted(f["adapter"]), *map(f["config"].get, alike)) for f in files]
     for path, file, own in zip(paths, files, about, strict=True):
         if file["method"] != "hut" or own != about[0]:
             expected = f"expected hut, and base, --targets, --pool and --max-len as of {paths[0]}"

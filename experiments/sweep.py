@@ -1,8 +1,8 @@
 """The paper's tables, from runs: python -m experiments.sweep TABLE [--model DIR --data DIR …]
 
 Every run is a process of a training script, with its own folder under --out. Given again, the command skips
-what is finished, goes on with what was interrupted, and retries what failed. Several such
-commands, on machines that all see the folder, share its runs. For two methods and a verdict in ten minutes:
+what is finished, goes on with what was interrupted, and retries what failed. Several such commands,
+on machines that all see the folder, share its runs. For two methods and a verdict in ten minutes:
 python -m experiments.sweep duel METHOD METHOD [--jobs N --minutes N …]
 """
 
