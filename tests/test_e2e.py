@@ -363,9 +363,10 @@ def test_ctrl_c_while_the_test_set_is_decoded(run_e2e, command, tmp_path, monkey
         (["--max-new-tokens", "47"], "the position table holds 48"),
     ],
 )
-def test_bad_arguments_end_in_one_line(run_e2e, command, capsys, arguments, message):
-    """Would catch: a traceback for what the user can mend."""
+def test_bad_arguments_end_in_one_line(run_e2e, command, capsys, tmp_path, arguments, message):
+    """Would catch: a traceback for what the user can mend, and training before the user learns of it."""
     assert message in fails(capsys, run_e2e, *command, *arguments)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_roberta_is_no_gpt2(run_e2e, command, tiny_model, capsys):
