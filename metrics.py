@@ -268,7 +268,7 @@ def cider(outputs, references):
 def meteor(outputs, references):
     """METEOR 1.5 of a corpus (Denkowski & Lavie, 2014); None without `java` and the package pycocoevalcap.
 
-    The corpus score is not the mean of the segments' scores. Raises RuntimeError if the program fails.
+    The corpus score is not the mean of the segments' scores. Raises ValueError if the program fails.
     """
     pairs = list(_tokenised(lambda text: ptb.words(text).replace("|||", ""), outputs, references))
     package, java = importlib.util.find_spec("pycocoevalcap"), shutil.which("java")
@@ -285,20 +285,26 @@ def meteor(outputs, references):
         encoding="utf-8",
     )
 
+    said = []
+
+    def hear():
+        said.append(process.stdout.readline().strip())
+        return said[-1]
+
     def ask(*fields):
         process.stdin.write(" ||| ".join(fields) + "\n")
         process.stdin.flush()
-        return process.stdout.readline().strip()
+        return hear()
 
-    answer = ""
     try:
-        statistics = [answer := ask("SCORE", *refs, output) for output, refs in pairs]
-        answer = ask("EVAL", *statistics)  # a line for each segment's score, then one for the corpus
-        for _ in pairs:
-            answer = process.stdout.readline().strip()
-        return float(answer)
-    except (OSError, ValueError) as error:
-        raise RuntimeError(f"METEOR's program failed: {answer or 'it said nothing'}") from error
+        statistics = [ask("SCORE", *refs, output) for output, refs in pairs]
+        ask("EVAL", *statistics)  # a line for each segment's score, then one for the corpus
+        return float([hear() for _ in pairs][-1])
+    except (OSError, ValueError):
+        process.kill()  # or there may be nothing to hear
+        hear()
+        reason = next(filter(None, reversed(said)), "it said nothing")
+        raise ValueError(f"METEOR's program failed: {reason}") from None
     finally:
         process.kill()
         process.communicate()
@@ -381,7 +387,7 @@ def main():
             blocks = f"{args.references} has {len(references)} blocks of references"
             raise ValueError(f"{blocks}, but {args.outputs} has {len(outputs)} outputs (lines)")
         print(e2e_report(e2e_scores(outputs, references)))
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError) as error:
         print(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error, file=sys.stderr)
         sys.exit(2)
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -128,6 +129,19 @@ def test_nothing_else_is_called_meteor(monkeypatch):
         "\n"
     )
     assert "-p" in metrics.e2e_report(scores).split("\n")[1]
+
+
+def test_a_meteor_that_fails_says_why(monkeypatch, tmp_path):
+    """Would catch: a traceback, without Java's reason, when all the training and decoding is done."""
+    (tmp_path / "meteor").mkdir()
+    java = tmp_path / "java"
+    java.write_text('#!/bin/sh\n[ "$1" = -version ] || { echo "Error: too small a heap"; exit 1; }\n')
+    java.chmod(0o755)
+    package = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(metrics.shutil, "which", lambda name: str(java))
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: package)
+    with pytest.raises(ValueError, match="METEOR's program failed: Error: too small a heap"):
+        metrics.meteor(["A pub."], [["A pub."]])
 
 
 def test_e2e_scores_of_what_cannot_be_scored_are_errors():
