@@ -262,6 +262,8 @@ def run_folders(args):
     name = f"{args.task}-{args.method}" + (f"-r{args.r}" if args.r else "")
     out = Path(args.out or f"runs/{name}" + ("" if args.seeds else f"-seed{args.seed}"))
     runs = []
+    if args.seeds and (out / "args.json").exists():  # its result.json would be the seeds'
+        raise UserError(f"{out} holds a run of one seed: --out names another place")
     for seed in range(args.seeds) if args.seeds else [args.seed]:
         folder = out / f"seed{seed}" if args.seeds else out
         if args.out or not args.adapter:

@@ -34,6 +34,7 @@ from data import UserError, as_user_error, e2e, write_json, write_text
 from data.batching import Batches, hold_out, pad, places, say_cut, send, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
+from folder import check_writable
 from methods import DECODER
 from metrics import e2e_report, e2e_scores
 from processes import first, gathered, leave, mine, share, summed
@@ -198,8 +199,9 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
 
 def evaluate(args, model, tokenizer, splits, folder, device, dtype):
     """The scores of a model as it is, frozen or with --adapter, without training."""
-    if (folder / "args.json").exists():
+    if (folder / "args.json").exists() or (folder / "seed0").exists():
         raise UserError(f"--out {folder}: holds a training run's result: name another for these scores")
+    check_writable("--out", folder)
     pairs = e2e.encode(tokenizer, splits["dev"], model.config.eos_token_id, args.max_len)
     dev = score(model, pairs, device, dtype)
     test, seconds = generate_and_score(args, model, tokenizer, splits["test"], folder, device, dtype)

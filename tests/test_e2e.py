@@ -298,7 +298,7 @@ def test_a_cut_run_goes_on_bit_identically(run_e2e, command, tmp_path, monkeypat
     assert (tmp_path / "cut" / "outputs.txt").read_text() == (tmp_path / "whole" / "outputs.txt").read_text()
 
 
-def test_seeds_eval_only_predict_export(run_e2e, command, tmp_path, capsys):
+def test_seeds_eval_only_predict_export(run_e2e, command, tmp_path, capsys, monkeypatch):
     """Would catch: an adapter whose scores differ from its run's, an export that decodes differently."""
     run_e2e(*command, "--seeds", 2, "--export", tmp_path / "merged")
     out = tmp_path / "out"
@@ -312,9 +312,15 @@ def test_seeds_eval_only_predict_export(run_e2e, command, tmp_path, capsys):
     assert again["test"]["BLEU"] == values[0]
     best = json.loads((out / "seed0" / "result.json").read_text())["best"]
     assert again["best"]["loss"] == pytest.approx(best["loss"], rel=1e-6)
-    kept = (out / "seed0" / "result.json").read_bytes()
-    line = fails(capsys, run_e2e, *basics, "--eval-only", "--out", out / "seed0")
-    assert "holds a training run's result" in line and kept == (out / "seed0" / "result.json").read_bytes()
+    for folder in (out / "seed0", out):  # one run's result, and the mean of both
+        kept = (folder / "result.json").read_bytes()
+        line = fails(capsys, run_e2e, *basics, "--eval-only", "--out", folder)
+        assert "holds a training run's result" in line and kept == (folder / "result.json").read_bytes()
+    shutil.rmtree(out / "seed0" / "eval")
+    (out / "seed0" / "eval").write_text("in the way")
+    with monkeypatch.context() as patch:
+        patch.setattr(train_e2e, "generate", lambda *arguments: pytest.fail("decoded before it was refused"))
+        assert "eval: Not a directory: expected" in fails(capsys, run_e2e, *basics, "--eval-only")
     run_e2e(*basics, "--predict", "name[A], area[riverside]")
     said = capsys.readouterr().out
     assert said == (out / "seed0" / "outputs.txt").read_text().splitlines(keepends=True)[0]

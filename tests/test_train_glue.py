@@ -188,6 +188,14 @@ def test_seeds(glue, command, tmp_path):
     assert without_timing(tmp_path / "one")[2] == b
 
 
+def test_seeds_leave_a_single_runs_result(glue, command, tmp_path, capsys):
+    """Would catch: its result.json, replaced by the mean of the seeds."""
+    glue(*command)
+    kept = (tmp_path / "out" / "result.json").read_bytes()
+    assert "holds a run of one seed" in fails(capsys, glue, *command, "--seeds", 2)
+    assert (tmp_path / "out" / "result.json").read_bytes() == kept
+
+
 # ---- resuming
 
 
