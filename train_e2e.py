@@ -227,10 +227,12 @@ def main():
     untrained = args.adapter or args.method == "frozen"
     wanted = ("dev", "test") if untrained else ("train", "dev", "test")
     splits = e2e.load(args.data, args.train_file, args.dev_file, wanted)
-    prompts = tokenizer.encode_batch([example.context for example in splits["test"]])
-    if (longest := max(len(prompt.ids) for prompt in prompts) + 1 + args.max_new_tokens) > config.max_length:
-        expected = f"{longest} with a test input: the position table holds {config.max_length}"
-        raise UserError(f"--max-new-tokens {args.max_new_tokens}: {expected}")
+    for name, examples in splits.items():
+        longest = 1 + max(len(prompt.ids) for prompt in tokenizer.encode_batch([*e2e.grouped(examples)]))
+        new = args.max_new_tokens if name == "test" else 1
+        if longest + new > config.max_length:
+            found = f"a {name} input of {longest} tokens and {new} new: the position table holds"
+            raise UserError(f"{found} {config.max_length}: lower --max-new-tokens, or shorten the input")
     if "train" in splits:
         splits["train"] = subset(splits["train"], args.limit_train)
         if args.hold_out:

@@ -375,6 +375,15 @@ def test_bad_arguments_end_in_one_line(run_e2e, command, capsys, tmp_path, argum
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["trainset.csv", "devset.csv", "testset_w_refs.csv"])
+def test_an_input_without_positions_is_refused_before_training(run_e2e, command, capsys, tmp_path, name):
+    """Would catch: a traceback from the depths of GPT-2, when its batch comes."""
+    with (tmp_path / "e2e" / name).open("a") as file:
+        file.write(f'"name[{"A " * 46}], area[riverside]",A is a pub .\n')
+    assert "the position table holds 48: lower" in fails(capsys, run_e2e, *command)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_roberta_is_no_gpt2(run_e2e, command, tiny_model, capsys):
     """Would catch: loading whatever the directory holds."""
     command[1] = str(tiny_model)
