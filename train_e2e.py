@@ -222,7 +222,7 @@ def main():
         return print(*Predictor(args)(args.predict))
     device, dtype = pick_device(args.device, args.dtype)
     checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "generator")
-    check_max_len(args, config.max_length, shortest=args.max_new_tokens)
+    check_max_len(args, config.max_length, shortest=1)
     out, runs = run_folders(args)
     untrained = args.adapter or args.method == "frozen"
     wanted = ("dev", "test") if untrained else ("train", "dev", "test")

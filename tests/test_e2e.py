@@ -362,7 +362,7 @@ def test_ctrl_c_while_the_test_set_is_decoded(run_e2e, command, tmp_path, monkey
     [
         (["--data", "nowhere"], "nowhere/trainset.csv: No such file"),
         (["--beam-size", "0"], "--beam-size: '0': expected a whole number"),
-        (["--max-len", "49"], "--max-len 49: expected 8 to 48"),
+        (["--max-len", "49"], "--max-len 49: expected 1 to 48"),
         (["--ngram-scope", "all"], "invalid choice: 'all'"),
         (["--targets", "x"], "'x' matches no layer"),
         (["--predict", "name[A]"], "need --adapter"),
