@@ -307,7 +307,7 @@ def say_next(args, layout):
             command += [f"--{name.replace('_', '-')}", value]
     command = shlex.join([*command, "--adapter", str(args.out / "adapter.pt")])
     print(f"{args.out}: the run; what to do with it:\n  {command} --eval-only\n  {command} --predict …")
-    if layout in METHODS[args.method].merges:
+    if layout in METHODS[args.method].merges and vars(args).get("pool") != "mean":
         print(f"  {command} --export DIR")
     if layout == ENCODER and args.task != "own":
         print(f"  {command} --submit DIR")

@@ -128,6 +128,7 @@ def test_a_mean_is_not_exported(glue, command, tmp_path, capsys):
     assert line in fails(capsys, glue, *command, "--pool", "mean", "--export", tmp_path / "merged")
     assert not (tmp_path / "out").exists()
     glue(*command, "--pool", "mean", "--epochs", 1)
+    assert "--export" not in capsys.readouterr().out  # among what can be done next
     adapter = ["--adapter", tmp_path / "out" / "adapter.pt", "--export", tmp_path / "merged"]
     assert line in fails(capsys, glue, *command[:6], *adapter)
 
