@@ -346,6 +346,7 @@ def report(results, out, seeds, keys):
     if first():
         write_json(out / "result.json", {**together, "seeds": list(range(seeds)), "runs": results})
     for key, (mean, std) in both.items():
-        known = [name for name in mean if mean[name] is not None]
-        means = ", ".join(f"{name} {mean[name]:.4f} ± {std[name] or 0:.4f}" for name in known)
-        print(f"{key} of {len(results)} seeds: {means}")
+        known = {name: f"{mean[name]:.4f}" for name in mean if mean[name] is not None}
+        for name in known:
+            known[name] += "" if std[name] is None else f" ± {std[name]:.4f}"
+        print(f"{key} of {len(results)} seeds: {listed(known)}")

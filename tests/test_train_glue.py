@@ -189,6 +189,14 @@ def test_seeds(glue, command, tmp_path):
     assert without_timing(tmp_path / "one")[2] == b
 
 
+def test_one_seed_has_no_deviation(glue, command, capsys):
+    """Would catch: ± 0.0000 where none is known."""
+    glue(*command, "--epochs", 1, "--seeds", 1)
+    assert re.search(r"best of 1 seeds: matthews -?\d\.\d{4}, loss \d\.\d{4}\n", capsys.readouterr().out)
+    glue(*command, "--epochs", 1, "--seeds", 2, "--resume")
+    assert re.search(r"best of 2 seeds: matthews -?\d\.\d{4} ± \d\.\d{4}, loss", capsys.readouterr().out)
+
+
 def test_seeds_leave_a_single_runs_result(glue, command, tmp_path, capsys):
     """Would catch: its result.json, replaced by the mean of the seeds."""
     glue(*command)
