@@ -225,8 +225,8 @@ def main():
     check_max_len(args, config.max_length, shortest=1)
     out, runs = run_folders(args)
     untrained = args.adapter or args.method == "frozen"
-    wanted = ("dev", "test") if untrained else ("train", "dev", "test")
-    splits = e2e.load(args.data, args.train_file, args.dev_file, wanted)
+    wanted = ("train",) if args.hold_out else ("dev",) if untrained else ("train", "dev")
+    splits = e2e.load(args.data, args.train_file, args.dev_file, (*wanted, "test"))
     for name, examples in splits.items():
         longest = 1 + max(len(prompt.ids) for prompt in tokenizer.encode_batch([*e2e.grouped(examples)]))
         new = args.max_new_tokens if name == "test" else 1
@@ -237,6 +237,7 @@ def main():
         splits["train"] = subset(splits["train"], args.limit_train)
         if args.hold_out:
             splits["train"], splits["dev"] = hold_out(splits["train"])
+    if not untrained:
         results = [train(one, model_class, checkpoint_dir, tokenizer, splits, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last", "test"))
         say_next(runs[0], DECODER)

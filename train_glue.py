@@ -243,7 +243,7 @@ def main():
     def tokens(examples):
         return Tokens(glue.encode(tokenizer, examples, args.max_len), config.pad_token_id, device)
 
-    sets, wanted = {}, ("dev",) if args.adapter else ("train",) if args.hold_out else ("train", "dev")
+    sets, wanted = {}, ("train",) if args.hold_out else ("dev",) if args.adapter else ("train", "dev")
     files = args.train_file, args.dev_file, wanted
     splits = table.load(task, *files) if args.task == "own" else glue.load(args.task, args.data, *files)
     if "train" in splits:

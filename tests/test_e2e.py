@@ -340,6 +340,15 @@ def test_seeds_eval_only_predict_export(run_e2e, command, tmp_path, capsys, monk
     assert (tmp_path / "again" / "outputs.txt").read_text() == (out / "seed0" / "outputs.txt").read_text()
 
 
+def test_an_adapter_is_scored_on_the_part_that_was_held_out(run_e2e, command, tmp_path):
+    """Would catch: --hold-out that is left out of --eval-only without a word: scores on dev."""
+    run_e2e(*command, "--hold-out")
+    out = tmp_path / "out"
+    run_e2e(*command[:4], "--adapter", out / "adapter.pt", "--eval-only", "--hold-out")
+    trained, scored = (json.loads((folder / "result.json").read_text()) for folder in (out, out / "eval"))
+    assert scored["best"]["loss"] == pytest.approx(trained["best"]["loss"], rel=1e-6)
+
+
 def test_ctrl_c_while_the_test_set_is_decoded(run_e2e, command, tmp_path, monkeypatch, capsys):
     """Would catch: one that is noted for a step that never comes, and lost."""
     decode = train_e2e.generate

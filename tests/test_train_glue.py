@@ -122,6 +122,17 @@ def test_an_adapter_knows_the_form_of_its_model(glue, command, tmp_path, capsys,
     )
 
 
+def test_an_adapter_is_scored_on_the_part_that_was_held_out(glue, command, tmp_path, capsys):
+    """Would catch: --hold-out that is left out of --eval-only without a word: scores on dev."""
+    glue(*command, "--hold-out", "--epochs", 1)
+    best = json.loads((tmp_path / "out" / "result.json").read_text())["best"]
+    capsys.readouterr()
+    glue(*command[:6], "--adapter", tmp_path / "out" / "adapter.pt", "--eval-only", "--hold-out")
+    held, scores = capsys.readouterr().out.splitlines()
+    assert held.startswith("--hold-out: 10 of 40")
+    assert json.loads(scores)["loss"] == pytest.approx(best["loss"], rel=1e-6)
+
+
 def test_a_mean_is_not_exported(glue, command, tmp_path, capsys):
     """Would catch: hours of training before the line, or a merged model that transformers reads otherwise."""
     line = "--export: transformers' RoBERTa has no head that reads a mean"
