@@ -112,7 +112,7 @@ class Batches:
     @property
     def steps(self):
         """Optimiser steps an epoch."""
-        return math.ceil(math.ceil(len(self.lengths) / self.batch_size) / self.accumulate)
+        return math.ceil(len(self.lengths) / (self.batch_size * self.accumulate))
 
     def batches(self, number):
         """Those of epoch `number`, from 0."""

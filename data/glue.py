@@ -1,5 +1,6 @@
 """GLUE (Wang et al., 2019): the nine tasks' official files -> examples -> token sequences."""
 
+import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,13 +103,10 @@ def _label(spec, text, where):
         if text not in spec.labels:
             raise UserError(f"{where}: unknown label '{text}': expected {' or '.join(spec.labels)}")
         return spec.labels.index(text)
-    try:
-        score = float(text)
-    except ValueError:
-        score = None
-    if score is None or not 0 <= score <= 5:
-        raise UserError(f"{where}: score '{text}': expected a number from 0 to 5")
-    return score
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 5:
+            return float(text)
+    raise UserError(f"{where}: score '{text}': expected a number from 0 to 5")
 
 
 def read_tsv(path):
@@ -248,9 +246,10 @@ def read_protocol(task, splits):
     dev = splits[TASKS[task].dev[0]]
     if len(dev) < 2:
         raise UserError(f"{task}: {len(dev)} dev rows: expected 2 or more, for validation and test")
-    cut = dev if len(train) < 10_000 else train
-    validation, rest = parted(cut, len(dev) // 2 if cut is dev else 1000)
-    train, test = (train, rest) if cut is dev else (rest, dev)
+    if len(train) < 10_000:
+        validation, test = parted(dev, len(dev) // 2)
+    else:
+        (validation, train), test = parted(train, 1000), dev
     return {"train": train, "validation": validation, "test": test}
 
 
