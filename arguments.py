@@ -191,9 +191,8 @@ def fill_in(args, layout, shared, mini, mini_data):
             print(f"--{name.replace('_', '-')} {given}: --method {method} has no such thing; it is left out")
             setattr(args, name, None)
     for name in ("seed", "frozen_seed"):
-        if not 0 <= (getattr(args, name) or 0) < 2**32:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} {getattr(args, name)}: expected 0 to {2**32 - 1}")
+        if not 0 <= (given := getattr(args, name) or 0) < 2**32:
+            raise UserError(f"--{name.replace('_', '-')} {given}: expected 0 to {2**32 - 1}")
     if wrong := set(args.targets or "") - set("qkvoud"):
         problem = f"'{min(wrong)}' matches no layer: expected letters of qkvoud with nothing between them"
         raise UserError(f"--targets {args.targets}: {problem}")

@@ -85,7 +85,7 @@ def pearson(x, y):
 def spearman(x, y):
     """Spearman correlation: `pearson` of the ranks, where ties share their mean rank (Spearman, 1904)."""
     x, y = (a.astype(np.float64) for a in _pair(x, y))
-    if np.isnan(x).any() or np.isnan(y).any():
+    if np.isnan([x, y]).any():
         return float("nan")
     return pearson(_ranks(x), _ranks(y))
 

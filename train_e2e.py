@@ -75,8 +75,7 @@ def arguments():
         help="where none may repeat: in the completion, as in LoRA's decoder (default), or in prompt and "
         "completion, as in transformers, which forbids 4-grams that most references share with their input",
     )
-    tokens = "(default: 64, as LoRA's decoder)"
-    add("--max-new-tokens", type=whole, metavar="N", help=tokens)
+    add("--max-new-tokens", type=whole, metavar="N", help="(default: 64, as LoRA's decoder)")
     parser.add_argument("--hold-out", action="store_true", help=HOLD_OUT)
     args = parser.parse_args()
     args.task = "e2e"

@@ -80,9 +80,7 @@ def score(model, questions, windows, device, dtype):
 def train(args, model_class, checkpoint_dir, sets, device, dtype):
     model, base = prepare(args, model_class, checkpoint_dir, device, dtype)
     (questions, windows), (dev_questions, dev_windows) = sets["train"], sets["dev"]
-    targets = torch.tensor(
-        [squad.target(window, questions[window.question].answers[0]) for window in windows]
-    )
+    targets = torch.tensor([squad.target(w, questions[w.question].answers[0]) for w in windows])
     batches = Batches([len(window.ids) for window in windows], args.batch_size, args.accumulate, args.seed)
     optimizer = adamw(model, args)
     run = Run(args, model, base, optimizer, batches.steps, "windows")
@@ -99,9 +97,8 @@ def train(args, model_class, checkpoint_dir, sets, device, dtype):
             examples, losses = sum(map(len, group)), []
             for batch in share(group):
                 target = send(targets[batch], device)
-                start, end, _ = log_probabilities(
-                    forward, [windows[i] for i in batch], device, dtype, lengths
-                )
+                some = [windows[i] for i in batch]
+                start, end, _ = log_probabilities(forward, some, device, dtype, lengths)
                 loss = loss_sum(start, end, target) / examples
                 loss.backward()
                 losses.append(loss.detach())
