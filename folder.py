@@ -92,10 +92,14 @@ def open_folder(folder, settings, resume, overwrite, device):
                 other = f"{folder} was started with {key} {before}, not {value}"
                 raise UserError(f"--resume: {other}: give the same arguments, or another --out")
         return begun
-    for name in present:
-        (folder / name).unlink()
+    discard(folder)
     write_json(folder / "args.json", {"args": settings, **environment(device)})
     return False
+
+
+def discard(folder):
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def environment(device=None):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from data import UserError, listed, no_nan, write_json, write_json_lines
 from data.hub import MINI
 from device import Meter, gpu_of, peak_memory
-from folder import alone_in, open_folder
+from folder import alone_in, discard, open_folder
 from hut import copy_tensors
 from methods import ENCODER, METHODS
 from model import first_line
@@ -102,6 +102,10 @@ class Run:
                 lock.close()
             Run.locks = [alone_in(folder) for folder in [args.out.parent] * bool(args.seeds) + [args.out]]
             resumed = open_folder(args.out, settings, args.resume, args.overwrite, self.device)
+            if args.seeds and args.overwrite and not args.resume:  # or --resume would take old seeds for new
+                later = (args.out.with_name(f"seed{n}") for n in range(args.seed + 1, args.seeds))
+                for folder in (args.out.parent, *later):
+                    discard(folder)
         if resumed := gathered(resumed)[0]:
             self._restore(args.out / "checkpoint.pt")
         else:

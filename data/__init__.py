@@ -13,7 +13,7 @@ class UserError(ValueError):
 
 @contextlib.contextmanager
 def as_user_error(where=""):
-    """Turns ValueError into UserError, around calls to what does not import that, such as hut.py."""
+    """Turns ValueError into UserError, around calls to modules that do not import it, such as hut.py."""
     try:
         yield
     except ValueError as error:

@@ -153,6 +153,21 @@ def test_a_checkpoint_is_there_before_the_first_step(glue, command, tmp_path, mo
     assert torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["step"] == 0
 
 
+def test_overwritten_seeds_that_are_stopped_go_on(glue, command, tmp_path, monkeypatch):
+    """Would catch: --overwrite --seeds, stopped in its first seed, whose --resume finds the old later seeds."""
+    fresh, command[command.index("--out") + 1] = tmp_path / "fresh", str(tmp_path / "out")
+    glue(*command, "--seeds", "2")
+    again = [*command, "--seeds", "2", "--lr", "0.02", "--overwrite"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_module.Run, "advance", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        glue(*again)
+    assert not (tmp_path / "out" / "result.json").exists()
+    glue(*again, "--resume")
+    glue(*again, "--out", fresh)
+    for seed in ("seed0", "seed1"):
+        assert without_timing(tmp_path / "out" / seed) == without_timing(fresh / seed)
+
+
 @pytest.mark.parametrize("flag", ["--overwrite", "--resume"])
 @pytest.mark.parametrize("seeds", [[], ["--seeds", 1]])
 def test_two_processes_in_one_folder(glue, command, tmp_path, capsys, flag, seeds):
