@@ -154,7 +154,7 @@ def test_a_checkpoint_is_there_before_the_first_step(glue, command, tmp_path, mo
 
 
 def test_overwritten_seeds_that_are_stopped_go_on(glue, command, tmp_path, monkeypatch):
-    """Would catch: --overwrite --seeds, stopped in its first seed, whose --resume finds the old later seeds."""
+    """Would catch: --overwrite --seeds, stopped in its first seed, whose --resume finds older seeds."""
     fresh, command[command.index("--out") + 1] = tmp_path / "fresh", str(tmp_path / "out")
     glue(*command, "--seeds", "2")
     again = [*command, "--seeds", "2", "--lr", "0.02", "--overwrite"]
