@@ -81,7 +81,7 @@ class Meter:
             now = time.monotonic()
             minutes, self.last = (now - self.last) / 60, now
             kwh_a_unit = {"utilisation": minutes * P_0 / 6000, "power": minutes / 60 / 1000}  # of %, of W
-            for (name, factor), text in zip(kwh_a_unit.items(), line.split(","), strict=False):
+            for (name, factor), text in zip(kwh_a_unit.items(), [*line.split(","), ""], strict=False):
                 used = math.nan  # which a sum keeps, where the GPU does not say: [N/A]
                 with contextlib.suppress(ValueError):
                     used = float(text)
