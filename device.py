@@ -2,8 +2,10 @@
 
 import contextlib
 import math
+import re
 import resource
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -47,10 +49,10 @@ def peak_memory(device):
     status = Path("/proc/self/status")
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if status.exists():  # Linux; its ru_maxrss would count the process that started this one
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if status.exists() and (peak := re.search(r"VmHWM:\s*(\d+)", status.read_text())):
+        return int(peak[1]) * 1024  # Linux; its ru_maxrss would count the process that started this one
+    # gVisor's Linux has no VmHWM; the unit is KiB, but on macOS bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Meter:

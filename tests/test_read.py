@@ -469,7 +469,7 @@ def test_a_cut_run_goes_on_bit_identically(glue, command, tmp_path, monkeypatch,
         glue(*command, "--cell", "gru", "--out", tmp_path / "cut", "--resume")
 
 
-# ---- energy
+# ---- energy and memory
 
 
 @pytest.fixture
@@ -515,3 +515,10 @@ def test_energy_that_is_not_measured_is_null(nvidia_smi, tmp_path, monkeypatch):
     for meter in (device.Meter("GPU-0"), device.Meter(device.gpu_of(torch.device("cpu")))):
         assert meter.kwh == nothing
         meter.stop()
+
+
+def test_peak_memory_where_linux_does_not_tell_it(tmp_path, monkeypatch):
+    """Would catch: a trained run without its result, for want of a line in gVisor's /proc; kB for bytes."""
+    (tmp_path / "status").write_text("Name:\tpython\nVmRSS:\t100 kB\n")
+    monkeypatch.setattr(device, "Path", lambda _: tmp_path / "status")
+    assert 50 * 2**20 < device.peak_memory(torch.device("cpu")) < 50 * 2**30
