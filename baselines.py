@@ -326,14 +326,18 @@ def apply_prefix(model, r=7):
 
 
 class Prompt(nn.Module):
-    """m vectors, at first random words' embeddings, in front of the embedded x (B, L, d) and its mask."""
+    """m vectors, at first random words' embeddings, in front of the embedded x (B, L, d) and its mask.
+
+    It is an encoder's hook: of a copied model, the copy.
+    """
 
     def __init__(self, words, m):
         super().__init__()
         chosen = torch.randint(len(words), (m,), device="cpu").to(words.device)
         self.vectors = nn.Parameter(words[chosen].detach().clone())
 
-    def forward(self, x, mask=None):
+    def forward(self, encoder, source):
+        x, mask = source
         x = torch.cat([self.vectors.expand(len(x), -1, -1), x], 1)
         return x, None if mask is None else F.pad(mask, (len(self.vectors), 0), value=True)
 
@@ -341,6 +345,6 @@ class Prompt(nn.Module):
 def apply_prompt(model, r=20):
     """Prompt tuning (Lester, Al-Rfou & Constant, 2021) of a T5. This does NOT start at the frozen model."""
     freeze(model, r)
-    model.prompt = prompt = Prompt(model.word.weight, r)
-    model.encoder.register_forward_pre_hook(lambda encoder, source: prompt(*source))
+    model.prompt = Prompt(model.word.weight, r)
+    model.encoder.register_forward_pre_hook(model.prompt)
     return model

@@ -247,18 +247,23 @@ def test_what_a_method_trains(method):
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_methods_start_decode_and_merge(model, method):
-    """Would catch: a wrong start, a cached step without the method, a merged model that differs."""
+    """Would catch: a wrong start, a cached step without the method, a merged model that differs, a copy that
+    is trained with its original.
+    """
     plain = copy.deepcopy(model)
     torch.manual_seed(0)
     adapt(model, method, {"r": 3})
     inputs = IDS, MASK, model.shifted(LABELS)
+    copied = copy.deepcopy(model)
     with torch.no_grad():
-        near = torch.allclose(model(*inputs), plain(*inputs), atol=0.1 if method == "houlsby" else 1e-5)
+        started = model(*inputs)
+        near = torch.allclose(started, plain(*inputs), atol=0.1 if method == "houlsby" else 1e-5)
         assert near == (method != "prompt")
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 0.1 * torch.randn(parameter.shape)
         assert not torch.allclose(model(*inputs), plain(*inputs), atol=1e-3)
+        assert torch.equal(copied(*inputs), started)
     found = model.generate(SOURCES, 6, no_repeat_ngram_size=1, batch_size=3)
     for source, tokens in zip(SOURCES, found, strict=True):
         logits = model(torch.tensor([source]), None, torch.tensor([[0, *tokens[:-1]]]))[0]
