@@ -102,7 +102,7 @@ def main():
     check_out_file(args)
     names, path = [Path(one).resolve().parent.name for one in args.adapters], args.predict_file
     if len(set(names)) < len(names):
-        raise UserError(f"--adapters: folders {' '.join(names)}: expected different names, for --which")
+        raise UserError(f"--adapters: files in {' '.join(names)}: expected folders of different names")
     (many, first, tasks), new = opened(args.adapters, args.model, args.device), ("predicted", "probability")
     if any(len(task.texts) != len(args.text) for task in tasks):
         raise UserError(f"--text: {len(args.text)} column(s): expected what each adapter reads")

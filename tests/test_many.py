@@ -111,7 +111,8 @@ def test_what_does_not_fit_is_one_line(command, runs, tmp_path, capsys):
     """Would catch: adapters of another method, base or place taken for each other's; a traceback."""
     assert "lora/adapter.pt: lora on base" in fails(capsys, lambda: command("classes", "lora"))
     assert "wide/adapter.pt: hut on base" in fails(capsys, lambda: command("classes", "wide"))
-    assert "expected different names" in fails(capsys, lambda: command("two", "two"))
+    different = "--adapters: files in two two: expected folders of different names"
+    assert different in fails(capsys, lambda: command("two", "two"))
     assert "in.csv:1: no column 'whose'" in fails(capsys, lambda: command("two", which="whose"))
     assert "in.csv:3: column 'who': 'classes': expected two or numbers" in fails(
         capsys, lambda: command("two", "numbers")
