@@ -42,8 +42,7 @@ from torch.nn import functional as F
 from model import GPT2, RobertaClassifier, RobertaSpan
 from read.t5 import T5
 
-RNNS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
-CELLS = (*RNNS, "untied")
+CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN, "untied": nn.GRU}
 WIDTH = 256
 
 
@@ -57,7 +56,7 @@ class LayerRNN(nn.Module):
 
     def __init__(self, d, width=WIDTH, cell="gru", zero_start=True):
         super().__init__()
-        self.rnn = RNNS[cell](d, width, batch_first=True)
+        self.rnn = CELLS[cell](d, width, batch_first=True)
         self.up = nn.Linear(width, d, bias=False)
         if zero_start:
             nn.init.zeros_(self.up.weight)
@@ -250,11 +249,9 @@ def apply_read(model, r=WIDTH, cell="gru", start="zero", unscaled=False, drop_la
     depths = [len(side.blocks) - drop_last for side in sides]
     plain, untied = (TwoSidedRNN, UntiedTwoSided) if isinstance(model, T5) else (LayerRNN, UntiedLayers)
     last = model.body.blocks[-1].d  # its output has the width and the device of the states
+    options = last.out_features, r, cell, start == "zero"
     with last.weight.device:
-        if cell == "untied":
-            network = untied(*depths, last.out_features, r, "gru", start == "zero")
-        else:
-            network = plain(last.out_features, r, cell, start == "zero")
+        network = untied(*depths, *options) if cell == "untied" else plain(*options)
     for side, depth in zip(sides, depths, strict=True):
         side.blocks = side.blocks[:depth]
     adapted = KINDS[type(model)](model.requires_grad_(False), network)
