@@ -304,9 +304,9 @@ class Prefix(nn.Module):
     def forward(self, x, mask, past=None):
         inner, (B, L, _) = self.attention, x.shape
         q, k, v = inner.heads(x, past)
-        prefix = (t.to(k.dtype).expand(B, -1, -1) for t in (self.keys, self.values))
         k, v = (
-            torch.cat([split_heads(t, inner.n_head), own], 2) for t, own in zip(prefix, (k, v), strict=True)
+            torch.cat([split_heads(prefix.to(own.dtype).expand(B, -1, -1), inner.n_head), own], 2)
+            for prefix, own in ((self.keys, k), (self.values, v))
         )
         if mask is None and inner.causal:
             mask = torch.ones(L, L, dtype=torch.bool, device=x.device).tril()

@@ -14,7 +14,7 @@ import pickle
 import re
 import zipfile
 from collections import deque
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -62,8 +62,7 @@ class RobertaEmbeddings(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.pad = config.pad_token_id
-        self.max_length = config.max_length
+        self.pad, self.max_length = config.pad_token_id, config.max_length
         self.word = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=self.pad)
         self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size, padding_idx=self.pad)
         self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
@@ -266,8 +265,8 @@ class Pretrained(nn.Module):
 
 def without_layer(name):
     """blocks.3.u -> (blocks.{}.u, 3); a name without a layer -> (name, None)."""
-    layer = re.search(r"(?<=\.)\d+(?=\.)", name)
-    return (name[: layer.start()] + "{}" + name[layer.end() :], layer.group()) if layer else (name, None)
+    layer = re.search(r"\.(\d+)\.", name)
+    return (name.replace(layer[0], ".{}.", 1), layer[1]) if layer else (name, None)
 
 
 def read_json(path):
@@ -293,14 +292,15 @@ def read_config(directory, config_class, *model_types):
     for key, only in SUPPORTED.items():
         if found.get(key, only) != only:
             raise ValueError(f"{path}: {key} is {found[key]!r}: expected {only!r}")
-    known = {field: found[field.name] for field in fields(config_class) if field.name in found}
-    for field, value in known.items():
-        least = int(field.type in (int, int | None) and not field.name.endswith("_id"))  # 1 for sizes
-        right = isinstance(value, field.type | int) and not isinstance(value, bool)
+    types = config_class.__annotations__
+    known = {key: found[key] for key in types if key in found}
+    for key, value in known.items():
+        least = int(types[key] in (int, int | None) and not key.endswith("_id"))  # 1 for sizes
+        right = isinstance(value, types[key] | int) and not isinstance(value, bool)
         if not right or (isinstance(value, int | float) and not value >= least):
-            kind = getattr(field.type, "__name__", field.type)
-            raise ValueError(f"{path}: {field.name} is {value!r}: expected {kind}, {least} or more")
-    return config_class(**{field.name: value for field, value in known.items()})
+            kind = getattr(types[key], "__name__", types[key])
+            raise ValueError(f"{path}: {key} is {value!r}: expected {kind}, {least} or more")
+    return config_class(**known)
 
 
 SUPPORTED = {  # keys of config.json that these models ignore: any other value is refused
@@ -598,7 +598,7 @@ class GPT2Block(nn.Module):
     def __init__(self, config):
         super().__init__()
         d, eps = config.n_embd, config.layer_norm_epsilon
-        inner = 4 * d if config.n_inner is None else config.n_inner
+        inner = config.n_inner or 4 * d
         self.attention_norm = nn.LayerNorm(d, eps=eps)
         self.attention = Attention(d, config.n_head, config.attn_pdrop, causal=True)
         self.ffn_norm = nn.LayerNorm(d, eps=eps)

@@ -130,9 +130,9 @@ def read_dict(path, *keys):
             content = load_file(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise UserError(f"{path}: not a file of this program: it has no '{missing[0]}'")
+    for key in keys:
+        if not isinstance(content, dict) or key not in content:
+            raise UserError(f"{path}: not a file of this program: it has no '{key}'")
     return content
 
 

@@ -39,7 +39,7 @@ class Ladder(nn.Module):
 
     def forward(self, x, states, places, memory=None, mask=None, past=None, crossed=None):
         """x (B, L, d) embedded, the backbone's states -> norm(s_N), (B, L, d / 8). The rest is T5Block's."""
-        bias = self.side.bias(*places[:3])
+        bias = self.side.bias(*places)
         if memory is None and crossed is None and mask is not None:
             bias = bias + mask  # the encoder's padding
         s = self.down[0](x)

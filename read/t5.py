@@ -132,7 +132,7 @@ class T5Side(nn.Module):
         self.scheme = not is_decoder, number, config.relative_attention_max_distance  # arguments of `buckets`
         self.position = nn.Embedding(number, config.num_heads)
         self.dropout, self.last_dropout = nn.Dropout(config.dropout_rate), nn.Dropout(config.dropout_rate)
-        layers = config.num_decoder_layers if is_decoder and config.num_decoder_layers else config.num_layers
+        layers = (is_decoder and config.num_decoder_layers) or config.num_layers
         self.blocks = nn.ModuleList(T5Block(config, is_decoder) for _ in range(layers))
         self.norm = nn.RMSNorm(config.d_model, eps=config.layer_norm_epsilon)
 
