@@ -78,10 +78,10 @@ def all_logits(model, inputs, device, dtype, title=None):
     model.eval()
     logits = torch.empty(len(inputs.lengths), model.num_labels)
     with torch.no_grad(), autocast(device, dtype):
-        batches, hidden = sorted_batches(inputs.lengths, EVAL_BATCH), None if title else True
+        batches = sorted_batches(inputs.lengths, EVAL_BATCH)
 
         def of(batches):
-            shown = tqdm(batches, title, disable=hidden, leave=False)
+            shown = tqdm(batches, title, disable=None if title else True, leave=False)
             return [model(*inputs(batch)).float().cpu() for batch in shown]
 
         for batch, found in zip(batches, in_shares(of, batches), strict=True):

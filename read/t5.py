@@ -54,13 +54,11 @@ def buckets(distance, bidirectional, number, farthest):
     and the last one also holds all distances beyond. If `bidirectional`, half of all buckets are for keys
     after the query; otherwise no such keys are seen.
     """
-    offset = torch.zeros_like(distance)
     if bidirectional:
         number //= 2
-        offset = (distance > 0) * number
-        distance = distance.abs()
+        offset, distance = (distance > 0) * number, distance.abs()
     else:
-        distance = (-distance).clamp(min=0)
+        offset, distance = 0, (-distance).clamp(min=0)
     exact = number // 2
     growth = torch.log(distance.clamp(min=1) / exact) / math.log(farthest / exact) * (number - exact)
     return offset + torch.where(distance < exact, distance, (exact + growth.long()).clamp(max=number - 1))
