@@ -328,7 +328,7 @@ def apply_prefix(model, r=7):
 class Prompt(nn.Module):
     """m vectors, at first random words' embeddings, in front of the embedded x (B, L, d) and its mask.
 
-    It is an encoder's hook: of a copied model, the copy.
+    It is the encoder's hook itself, so that a copy of the model has its own.
     """
 
     def __init__(self, words, m):
