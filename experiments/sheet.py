@@ -29,7 +29,7 @@ def sheet(content, tasks):
         rows.setdefault(row, {})[cell["task"]] = cell
     printed = {row: row.in_paper(content["table"]) for row in rows}
     known = {name for texts in printed.values() for name in texts}
-    best = {task: told_from_none(scores_of(rows, task, script.scores[task][0])) for task in tasks}
+    best = {task: told_from_none(by_row(rows, task, script.scores[task][0])) for task in tasks}
     less = differences(rows, tasks[0], script) if len(tasks) == 1 else {}
     cells = [[rows[row].get(task) for task in tasks] for row in rows]
     costs = [one for one in script.costs if {over_tasks(one, some) for some in cells} != {"–"}]  # measured
@@ -107,14 +107,14 @@ def over_tasks(column, cells):
 # ---- differences
 
 
-def scores_of(rows, task, score):
-    """{row: {seed: score}}"""
-    found = {}
-    for row, cells in rows.items():
-        runs = cells.get(task, {"runs": []})["runs"]
-        known = {one["seed"]: one["scores"].get(score) for one in runs if "scores" in one}
-        found[row] = {seed: value for seed, value in known.items() if value is not None}
-    return found
+def scores_of(cell, score):
+    """{seed: score} of a cell's runs, without those that failed or whose score is not defined."""
+    found = {one["seed"]: one.get("scores", {}).get(score) for one in cell["runs"]}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def by_row(rows, task, score):
+    return {row: scores_of(cells.get(task, {"runs": []}), score) for row, cells in rows.items()}
 
 
 def told_from_none(scores):
@@ -135,7 +135,7 @@ def against(scores, rival):
 def differences(rows, task, script):
     """{rival: {row: "−3.1 [−4.2, −2.0], p .004"}}: each row less the rival, p with Holm's correction."""
     score = script.scores[task][0]
-    scores, columns = scores_of(rows, task, score), {}
+    scores, columns = by_row(rows, task, score), {}
     for name in RIVALS:
         of_name, its = [row for row in rows if row.method == name], METHODS[name]
         own = Row(name, its.r.get(script.layout), its.takes.get("targets"), ())

@@ -16,7 +16,7 @@ from pathlib import Path
 from arguments import Parser, positive, run_as_script, whole
 from data import UserError, listed, write_json, write_text
 from experiments.search import SETTINGS, Sweep, bundled, by_method
-from experiments.sheet import as_text, how, interval, sheets
+from experiments.sheet import as_text, how, interval, scores_of, sheets
 from experiments.significance import FEWEST, LEVEL, difference
 from experiments.tables import TABLES
 from folder import environment
@@ -118,19 +118,20 @@ def duel(args):
         }
         sweep.execute(pair, cells.__setitem__)
         for i, name in enumerate(args.two):
-            if not cells[i]["runs"]:
+            if "failed" in cells[i]:
                 raise UserError(f"{name}: {cells[i]['failed']}")
         last = (time.time() - started) if n > 1 else 0
-    (score,), runs = table.script.scores[task], (cells[i]["runs"] for i in (0, 1))
-    pairs = [{i: run["scores"][score] for i, run in enumerate(of) if "scores" in run} for of in runs]
+    (score,) = table.script.scores[task]
+    pairs = [{seed - first[i]: s for seed, s in scores_of(cells[i], score).items()} for i in (0, 1)]
     print(f"{args.two[0]} − {args.two[1]}, {task} {score}: {verdict(args.two, score, *pairs)}")
 
 
-def verdict(two, score, *scores):
+def verdict(two, score, ours, others):
     """The verdict on {pair: score} of both: who is ahead, if that is beyond chance."""
-    found = difference(*scores)
+    found = difference(ours, others)
     if not found:
-        return f"no verdict: {min(map(len, scores))} pairs, expected {FEWEST}: give more --minutes"
+        n = len(ours.keys() & others.keys())
+        return f"no verdict: {n} pairs, expected {FEWEST}: give more --minutes"
     ahead = "neither" if found.p >= LEVEL else two[found.mean < 0]
     return f"{interval(score, found)} over {found.n} pairs: {ahead} is ahead"
 

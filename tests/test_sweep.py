@@ -576,7 +576,10 @@ def test_a_duel_ends_in_a_verdict(call, command, pretend, capsys):
     )
 
 
-def test_a_duel_with_a_method_that_fails_ends(call, command, pretend, capsys):
+@pytest.mark.parametrize(
+    ("lrs", "line"), [((), "full: no rate worked: a bug"), (("--lrs", 1), "full: a bug")]
+)
+def test_a_duel_with_a_method_that_fails_ends(call, command, pretend, capsys, lrs, line):
     """Would catch: ten minutes of the other's runs, without a verdict, where a new method has a bug."""
 
     def score(a):
@@ -585,8 +588,24 @@ def test_a_duel_with_a_method_that_fails_ends(call, command, pretend, capsys):
         return 0.5, 0
 
     pretend(score)
-    given = ["duel", "hut", "full", *command, "--tries", 3, "--head-lr", 1, "--minutes", 0.1]
-    assert "error: full: no rate worked: a bug" in fails(capsys, call, *given)
+    given = ["duel", "hut", "full", *command, "--tries", 3, "--head-lr", 1, "--minutes", 0.1, *lrs]
+    assert f"error: {line}" in fails(capsys, call, *given)
+
+
+def test_a_duel_counts_pairs_of_defined_scores(call, command, pretend, capsys):
+    """Would catch: a traceback after ten minutes where a run predicts a constant, whose Pearson is not
+    defined; a count of one method's runs given as that of pairs.
+    """
+
+    def score(a):
+        of, seed = value(a, "--method"), int(value(a, "--seed"))
+        return (None if (of, seed % 6) in (("hut", 0), ("lora", 1)) else 0.5 + 0.1 * (of == "hut")), 0
+
+    pretend(score)
+    given = ["duel", "hut", "lora", *command, "--lrs", 1, "--head-lr", 1, "--minutes", 0.03]
+    assert call(*given) == 0 and capsys.readouterr().out.endswith("pairs: hut is ahead\n")
+    runs = ({i: 0.5 for i in range(6) if i != left_out} for left_out in (0, 1))
+    assert sweep.verdict(("a", "b"), "matthews", *runs).startswith("no verdict: 4 pairs, expected 5")
 
 
 @pytest.mark.parametrize("arguments", [["duel", "hut"], ["table1", "hut", "lora"]])
