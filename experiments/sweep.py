@@ -67,11 +67,12 @@ def arguments():
     if (args.table == "duel") != (len(args.two) == 2):
         raise UserError(f"{args.table} {' '.join(args.two)}: expected two methods after duel, and only there")
     if args.table == "duel":
-        args.model, args.methods = args.model or "mini", args.two
+        args.model = args.model or "mini"
         if bundled(args):
             args.epochs = args.epochs or 10  # enough to tell methods apart
     args.out = Path(args.out or "-".join([f"runs/{args.table}", *args.two]).replace(":", ""))
     fill_in(args, TABLES[args.table])
+    args.methods = args.two or args.methods
     return args
 
 
@@ -89,7 +90,8 @@ def fill_in(args, table):
     against = {
         "--paper: mini has settings of its own: give --model and --data": args.paper and bundled(args),
         "--paper: its rates are fixed: leave --lrs out": args.paper and args.lrs,
-        "--tasks: expected one for a duel": args.table == "duel" and len(args.tasks) > 1,
+        "--tasks: expected one for a duel": args.two and len(args.tasks) > 1,
+        "--seeds, --list: a duel takes neither": args.two and (args.seeds or args.list),
         f"--head-lr: the models of {args.table} have no head": args.head_lr and not table.script.head,
     }
     for problem, holds in against.items():

@@ -228,7 +228,7 @@ TABLES = {
             "full", "head", "bitfit", "houlsby:64", "houlsby:8", "pfeiffer:64", "pfeiffer:16", "lin", "top2",
             "prefix", "lora", "vera", "fourierft", "hut"))},
     ),
-    "duel": Table("Two methods", GLUE, ("cola",), rows_of_methods, choices={"methods": ()}),
+    "duel": Table("Two methods", GLUE, ("cola",), rows_of_methods, choices={}),
     "table3": Table(
         "Table 3: the methods on E2E",
         E2E,

@@ -613,6 +613,17 @@ def test_a_duel_is_of_two(call, capsys, arguments):
     assert "expected two methods after duel, and only there" in fails(capsys, call, *arguments)
 
 
-def test_a_duel_is_on_one_task(call, capsys):
-    given = ["duel", "hut", "lora", "--model", "x", "--data", "y", "--tasks", "cola", "rte"]
-    assert "--tasks: expected one for a duel" in fails(capsys, call, *given)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "cola", "rte"], "--tasks: expected one for a duel"),
+        (["--list"], "--seeds, --list: a duel takes neither"),
+        (["--seeds", "5"], "--seeds, --list: a duel takes neither"),
+        (["--methods", "bitfit"], "--methods: duel has none to choose"),
+    ],
+)
+def test_a_duel_refuses_what_it_does_not_do(call, pretend, tmp_path, capsys, arguments, message):
+    """Would catch: ten minutes of runs where --list asked for none, or with other seeds or methods."""
+    pretend(lambda a: (0.5, 0))
+    given = ["duel", "hut", "lora", "--model", "x", "--data", "y", "--lrs", 1, "--minutes", 0.001]
+    assert message in fails(capsys, call, *given, "--out", tmp_path, *arguments)
