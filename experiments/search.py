@@ -16,7 +16,7 @@ from pathlib import Path
 from arguments import positive
 from data import UserError, listed, write_json
 from experiments.tables import PAPER, Row, anchor
-from folder import alone_in
+from folder import alone_in, check_writable
 from methods import METHODS
 from run import clock, mean_and_std
 
@@ -101,18 +101,20 @@ def record(folder, arguments):
 
 
 def run(script, folder, arguments, threads, processes):
-    """Runs `script` into `folder`, unless it has; -> what result.json says, None if another sweep is there.
+    """Runs `script` into `folder`, unless it has; -> what result.json says, None if another process is there.
 
     It has `threads`, or all if None; the set `processes` holds it while it runs. Raises Failed with the last
     line of its errors, and UserError if the folder's run had other arguments.
     """
-    record(folder, arguments)
+    check_writable("--out", folder)
     result = folder / "result.json"
     try:
         lock = alone_in(folder, "sweep.lock")
+        alone_in(folder).close()  # a run may have outlived its sweep
     except UserError:
         return None
     with lock:
+        record(folder, arguments)
         if not result.exists():
             env = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
             with (folder / "log.txt").open("a", encoding="utf-8") as log:

@@ -12,6 +12,7 @@ from conftest import fails
 
 from data import UserError
 from experiments import search, sheet, sweep, tables
+from folder import alone_in
 from methods import DECODER, ENCODER, LAYOUTS, METHODS, T5, methods_of
 
 TRY = "--hold-out"
@@ -483,6 +484,24 @@ def test_a_run_that_failed_before_it_began_may_be_given_other_arguments(tmp_path
     (tmp_path / "out" / "args.json").write_text("{}")
     with pytest.raises(UserError, match="was run with b, not as now"):
         search.run(script, tmp_path / "out", ["c"], None, set())
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(monkeypatch, tmp_path):
+    """Would catch: a run that outlived its sweep (kill -9, a terminal that was closed) taken for a failed try
+    of its rate; another sweep's run taken as this one's, although it has other arguments; a wait without
+    end, and without a word, for a folder that can't be written.
+    """
+    for name in ("sweep.lock", "lock"):
+        with alone_in(tmp_path, name):
+            assert search.run(tmp_path / "none.py", tmp_path, ["b"], None, set()) is None
+    assert not (tmp_path / "command.json").exists()
+
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("folder.TemporaryFile", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        search.run(tmp_path / "none.py", tmp_path, ["b"], None, set())
 
 
 @pytest.mark.parametrize("name", ["table1", "table3", "read"])
