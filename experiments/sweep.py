@@ -181,8 +181,9 @@ def save(args, title, content):
 
 def as_given():
     """The command without what is of this machine alone: paths, and how many runs stand side by side."""
-    given = re.sub(r" --(out|jobs)[ =]\S+| --list", "", shlex.join(["experiments.sweep", *sys.argv[1:]]))
-    return "python -m " + re.sub(r"(?<=[ =])\S*/(?=\S)", "", given)
+    given = "\n".join(["python", "-m", "experiments.sweep", *sys.argv[1:]])  # a word a line
+    given = re.sub(r"\n--(out|jobs)[=\n].*", "", given)
+    return shlex.join(re.sub(r"(?<=[=\n])[^=\n]*/(?=.)", "", given).split("\n"))
 
 
 def main():

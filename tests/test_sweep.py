@@ -539,6 +539,14 @@ def test_a_table_is_one_record(call, command, pretend, monkeypatch, tmp_path):
     assert content["command"].startswith("python -m experiments.sweep table9 --model")
 
 
+def test_the_command_names_no_folder_of_the_machine(monkeypatch):
+    """Would catch: a private path in what is published, or a command that is cut in the middle of one."""
+    given = ["table1", "--model", "/home/my models/x", "--data=~/a b/y", "--out", "/tmp/a b", "--jobs=2"]
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *given, "--lrs", "hut=1e-3,1", "--", "--train-file", "a/b"])
+    command = "python -m experiments.sweep table1 --model x --data=y --lrs hut=1e-3,1 -- --train-file b"
+    assert sweep.as_given() == command
+
+
 def test_the_papers_rows_are_known_methods():
     """Would catch: a record that names a method or size that its models do not have."""
     layouts = set()
