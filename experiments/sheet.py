@@ -188,7 +188,7 @@ def how(args, script, tries):
         part = f"{held}, after the last epoch" if script.trial else "validation"
         said = [
             f"Each rate is the best of {tries} on {part}, with seed 0. While the best is at an end of the "
-            f"list, the list grows there, to {args.tries} at most."
+            f"list, the list grows there, to {max(tries, args.tries)} at most."
         ]
         said += ["Then the method trains on all examples."] * bool(script.trial)
     if args.head_lr:

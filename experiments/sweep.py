@@ -47,7 +47,7 @@ def arguments():
     add("--seeds", nargs="+", metavar="[METHOD=]N", help=counts)
     rates = "rates to begin with, one means no search (default: the method's own, a third, three times it)"
     add("--lrs", nargs="+", metavar="[METHOD=]LR,LR…", help=rates)
-    most = "rates to try at most: while the best is at an end of the list, the list grows there (default: 6)"
+    most = "while the best rate is at an end of the list, the list grows there, to N rates (default: 6)"
     add("--tries", type=whole, metavar="N", default=6, help=most)
     head = "of every method's head (default: the best of the head alone, by its held-out loss)"
     add("--head-lr", type=positive, metavar="LR", help=head)
