@@ -384,13 +384,14 @@ def many_use(args, name, n):
 
 def many_table(args):
     """Times of a batch with 1 to 32 adapters in it, as ratios to the plain model's."""
+    sizes = [n for n in ADAPTERS if n <= args.batch_size]
     names = [("many", "HUT"), ("peft", "LoRA, peft's adapter_names")][: 1 + ("peft" in OWN)]
-    makers = {(name, n): partial(many_use, args, name, n) for name, _ in names for n in ADAPTERS}
+    makers = {(name, n): partial(many_use, args, name, n) for name, _ in names for n in sizes}
     makers["plain"] = partial(many_use, args, "head", 1)
     found = in_turn(makers, args.rounds, args.device, args.steps)
-    rows = [[title, *(ratio(found, (name, n), "plain") for n in ADAPTERS)] for name, title in names]
+    rows = [[title, *(ratio(found, (name, n), "plain") for n in sizes)] for name, title in names]
     print(heading(args))
-    print(markdown(["adapters in a batch", *map(str, ADAPTERS)], rows))
+    print(markdown(["adapters in a batch", *map(str, sizes)], rows))
 
 
 # ---- main

@@ -4,7 +4,7 @@ import statistics
 import tempfile
 import time
 import weakref
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -68,7 +68,10 @@ def alone(device, make, times):
     make() itself needs for a moment does not count.
     """
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(_alone, device, make, times).result()
+        try:
+            return process.submit(_alone, device, make, times).result()
+        except BrokenExecutor:
+            raise MemoryError("the system ended the process") from None
 
 
 def _alone(device, make, times):

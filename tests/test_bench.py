@@ -1,11 +1,14 @@
 """experiments/bench.py: that what it compares is what it says. The times are for people."""
 
 import json
+import os
+import signal
 from argparse import Namespace
 from functools import partial
 
 import pytest
 import torch
+from conftest import fails
 
 from data import UserError
 from experiments import bench, measure
@@ -143,6 +146,16 @@ def test_memory_is_that_of_the_calls_in_another_process():
     assert peak > after and 300 <= after < 400
 
 
+def is_ended_by_the_system():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_takes_too_much_memory_ends_in_one_line(capsys):
+    """Would catch: a traceback of the process pool's where the system ends a process for want of memory."""
+    line = fails(capsys, measure.memory, torch.device("cpu"), is_ended_by_the_system, 1)
+    assert line.startswith("error: not enough memory (the system ended the process): ")
+
+
 def as_on_a_gpu(args, name):
     step = random_step(args, name)
 
@@ -225,3 +238,6 @@ def test_many_table_has_every_number_of_adapters(capsys):
     use = bench.many_use(args, "many", 32).__closure__
     given = next(cell.cell_contents for cell in use if isinstance(cell.cell_contents, dict))
     assert given["which"].tolist() == list(range(32))
+    args.batch_size = 8
+    bench.many_table(args)
+    assert "| adapters in a batch | 1 | 2 | 8 |\n" in capsys.readouterr().out
