@@ -28,8 +28,9 @@ def take(folder):
     content["tables"] = [one._asdict() for one in sheets(content)]
     text = json.dumps(no_nan(content), indent=1, ensure_ascii=False)
     text = re.sub(r"[{\[][^{}\[\]]*[}\]]", lambda found: " ".join(found[0].split()), text)
-    (RESULTS / folder.name).mkdir(parents=True, exist_ok=True)
-    write_text(RESULTS / folder.name / "table.json", text + "\n")
+    stored = RESULTS / folder.resolve().name / "table.json"
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    write_text(stored, text + "\n")
 
 
 def filled(text):

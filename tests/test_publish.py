@@ -4,6 +4,7 @@ import json
 import random
 import re
 import statistics
+from pathlib import Path
 
 import pytest
 
@@ -92,11 +93,14 @@ def content(**more):
     return {**about, "environment": environment, "cells": [cell], "tables": [], **more}
 
 
-def test_a_table_is_taken_and_written_into_its_place(results, tmp_path):
-    """Would catch: words around a table that are lost; a table that is written twice; another's place."""
+def test_a_table_is_taken_and_written_into_its_place(results, monkeypatch, tmp_path):
+    """Would catch: words around a table that are lost; a table that is written twice; another's place, or
+    none in results/, where the folder is given as "."
+    """
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "table.json").write_text(json.dumps(content()))
-    publish.take(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    publish.take(Path("."))
     stored = publish.RESULTS / "mine" / "table.json"
     found = json.loads(stored.read_text())
     assert found["cells"] == content()["cells"] and "/home" not in stored.read_text()
