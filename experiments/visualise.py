@@ -36,9 +36,9 @@ from weights import read_adapter
 MEASURES = {
     "attention": (
         "(a) Attention in the last layer",
-        "How much the tokens of the answer (for GLUE the first token, which the classifier reads) attend to "
-        "each word, mean over heads and tokens. This is where one layer looks, not an attribution: the "
-        "answer need not depend on it.",
+        "How much the tokens of the answer (for GLUE those that the classifier reads: the first, or all with "
+        "--pool mean) attend to each word, mean over heads and tokens. This is where one layer looks, not an "
+        "attribution: the answer need not depend on it.",
     ),
     "gradient": (
         "(b) Gradient × input",
@@ -125,7 +125,8 @@ def read_glue(subject, *texts):
         logits = model(ids)[0]
         return logits[predicted], logits.softmax(0)[predicted].item() if task.labels else None
 
-    return Reading(texts, ids, words_of(texts, places), answer, [0], None, outcome)
+    looking = [0] if model.pool == "first" else [*range(len(places))]
+    return Reading(texts, ids, words_of(texts, places), answer, looking, None, outcome)
 
 
 def trimmed(texts, text, start, end):

@@ -149,6 +149,15 @@ def test_relations_of_words_are_sums_over_their_tokens(loaded):
     assert related["gradient"][long] == pytest.approx(gradient.sum().item(), rel=1e-4)
 
 
+def test_attention_is_from_what_the_classifier_reads(loaded):
+    """Would catch: the first token's attention where the head reads the mean over all."""
+    subject = loaded("cola")
+    assert visualise.read_glue(subject, CONTEXT).looking == [0]
+    subject.model.pool = "mean"  # as an adapter that was trained with --pool mean has it
+    reading = visualise.read_glue(subject, CONTEXT)
+    assert reading.looking == [*range(reading.ids.shape[1])]
+
+
 # ---- words, readings
 
 
