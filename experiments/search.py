@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from itertools import chain
 from pathlib import Path
 
 from arguments import positive
@@ -135,8 +136,8 @@ def as_command(script, folder, arguments):
 
 def flags(**values):
     """The arguments of a command line, without those that are None."""
-    given = {name: value for name, value in values.items() if value is not None}
-    return [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
+    given = ((f"--{name.replace('_', '-')}", value) for name, value in values.items() if value is not None)
+    return [*chain.from_iterable(given)]
 
 
 def passed_on(args, names):
@@ -208,16 +209,13 @@ class Sweep:
 
     # ---- what is run
 
-    def arguments(self, task, row, lr, head_lr):
-        task = task if len(self.script.scores) > 1 else None
-        which = flags(method=row.method, r=row.r, targets=row.targets, lr=lr, head_lr=head_lr, task=task)
-        return [*which, *passed_on(self.args, SETTINGS)]
-
     def ask(self, task, row, lr, head_lr, seed=None):
         """(folder, arguments) of a run that goes into the table; without a seed, of one that tries a rate."""
         tries = seed is None and self.script.trial
         name = f"try-lr{lr:g}" if tries else f"{f'lr{lr:g}' if lr else 'default-lr'}-seed{seed or 0}"
-        arguments = [*self.arguments(task, row, lr, head_lr), *(tries or ()), "--seed", seed or 0]
+        of = task if len(self.script.scores) > 1 else None
+        which = flags(method=row.method, r=row.r, targets=row.targets, lr=lr, head_lr=head_lr, task=of)
+        arguments = [*which, *passed_on(self.args, SETTINGS), *(tries or ()), "--seed", seed or 0]
         return self.args.out / task / str(row) / name, arguments
 
     def head_rate(self, task, row):

@@ -148,9 +148,8 @@ def run_table(args, table):
     settings = {key: value for key, value in vars(args).items() if key not in ("table", *HERE)}
     settings |= {name: value and Path(value).name for name, value in settings.items() if name in NAMED}
     settings["rows"] = [str(row) for row in rows]
-    fixed = {"how": how(args, table.script, sweep.begun), "settings": settings}
-    fixed["environment"] = environment()
-    content = {}
+    said = how(args, table.script, sweep.begun)
+    fixed, content = {"how": said, "settings": settings, "environment": environment()}, {}
 
     def ended(key, cell):
         cells[key] = cell
@@ -194,8 +193,7 @@ def main():
     if content is None:
         return
     print(f"\n{as_text(content)}\n\n{content['how']}\n\n{args.out / 'table.json'}")
-    failed = [one for cell in content["cells"] for one in (cell, *cell["runs"]) if "failed" in one]
-    sys.exit(1 if failed else 0)
+    sys.exit(any("failed" in one for cell in content["cells"] for one in (cell, *cell["runs"])))
 
 
 if __name__ == "__main__":
