@@ -249,9 +249,8 @@ def against(entries, axis, **look):
     (factor, _), (divisor, x_title, _), curves = unit(known[0].score), AXES[axis], []
     for entry in known:
         mean, std = mean_std([factor * value for value in entry.values])
-        curves.append(
-            entry.drawn([(entry.costs[axis] / divisor, mean - (std or 0), mean, mean + (std or 0))])
-        )
+        ends = mean - (std or 0), mean, mean + (std or 0)
+        curves.append(entry.drawn([(entry.costs[axis] / divisor, *ends)]))
     title = f"{known[0].cell['task']}: {known[0].score} ± standard deviation"
     return [scatter(title, x_title, curves, True, **look)]
 

@@ -31,7 +31,7 @@ def sheet(content, tasks):
     known = {name for texts in printed.values() for name in texts}
     best = {task: told_from_none(by_row(rows, task, script.scores[task][0])) for task in tasks}
     less = differences(rows, tasks[0], script) if len(tasks) == 1 else {}
-    cells = [[rows[row].get(task) for task in tasks] for row in rows]
+    cells = [[of.get(task) for task in tasks] for of in rows.values()]
     costs = [one for one in script.costs if {over_tasks(one, some) for some in cells} != {"–"}]  # measured
     lines = []  # of (title, text)
     for row, paper in printed.items():

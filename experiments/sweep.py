@@ -22,7 +22,6 @@ from experiments.tables import TABLES
 from folder import environment
 from methods import METHODS
 
-HERE, NAMED = ("out", "jobs", "list"), ("model", "data")  # left out of table.json; there by their names
 CHOICES = {"methods": (str, "METHOD[:R]"), "targets": (str, "LETTERS"), "ranks": (whole, "R")}
 
 
@@ -145,8 +144,8 @@ def run_table(args, table):
     """Saves the table after each row; -> table.json's content, None with --list."""
     rows = table.rows(args)
     sweep, cells = Sweep(args, table, rows), {}
-    settings = {key: value for key, value in vars(args).items() if key not in ("table", *HERE)}
-    settings |= {name: value and Path(value).name for name, value in settings.items() if name in NAMED}
+    settings = {k: value for k, value in vars(args).items() if k not in ("table", "out", "jobs", "list")}
+    settings |= {k: settings[k] and Path(settings[k]).name for k in ("model", "data")}  # no paths
     settings["rows"] = [str(row) for row in rows]
     said = how(args, table.script, sweep.begun)
     fixed, content = {"how": said, "settings": settings, "environment": environment()}, {}
