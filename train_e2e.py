@@ -215,6 +215,16 @@ def evaluate(args, model, tokenizer, splits, folder, device, dtype):
 # ---- main
 
 
+def check_inputs(splits, tokenizer, max_new_tokens, positions):
+    """Raises UserError unless every input leaves room for what follows: in the test set, what is decoded."""
+    for name, examples in splits.items():
+        longest = 1 + max(len(prompt.ids) for prompt in tokenizer.encode_batch([*e2e.grouped(examples)]))
+        new = max_new_tokens if name == "test" else 1
+        if longest + new > positions:
+            found = f"a {name} input of {longest} tokens and {new} new: the position table holds {positions}"
+            raise UserError(f"{found}: lower --max-new-tokens, or shorten the input")
+
+
 def main():
     args = arguments()
     if args.predict:
@@ -226,12 +236,7 @@ def main():
     untrained = args.adapter or args.method == "frozen"
     wanted = ("train",) if args.hold_out else ("dev",) if untrained else ("train", "dev")
     splits = e2e.load(args.data, args.train_file, args.dev_file, (*wanted, "test"))
-    for name, examples in splits.items():
-        longest = 1 + max(len(prompt.ids) for prompt in tokenizer.encode_batch([*e2e.grouped(examples)]))
-        new = args.max_new_tokens if name == "test" else 1
-        if longest + new > config.max_length:
-            found = f"a {name} input of {longest} tokens and {new} new: the position table holds"
-            raise UserError(f"{found} {config.max_length}: lower --max-new-tokens, or shorten the input")
+    check_inputs(splits, tokenizer, args.max_new_tokens, config.max_length)
     if "train" in splits:
         splits["train"] = subset(splits["train"], args.limit_train)
         if args.hold_out:
