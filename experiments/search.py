@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from itertools import chain
 from pathlib import Path
 
 from arguments import positive
@@ -136,8 +135,8 @@ def as_command(script, folder, arguments):
 
 def flags(**values):
     """The arguments of a command line, without those that are None."""
-    given = ((f"--{name.replace('_', '-')}", value) for name, value in values.items() if value is not None)
-    return [*chain.from_iterable(given)]
+    given = [(f"--{name.replace('_', '-')}", value) for name, value in values.items() if value is not None]
+    return [part for pair in given for part in pair]
 
 
 def passed_on(args, names):
