@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import math
+import os
 import re
 import signal
 import sys
@@ -24,28 +25,32 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{message} (--help lists all arguments)")
 
-    def parse_args(self, *given):
+    def parse_known_args(self, *given):
         for text in sys.argv[1:]:
             try:
                 text.encode()
             except UnicodeEncodeError:  # the tokenizers would raise it, from their depths
                 self.error(f"{text!r}: not UTF-8")
-        return super().parse_args(*given)
+        return super().parse_known_args(*given)
 
 
 def run_as_script(main, stopped="stopped"):
     """Calls main(). What the user can fix becomes one line on standard error, and exit status 2.
 
     That is a UserError, a file's OSError, too little memory, or no compiler for --compile. Ctrl-C prints
-    `stopped`: status 130.
+    `stopped`: status 130. Where nobody reads on the status is 141, as a shell has it for SIGPIPE.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         start()
         main()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"\n{stopped}", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # as in … | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (UserError, OSError, RuntimeError, TypeError, MemoryError) as error:
         problem = first_line(error)
         if isinstance(error, UserError):

@@ -61,7 +61,7 @@ def arguments():
     minutes = "of a duel, with its search (default: 10)"
     add("--minutes", type=positive, default=10, help=minutes)
     add("--out", metavar="DIR", help="(default: runs/<table>)")
-    args = parser.parse_args(given[:end])
+    args = parser.parse_intermixed_args(given[:end])  # duel --jobs 2 lora hut
     args.rest = given[end + 1 :]
     if (args.table == "duel") != (len(args.two) == 2):
         raise UserError(f"{args.table} {' '.join(args.two)}: expected two methods after duel, and only there")

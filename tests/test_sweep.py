@@ -630,7 +630,7 @@ def test_a_duel_counts_pairs_of_defined_scores(call, command, pretend, capsys):
         return (None if (of, seed % 6) in (("hut", 0), ("lora", 1)) else 0.5 + 0.1 * (of == "hut")), 0
 
     pretend(score)
-    given = ["duel", "hut", "lora", *command, "--lrs", 1, "--head-lr", 1, "--minutes", 0.03]
+    given = ["duel", "--minutes", 0.03, "hut", "lora", *command, "--lrs", 1, "--head-lr", 1]  # in any order
     assert call(*given) == 0 and capsys.readouterr().out.endswith("pairs: hut is ahead\n")
     runs = ({i: 0.5 for i in range(6) if i != left_out} for left_out in (0, 1))
     assert sweep.verdict(("a", "b"), "matthews", *runs).startswith("no verdict: 4 pairs, expected 5")
@@ -646,6 +646,7 @@ def test_a_duel_is_of_two(call, capsys, arguments):
     [
         (["--tasks", "cola", "rte"], "--tasks: expected one for a duel"),
         (["--list"], "--seeds, --list: a duel takes neither"),
+        (["vera"], "duel hut lora vera: expected two methods"),
         (["--seeds", "5"], "--seeds, --list: a duel takes neither"),
         (["--methods", "bitfit"], "--methods: duel has none to choose"),
     ],
