@@ -213,12 +213,12 @@ def predict(args):
     print(f"{args.out_file}: {len(rows):,} rows")
 
 
-def submit(args, model, tokens, device, dtype):
-    """Predicts the test files, and writes them to the folder --submit as gluebenchmark.com takes them."""
+def submit(args, model, tests, device, dtype):
+    """Predicts {name: Tokens} of test files, into the folder --submit as gluebenchmark.com takes them."""
     task, folder = glue.TASKS[args.task], Path(args.submit)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, examples in glue.load(args.task, args.data, splits=("test",)).items():
-        predicted = predictions(all_logits(model, tokens(examples), device, dtype))
+    for name, inputs in tests.items():
+        predicted = predictions(all_logits(model, inputs, device, dtype))
         answers = [task.labels[p] if task.labels else f"{min(max(p, 0), 5):.3f}" for p in predicted]
         suffix = {"test_matched": "-m", "test_mismatched": "-mm"}.get(name, "")
         path = folder / f"{task.folder}{suffix}.tsv"
@@ -252,6 +252,8 @@ def main():
             splits["train"], splits["dev"] = hold_out(splits["train"])
     for name, examples in splits.items():
         sets[name] = tokens(examples), [example.label for example in examples]
+    tests = glue.load(args.task, args.data, splits=("test",)) if args.submit else {}
+    tests = {name: tokens(examples) for name, examples in tests.items()}  # before hours of training
     if not args.adapter:
         results = [train(one, model_class, checkpoint_dir, sets, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last"))
@@ -264,7 +266,7 @@ def main():
     if args.eval_only:
         print(json.dumps(no_nan(score(task, model, dev, device, dtype))))
     if args.submit:
-        submit(args, model, tokens, device, dtype)
+        submit(args, model, tests, device, dtype)
     if args.export:
 
         def dev_logits(model):

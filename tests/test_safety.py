@@ -368,6 +368,19 @@ def test_ctrl_c_before_the_run_is_quiet(capsys):
     assert exit_.value.code == 130 and capsys.readouterr().err == "\nstopped\n"
 
 
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_reader_that_has_gone_is_quiet(tmp_path, buffered):
+    """Would catch: a traceback from … --list | head, in a print or when the program ends."""
+    read, write = os.pipe()
+    os.close(read)
+    command = ["-m", "experiments.sweep", "table1", "--model", "mini", "--list", "--out", tmp_path]
+    environment = os.environ | {"PYTHONUNBUFFERED": buffered}
+    pipes = {"stdout": write, "stderr": subprocess.PIPE}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, **pipes, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 @pytest.mark.parametrize("missing", [lambda: exc.InvalidCxxCompiler(), lambda: exc.TritonMissing(None)])
 def test_without_a_compiler_compile_is_one_line(missing, capsys):
     """Would catch: torch's traceback, where the machine has no compiler for --compile."""
@@ -391,6 +404,13 @@ def test_texts_that_are_cut_are_counted(glue, command, tiny_glue, capsys):
     printed = capsys.readouterr().out
     assert printed.count("longer than") == 1
     assert "2 of 4 texts are longer than --max-len 32: their ends are cut off" in printed
+
+
+def test_a_missing_test_file_is_found_before_training(glue, command, tiny_glue, tmp_path, capsys):
+    """Would catch: hours of training that end in an error, where --submit has no test.tsv to predict."""
+    (tiny_glue / "CoLA" / "test.tsv").unlink()
+    assert "test.tsv" in fails(capsys, glue, *command, "--submit", tmp_path / "answers")
+    assert not (tmp_path / "out" / "args.json").exists()
 
 
 # ---- after a run
