@@ -68,7 +68,8 @@ class Run:
     unit      what a step's loss is a mean over and speed is counted in, such as "examples"
     """
 
-    STATE = ("epoch", "position", "step", "seen", "loss_sum", "seconds", "energy", "log", "best", "last")
+    STATE = ("epoch", "position", "step", "seen", "loss_sum", "seconds", "energy", "memory",
+             "log", "best", "last")  # fmt: skip
     LOOK_EVERY = 20  # steps: only then does the program wait for a GPU
     SAVE_EVERY = 600  # seconds between checkpoints within an epoch
     locks = []  # on the folders of this process's last run
@@ -85,6 +86,7 @@ class Run:
         self.epoch = self.position = self.step = self.seen = 0
         self.loss_sum, self.seconds, self.log, self.best, self.last = 0.0, 0.0, [], None, None
         self.energy = {"utilisation": 0.0, "power": 0.0}  # kWh, before a resumption
+        self.memory = 0  # bytes, likewise
         self.steps_here = self.seen_here = 0
         self.unseen = []  # (losses, weight) of the steps since `look`
         self.stopping = False
@@ -214,7 +216,7 @@ class Run:
         self.meter.stop()
         result = about(args) | {"parameters": self.parameters, "best": self.best, "last": self.last, **more}
         spent = {key: self.log[-1]["timing"][key] for key in ("seconds", "energy_kwh")}
-        result["timing"] = spent | {"peak_memory_bytes": peak_memory(self.device), **(timing or {})}
+        result["timing"] = spent | {"peak_memory_bytes": self.peak_memory(), **(timing or {})}
         if first():
             write_json(args.out / "result.json", result)
         return result
@@ -231,7 +233,7 @@ class Run:
             return
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         state = {key: getattr(self, key) for key in self.STATE}
-        state |= {"seconds": self.elapsed(), "energy": self.spent()}
+        state |= {"seconds": self.elapsed(), "energy": self.spent(), "memory": self.peak_memory()}
         state |= {"tensors": tensors, "optimizer": self.optimizer.state_dict()}
         save(self.args.out / "checkpoint.pt", state | {"rng": {"cpu": torch.get_rng_state(), "cuda": cuda}})
 
@@ -243,6 +245,10 @@ class Run:
         """kWh by device.py's two measures, those before a resumption included; None where not measured."""
         now = self.meter.kwh
         return {key: None if None in (kwh, now[key]) else kwh + now[key] for key, kwh in self.energy.items()}
+
+    def peak_memory(self):
+        """Bytes, those before a resumption included."""
+        return max(self.memory, peak_memory(self.device))
 
     def speed(self):
         """Examples or tokens a second in this epoch's training, 0 if none was left to do."""

@@ -304,16 +304,22 @@ def test_kill_and_ctrl_c_then_resume(command, tmp_path):
     assert without_timing(out) == without_timing(tmp_path / "whole")
 
 
-def test_out_that_holds_a_run(glue, command, tmp_path, capsys):
-    """Would catch: a run that is lost to the next one."""
+def test_out_that_holds_a_run(glue, command, tmp_path, capsys, monkeypatch):
+    """Would catch: a run that is lost to the next one; a peak memory of the process that resumed it alone."""
+
+    def peak():
+        return json.loads((tmp_path / "out" / "result.json").read_text())["timing"]["peak_memory_bytes"]
+
     glue(*command, "--epochs", 1)
-    before = without_timing(tmp_path / "out")
+    before, memory = without_timing(tmp_path / "out"), peak()
     assert "holds another run" in fails(capsys, glue, *command, "--epochs", 1)
     assert "started with lr 0.01, not 0.02" in fails(
         capsys, glue, *command, "--epochs", 1, "--lr", 0.02, "--resume"
     )
-    glue(*command, "--epochs", 1, "--resume")  # finished: nothing is left to do
-    assert without_timing(tmp_path / "out") == before
+    with monkeypatch.context() as small:
+        small.setattr("run.peak_memory", lambda device: 1)
+        glue(*command, "--epochs", 1, "--resume")  # finished: nothing is left to do
+    assert without_timing(tmp_path / "out") == before and peak() == memory
     glue(*command, "--epochs", 1, "--overwrite", "--lr", 0.02)
     assert without_timing(tmp_path / "out") != before
 
