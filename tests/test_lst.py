@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from conftest import with_t5_states
 from torch.nn import functional as F
 
 from read.lst import LSTT5
@@ -57,6 +58,36 @@ def test_the_side_starts_as_parts_of_the_backbone():
 
 
 @torch.no_grad()
+def test_it_is_the_formula():
+    """Would catch: a gate the wrong way round or of another temperature; a projection, norm or scale left
+    out; a decoder that reads the backbone's encoder.
+    """
+    model, frozen = adapted(), T5.from_pretrained(REFERENCE)
+    for gate in (model.alpha, model.encoder_ladder.alpha, model.decoder_ladder.alpha):
+        gate.copy_(0.1 * torch.randn(gate.shape))
+    target, mask = model.shifted(LABELS), torch.where(MASK.bool(), 0.0, -1e9)[:, None, None]
+    _, phi = with_t5_states(frozen, IDS, MASK, target)
+
+    def ladder(part, tokens, states, visible, extra, *memory):
+        positions = torch.arange(tokens.shape[1])
+        bias = part.side.bias(positions, positions, visible and positions <= positions[:, None]) + extra
+        s = part.down[0](frozen.word(tokens))
+        for alpha, block, down, state in zip(
+            part.alpha, part.side.blocks, part.down[1:], states, strict=True
+        ):
+            g = torch.sigmoid(alpha / 0.1)
+            s, _ = block(g * s + (1 - g) * down(state), bias, *memory)
+        return part.side.norm(s)
+
+    small = ladder(model.encoder_ladder, IDS, phi.encoder, None, mask)
+    small = ladder(model.decoder_ladder, target, phi.decoder, True, 0, small, mask)
+    g = torch.sigmoid(model.alpha / 0.1)
+    out = g * frozen.decoder.norm(phi.decoder[-1]) + (1 - g) * model.up(small)
+    expected = out * 24**-0.5 @ frozen.word.weight.T
+    torch.testing.assert_close(model(IDS, MASK, target), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
 def test_the_columns_that_weigh_most_are_taken():
     """Would catch: the smallest, those of the heads' space taken for the stream's, a decoder's that read
     the encoder.
@@ -72,6 +103,7 @@ def test_the_columns_that_weigh_most_are_taken():
         for block in side.blocks:
             for linear in (block.attention.q, block.attention.k, block.attention.v, block.u):
                 linear.weight[:, heavy] += 9
+            block.attention.v.weight[[1, 2, 4, 7]] *= 9  # two rows of each head
             for attention in (block.attention, *([block.cross] if side is model.decoder else [])):
                 attention.o.weight[:, light] += 99  # which reads the heads
     ladders = LSTT5(model, reduction=2)
@@ -82,6 +114,8 @@ def test_the_columns_that_weigh_most_are_taken():
         """Whether each row of `part` is one of `of`, at these columns."""
         return all(any(torch.equal(row, other) for other in of[:, columns]) for row in part)
 
+    kept = model.encoder.blocks[1].attention.v.weight[[1, 2, 4, 7]][:, [1, 2, 4, 7]]
+    assert torch.equal(encoder.attention.v.weight, kept)
     assert rows(encoder.u.weight, model.encoder.blocks[1].u.weight, [1, 2, 4, 7])
     assert rows(decoder.u.weight, whole.u.weight, [0, 3, 4, 5])
     assert rows(decoder.cross.q.weight, whole.cross.q.weight, [0, 3, 4, 5])
