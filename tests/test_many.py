@@ -126,5 +126,12 @@ def test_what_does_not_fit_is_one_line(command, runs, tmp_path, capsys):
     content = torch.load(runs / "two" / "adapter.pt", weights_only=True)
     torch.save(content | {"base": "0" * 64}, other)
     assert f"{other}: hut on base 0000" in fails(capsys, lambda: command("classes", Path(other).parent))
-    torch.save(content | {"config": content["config"] | {"max_len": 5}}, other)  # it has seen shorter texts
-    assert "--max-len as of" in fails(capsys, lambda: command("classes", Path(other).parent))
+    moved = {name.replace(".q.", ".k."): tensor for name, tensor in content["adapter"].items()}
+    for change in (
+        {"config": content["config"] | {"max_len": 5}},  # it has seen shorter texts
+        {"config": content["config"] | {"pool": "mean"}},
+        {"adapter": moved},
+    ):
+        torch.save(content | change, other)
+        line = fails(capsys, lambda: command("classes", Path(other).parent))
+        assert "expected hut, and base, --targets, --pool and --max-len as of" in line
