@@ -2,6 +2,7 @@
 
 import pytest
 
+from experiments import flops
 from experiments.flops import adapters, break_even, building, per_token, training_step
 from model import RobertaConfig
 
@@ -13,6 +14,17 @@ def test_papers_table_2():
     assert (
         adapters("houlsby", 1024, 64, 24, 128) == 1_610_612_736
     )  # printed 1.61; the other rows follow otherwise
+
+
+def test_the_tables_as_they_are_printed(monkeypatch):
+    """Would catch: one of q and v alone, other blocks, a share of another method's step."""
+    rows = {row[0]: row[2:] for row in flops.table_2().rows}
+    assert rows["hut r8"] == ["0.2021", "0.0126", "2048"] and rows["lora r8"] == ["0.8556", "0.2013", "544"]
+    assert rows["houlsby r64"] == ["–", "1.6106", "–"] and rows["pfeiffer r64"] == ["–", "0.8053", "–"]
+    steps = {"full": 8e9, "houlsby": 1e10}
+    monkeypatch.setattr(flops, "training_step", lambda method, *_: steps.get(method, 2e9))
+    rows = {row[0]: row[1:] for row in flops.step_table().rows}
+    assert rows["hut r8"] == ["2.00", "25.0%"] and rows["houlsby r64"] == ["10.00", "125.0%"]
 
 
 @pytest.mark.parametrize("method", ["hut", "lora"])

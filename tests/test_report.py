@@ -313,6 +313,16 @@ def test_methods_that_the_paper_does_not_count(call, tmp_path):
     assert "mine r8 qv" in words and "FLOPs of a training step" in words
 
 
+def test_costs_that_are_drawn(tmp_path, monkeypatch):
+    """Would catch: no cost (the head alone has no parameters) on a log scale; FLOPs of one matrix a layer."""
+    sweep_folder(tmp_path, "table1", [("hut", 8), ("head", None)])
+    (section,) = report.find(tmp_path)
+    assert not report.against(section.entries, "parameters") and report.against(section.entries, "seconds")
+    monkeypatch.setattr(report, "training_step", lambda *given: 1)
+    (hut, head), _ = report.with_flops(section.entries, None)
+    assert hut.costs["building"] == 202_113_024 and head.costs["building"] is None  # the paper's 0.20 GFLOPs
+
+
 def test_front():
     """Would catch: a front through a point that another beats at less, or without the first."""
     points = [(x, y, y, y) for x, y in ((0, 1), (3, 5), (2, 2), (2, 4), (4, 5), (9, 8))]
@@ -341,18 +351,20 @@ def test_rates_are_drawn(call, tmp_path):
 
 
 def test_means_over_tasks_and_the_paper_beside_them(call, tmp_path):
-    """Would catch: READ's Figure 1 without the paper's points, memory that is summed."""
-    sweep_folder(tmp_path / "runs", "read", [("read", 256), ("lora", 32)])
+    """Would catch: READ's Figure 1 without the paper's points, memory that is summed, a mean of what is there
+    before all is.
+    """
+    sweep_folder(tmp_path / "runs", "read", [("read", 256), ("lora", 32), ("full", None)])
     path = tmp_path / "runs" / "table.json"
     content = json.loads(path.read_text())
     for cell in content["cells"]:
         for one in cell["runs"]:
             one["cost"] = {"memory": 3 * 2**20 * len(cell["method"]), "seconds": 70.0}
-    content["cells"] += [cell | {"task": "sst2"} for cell in content["cells"]]
+    content["cells"] += [cell | {"task": "sst2"} for cell in content["cells"][:2]]  # full's is to come
     path.write_text(json.dumps(content))
     call(tmp_path / "runs", "-o", tmp_path / "report.html")
     (section,) = report.find(tmp_path / "runs")
-    first, *_ = report.over_tasks(section.entries)
+    first, _ = report.over_tasks(section.entries)
     assert (
         first.costs == {"memory": 12 * 2**20, "seconds": 140.0, "parameters": 4000}
         and first.cell["task"] == "mean of 2 tasks"
