@@ -36,6 +36,7 @@ def test_difference_is_the_paired_t_test():
     assert difference(first, dict(itertools.islice(other.items(), 4))) is None
     same = difference(first, first)
     assert same.p == 1 and same.low == same.high == 0
+    assert difference({i: i + 1.0 for i in range(5)}, {i: float(i) for i in range(5)}).p == 0
 
 
 def test_holm():

@@ -6,6 +6,7 @@ import multiprocessing
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import fails
@@ -174,6 +175,8 @@ def test_a_tie_goes_to_the_lower_loss_and_one_class_to_none(call, command, prete
     scores = {"matthews": -0.02, "loss": 0.7}, {"matthews": 0.0, "loss": 0.6, "single_class": True}
     learnt, one_class = (tables.GLUE.worth({"last": one}, "cola") for one in scores)
     assert learnt > one_class
+    early, late = (tables.READ.worth({"best": {"score": 0.5, "epoch": n}}, "cola") for n in (2, 5))
+    assert early > late
 
 
 @pytest.mark.parametrize(
@@ -194,6 +197,29 @@ def test_the_list_grows_where_the_best_is(call, command, pretend, tmp_path, best
         dict(zip(shown["header"], shown["rows"][0], strict=True))["rate"]
         == {5.0: "4", 0.3: "0.25", 99: "16*"}[best]
     )
+
+
+def test_the_head_alone_is_searched_by_its_own_rate(call, command, pretend):
+    """Would catch: a row of tries that all have the same rate, that of every other method's head."""
+    ran = pretend(lambda a: (0.5, 0.5))
+    call("table1", *command, "--methods", "head", "--seeds", 1, "--tries", 3)
+    assert len(ran) == 4 and not any("--head-lr" in a for a in ran)
+
+
+def test_a_table_that_is_cut_short_says_so(call, command, pretend, tmp_path):
+    """Would catch: half a table that is taken for a whole one, and published."""
+
+    def score(a):
+        if value(a, "--method") == "lora":
+            raise KeyboardInterrupt
+        return 0.5, 0.5
+
+    pretend(score)
+    given = [*command, "--methods", "hut", "lora", "--seeds", 1, "--lrs", 1, "--head-lr", 1]
+    with pytest.raises(KeyboardInterrupt):
+        call("table1", *given)
+    content = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert content["complete"] is False and [cell["method"] for cell in content["cells"]] == ["hut"]
 
 
 def test_paper_is_fixed_rates_and_the_last_epoch(call, command, pretend, tmp_path):
@@ -338,14 +364,33 @@ def test_what_is_said_over_tasks():
             ]
         }
 
-    several = ((2**20, 7, 9, 3.8, 1, None, 7, 2**21), (2**20, 9, 11, 4.2, 1, None, 8, 2**21))
+    several = (
+        (2**20, 7, 9, 3.8, 1, None, 7, 2**21),
+        (2**20, 9, 11, 4.2, 1, None, 8, 2**21),
+        (2**20, 8, 40, 4.0, 1, None, 9, 2**21),  # its seconds are another program's
+    )
     cells = [task(*several), task((5 * 2**20, 5, 100, 7.5, 0.5, 1, 2, 2**20))]
 
     def shown(*more):
         return [sheet.over_tasks(column, [*cells, *more]) for column in tables.READ.costs]
 
-    assert shown() == ["5", "7.0", "110", "3", "11.5 ± 0.28", "1.5 ± 0", "–", "7.0", "2"]
+    assert shown() == ["5", "7.0", "111", "3", "11.5 ± 0.2", "1.5 ± 0", "–", "7.0", "2"]
     assert shown(None) == ["…"] * 9 and shown({"runs": []}) == ["–"] * 9
+    assert tables.summed([(1.0, 3.0), (2.0, 4.0), (3.0, None)]) == "6 ± 5"  # deviations add as squares
+    assert (
+        tables.number("loss", 0.12345) == "0.123" and tables.number("matthews", 0.7049, 0.012) == "70.5 ± 1.2"
+    )
+
+
+def test_the_mean_over_tasks():
+    """Would catch: a sum that is divided by another number; a mean of what is there, before all is."""
+    base = {"method": "hut", "r": 8, "targets": "qv", "lr": 1, "tries": [], "runs": [], "parameters": 7}
+    scores = {"cola": ("matthews", 0.5), "mrpc": ("accuracy", 0.6), "rte": ("accuracy", 1.0)}
+    cells = [base | {"task": task, "mean": dict([score]), "std": {}} for task, score in scores.items()]
+    for some, mean in ((cells, "70.0"), (cells[:2], "–")):
+        content = {"table": "table1", "settings": {"tasks": [*scores]}, "cells": some}
+        shown = sheet.sheets(content)[0]
+        assert dict(zip(shown.header, shown.rows[0], strict=True))["mean"] == mean
 
 
 def test_rows_of_tables_4_and_5(call, command, pretend, tmp_path):
@@ -437,10 +482,11 @@ def stand_in(monkeypatch, tmp_path):
     monkeypatch.setitem(tables.TABLES, "table1", tables.TABLES["table1"]._replace(script=script))
 
 
-def test_sweeps_on_one_folder_take_a_run_once(call, command, stand_in, tmp_path, capsys):
+def test_sweeps_on_one_folder_take_a_run_once(call, command, stand_in, tmp_path, monkeypatch):
     """Would catch: two at work on the same run; one that ends before the other's runs are in its table; runs
     side by side that take each other's cores.
     """
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
     given = ["table1", *command, "--methods", "hut", "lora", "--seeds", 3, "--jobs", 2, "--tries", 3]
     other = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(call(*given)))
     other.start()
@@ -560,12 +606,39 @@ def test_the_papers_rows_are_known_methods():
 
 
 def test_cost_of_a_run_that_was_resumed():
-    """Would catch: an error, or 0 ms, where an epoch was resumed after its last step."""
-    timings = [{"seconds": 9, "step_ms": 5, "energy_kwh": {"power": None}}, {"seconds": 17, "step_ms": None}]
+    """Would catch: an error, or 0 ms, where an epoch was resumed after its last step; what another epoch than
+    the best took, or the slowest.
+    """
+    timings = [{"seconds": 9, "step_ms": 5, "energy_kwh": {"power": 1}}, {"seconds": 17, "step_ms": None}]
+    timings += [{"seconds": 30, "step_ms": 7, "energy_kwh": {"power": None}}]
     rows = [{"epoch": i, "timing": timing} for i, timing in enumerate(timings, 1)]
-    wanted = {"memory": 3, "step_ms": 5, "epochs": 1, "seconds": 9, "power": None}
-    assert search.spent(rows, {"best": {"epoch": 1}, "timing": {"peak_memory_bytes": 3}}) == wanted
+    wanted = {"memory": 3, "step_ms": 5, "epochs": 3, "seconds": 30, "power": None}
+    assert search.spent(rows, {"best": {"epoch": 3}, "timing": {"peak_memory_bytes": 3}}) == wanted
     assert search.spent([], {"best": {"epoch": 0}, "timing": {}})["seconds"] is None
+
+
+def test_the_backbone_is_the_model_without_its_method():
+    """Would catch: LST's ladders, which have no size but do not merge, counted to the T5 beside them."""
+    counts = {"adapter": 5, "frozen": 100}
+    found = [search.backbone(method, T5, counts) for method in ("full", "bitfit", "lst", "read", "lora")]
+    assert found == [105, 105, 100, 100, 100]
+
+
+def test_a_duel_begins_no_pair_that_its_time_does_not_hold(call, pretend, capsys, monkeypatch, tmp_path):
+    """Would catch: a duel of twelve minutes in place of ten, or of other epochs than --help says."""
+    now = [0.0]
+
+    def score(a):
+        now[0] += 120
+        return 0.5, 0
+
+    ran = pretend(score)
+    monkeypatch.setattr(sweep, "time", SimpleNamespace(time=lambda: now[0]))
+    assert call("duel", "hut", "lora", "--lrs", 1, "--head-lr", 1, "--out", tmp_path / "duel") == 0
+    assert (
+        "no verdict: 2 pairs" in capsys.readouterr().out
+    )  # of four minutes each; a third would end at twelve
+    assert {value(a, "--epochs") for a in ran} == {"10"}
 
 
 def test_a_duel_ends_in_a_verdict(call, command, pretend, capsys):
