@@ -88,6 +88,14 @@ def test_dropout_is_in_four_places_and_only_in_training(model):
         assert not torch.allclose(model(IDS), model(IDS)), place
 
 
+def test_initial_values():
+    """Would catch: a stream that grows with depth. What adds to it starts smaller by sqrt(2 n_layer)."""
+    torch.manual_seed(0)
+    block = GPT2(GPT2Config(vocab_size=9, n_embd=128, n_layer=2, n_head=2)).blocks[0]
+    for layer, scale in ((block.attention.q, 1), (block.u, 1), (block.attention.o, 0.5), (block.d, 0.5)):
+        assert layer.weight.std().item() == pytest.approx(0.02 * scale, rel=0.03) and not layer.bias.any()
+
+
 def test_published_sizes():
     """Would catch: a wrong width, depth or tie. The counts are those of the published checkpoints."""
     large, xl = (GPT2Config(n_embd=d, n_layer=n, n_head=d // 64) for d, n in ((1280, 36), (1600, 48)))

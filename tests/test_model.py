@@ -1,5 +1,6 @@
 """model.py against what transformers computed (tests/reference/), and its strict loading."""
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -94,6 +95,12 @@ def test_dropout_is_where_transformers_has_it_and_only_in_training():
     assert not model.training
     assert torch.equal(model(IDS, MASK), model(IDS, MASK))
     model.train()
+    used = []
+    model.classifier.dropout.register_forward_hook(lambda *_: used.append(None))
+    model(IDS, MASK)
+    assert len(used) == 2  # before each of the head's two layers
+    rare = dataclasses.replace(model.config, classifier_dropout=0.25)
+    assert RobertaClassifier(rare).classifier.dropout.p == 0.25
     block = "roberta.blocks.0"
     for place in ("roberta.embeddings.dropout", f"{block}.attention.dropout", f"{block}.attention_dropout",
                   f"{block}.ffn_dropout", "classifier.dropout"):  # fmt: skip
@@ -379,13 +386,14 @@ def test_robertas_by_other_names(checkpoint, tmp_path, kind, theirs):
     assert torch.equal(again(IDS, MASK), model(IDS, MASK))
 
 
-def test_nothing_is_written_where_other_weights_would_be_read(checkpoint):
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_nothing_is_written_where_other_weights_would_be_read(checkpoint, name):
     """Would catch: an export beside an older model.safetensors, which every reader takes for the new one."""
     directory = checkpoint(STATE)
     model = RobertaClassifier.from_pretrained(directory)
-    write_safetensors(STATE, directory / "model.safetensors")
+    (directory / name).write_text("another's")
     before = (directory / "pytorch_model.bin").read_bytes()
-    with pytest.raises(ValueError, match=r"model\.safetensors: would be read"):
+    with pytest.raises(ValueError, match=f"{name}: would be read"):
         model.save_pretrained(directory)
     assert (directory / "pytorch_model.bin").read_bytes() == before
 

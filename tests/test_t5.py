@@ -114,6 +114,19 @@ def test_dropout_is_everywhere_and_only_in_training(model):
         assert not torch.allclose(model(*inputs), model(*inputs)), place
 
 
+def test_initial_values_and_the_start_token():
+    """Would catch: attention that is saturated at the start, as its scores are not scaled; padding taken for
+    the start token, where a configuration has another.
+    """
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 9, "d_model": 128, "d_kv": 16, "d_ff": 512, "num_layers": 1, "num_heads": 8}
+    model = T5(T5Config(**sizes, decoder_start_token_id=3))
+    attention, spread = model.encoder.blocks[0].attention, {"q": (128 * 16) ** -0.5, "k": 128**-0.5}
+    for letter, std in spread.items():
+        assert attention.get_submodule(letter).weight.std().item() == pytest.approx(std, rel=0.03)
+    assert model.shifted(torch.tensor([[5, 6, 1]])).tolist() == [[3, 5, 6]]
+
+
 def test_published_sizes():
     """Would catch: a wrong width, depth or tie. The READ paper also counts the tied output layer."""
     for config, tied, counted in (
