@@ -110,6 +110,11 @@ def test_e2e_scores_equal_the_official_scripts(corpus):
         assert value == pytest.approx(corpus["scores"][name], rel=1e-12, abs=1e-18), name
 
 
+def test_bleu_takes_the_shorter_of_two_references_that_are_equally_near():
+    """Would catch: a brevity penalty for an output that is as near to a shorter reference."""
+    assert metrics.bleu(["a b c d"], [["a b c", "a b c d e"]]) == pytest.approx(1)
+
+
 @pytest.mark.parametrize("corpus", E2E["corpora"][1:2], ids=lambda corpus: corpus["name"])
 def test_meteor_equals_the_official_scripts(corpus):
     """Would catch: other options, untokenised text, the mean of the segments' scores."""
