@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import baselines
 import weights
-from methods import METHODS, adapt, merge, methods_of, settings
+from methods import METHODS, adapt, merge, methods_of, settings, store
 from model import GPT2, GPT2_MEDIUM, ROBERTA_LARGE, GPT2Config, RobertaClassifier, RobertaConfig, beam_search
 
 ENCODER = RobertaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
@@ -173,6 +173,7 @@ def test_updates_are_the_papers_formulas():
     lora = baselines.LoRA(linear, 2, alpha=10).double()
     lora.A.data, lora.B.data = A, B
     close(lora(x), frozen + 10 / 2 * x @ A @ B, 1e-12)
+    assert baselines.LoRA(linear, 8).scale == 2  # alpha is 16, its authors' on RoBERTa
     vera = randomise(baselines.VeRA(linear, A, B).double())
     close(vera(x), frozen + x @ A @ torch.diag(vera.lambda_d) @ B @ torch.diag(vera.lambda_b), 1e-12)
 
@@ -229,6 +230,16 @@ def test_adapters_are_the_papers_formulas():
             norm = b.ffn_norm if method == "pfeiffer" else pre.norm
             expected = h + y + run(pre.adapter, norm(h + y), F.relu)
         close(pre(x, causal), expected)
+
+
+def test_houlsbys_adapter_reads_what_dropout_left():
+    """Would catch: dropout on the adapter's own output, or an adapter that reads what was dropped."""
+    place = randomise(baselines.Houlsby(torch.nn.Dropout(0.5), 16, 4, F.gelu, None))
+    torch.manual_seed(0)
+    found = place(torch.ones(9, 16))
+    torch.manual_seed(0)
+    h = place.dropout(torch.ones(9, 16))
+    close(found, h + place.adapter(h))
 
 
 def test_prefix_is_attention_to_m_more_columns():
@@ -331,6 +342,7 @@ def test_what_a_run_takes_is_the_papers_where_it_prints_it():
     )  # the task's row has the last two
     found = settings("lora", "cola", "encoder", shared, mini={"epochs": 5})
     assert (found["lr"], found["batch_size"], found["epochs"]) == (METHODS["lora"].mini["encoder"], 1, 5)
+    assert settings("hut", "squad", "encoder", shared, mini={})["lr"] == METHODS["hut"].mini["squad"]
     assert settings("bitfit", "cola", "encoder", shared)["lr"] == METHODS["bitfit"].lr["encoder"]
     found = settings("lora", "cola", "encoder-decoder", shared)  # Tables 6 and 7 are of RoBERTa and GPT-2
     assert (found["lr"], found["batch_size"]) == (METHODS["lora"].lr["encoder-decoder"], shared["batch_size"])
@@ -502,6 +514,26 @@ def test_a_model_is_adapted_once(kind, method):
     else:
         with pytest.raises(ValueError, match="adapted once"):
             adapt(model, method, {"r": 4})
+
+
+@every_row
+def test_storing_in_bfloat16_changes_what_is_frozen_alone(kind, method):
+    """Would catch: a head or an adapter that is stored, and so frozen; a tensor that is no factor, whose
+    rounding shows; rounded weights that are merged.
+    """
+    plain_one, stored = (adapt(plain(kind), method, {"r": 4}).eval() for _ in range(2))
+    torch.manual_seed(1)
+    for a, b in zip(plain_one.parameters(), stored.parameters(), strict=True):
+        a.data += 0.1 * torch.randn(a.shape)  # biases start at 0, which no rounding changes
+        b.data.copy_(a)
+    store(stored, torch.bfloat16)
+    trained = [{n: p for n, p in m.named_parameters() if p.requires_grad} for m in (plain_one, stored)]
+    assert all(torch.equal(p, trained[1].pop(name)) for name, p in trained[0].items()) and not trained[1]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(stored(IDS), plain_one(IDS))
+    if kind in METHODS[method].merges and any(p.dtype == torch.bfloat16 for p in stored.parameters()):
+        with pytest.raises(ValueError, match="needs the frozen weights in float32"):
+            merge(stored, method)
 
 
 @every_row
