@@ -18,7 +18,7 @@ from data.hub import checkpoint, load_tokenizer, open_checkpoint
 from model import RobertaClassifier, RobertaSpan
 
 ROWS = {  # one row of each task in its official layout: the header, the row, what it should be read as
-    "sst2": ("sentence\tlabel", 'it is " good \t1', ('it is " good ', None, 1)),
+    "sst2": ("sentence\tlabel", ' it is " good \t1', (' it is " good ', None, 1)),
     "mrpc": (
         "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String",
         '1\t7\t8\tOne "a\tTwo',
@@ -56,6 +56,14 @@ def test_official_layouts(tmp_path, task):
     assert glue.read_split(task, path) == ([expected, expected], 0)
 
 
+@pytest.mark.parametrize("score", [0.0, 5.0])
+def test_the_ends_of_the_scale_are_scores(tmp_path, score):
+    """Would catch: STS-B's many pairs of equal sentences refused."""
+    header, row, _ = ROWS["stsb"]
+    (tmp_path / "f.tsv").write_text(f"{header}\n{row.replace('3.800', f'{score:.3f}')}\n")
+    assert glue.read_split("stsb", tmp_path / "f.tsv")[0][0].label == score
+
+
 def test_cola_has_no_header_but_its_test_file_has(tmp_path):
     """Would catch: a first training row lost, or a first test row made of the header."""
     path = tmp_path / "f.tsv"
@@ -83,6 +91,11 @@ def test_cola_has_no_header_but_its_test_file_has(tmp_path):
             "stsb",
             (ROWS["stsb"][0] + "\n0\tg\tf\ty\t0\tn\tn\tOne\tTwo\tnan").encode(),
             r"f\.tsv:2: score 'nan'",
+        ),
+        (
+            "stsb",
+            (ROWS["stsb"][0] + "\n0\tg\tf\ty\t0\tn\tn\tOne\tTwo\t5.1").encode(),
+            r"f\.tsv:2: score '5.1': expected a number from 0 to 5",
         ),
         (
             "rte",
@@ -296,6 +309,9 @@ def test_tokens(tiny_model):
     single, pair = glue.Example("the dog", None, 0), glue.Example("the dog sees the cat", "a girl", 0)
     assert glue.encode(tokenizer, [single, pair], 20) == [[0, 4, 6, 2], [0, 4, 6, 10, 4, 7, 2, 2, 5, 8, 2]]
     assert glue.encode(tokenizer, [pair], 8) == [[0, 4, 6, 2, 2, 5, 8, 2]]
+    turned = pair._replace(first=pair.second, second=pair.first)
+    assert glue.encode(tokenizer, [turned], 8) == [[0, 5, 8, 2, 2, 4, 6, 2]]
+    assert tokenizer.truncation is None  # or what is encoded next would be cut
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tiny_model, tmp_path):
@@ -316,16 +332,28 @@ def test_each_example_once_an_epoch(n):
     batches = shuffled_batches(lengths, 16, [0, 0])
     assert sorted(i for batch in batches for i in batch) == list(range(n))
     assert len(batches) == -(-n // 16) and all(0 < len(batch) <= 16 for batch in batches)
-    assert sorted(i for batch in sorted_batches(lengths, 16) for i in batch) == list(range(n))
+    for accumulate in (1, 3):
+        grouped = Batches(lengths, 16, accumulate, 0)
+        assert grouped.steps == len(grouped.epoch(0)) == -(-len(batches) // accumulate)
+    scored = [i for batch in sorted_batches(lengths, 16) for i in batch]
+    assert sorted(scored) == list(range(n))
+    assert [lengths[i] for i in scored] == sorted(lengths, reverse=True)  # memory runs out at once or never
 
 
 def test_batches_depend_on_seed_and_epoch_and_have_little_padding():
-    """Would catch: epochs that are all alike; batches by chance alone, at about 45 % padding here."""
+    """Would catch: epochs or seeds that are all alike; batches by chance alone, at about 45 % padding here;
+    an epoch that goes from short to long.
+    """
     lengths = np.random.default_rng(0).integers(3, 40, 2000).tolist()
-    first = shuffled_batches(lengths, 16, [0, 0])
-    assert first == shuffled_batches(lengths, 16, [0, 0])
-    assert first != shuffled_batches(lengths, 16, [0, 1]) != shuffled_batches(lengths, 16, [1, 0])
+
+    def batches(seed, epoch):
+        return Batches(lengths, 16, 1, seed).batches(epoch)
+
+    first = batches(0, 0)
+    assert first == batches(0, 0) and first not in (batches(0, 1), batches(1, 0), batches(1, 1))
     assert padding_share(lengths, first) < 0.05
+    widths = [max(lengths[i] for i in batch) for batch in first[:50]]
+    assert widths != sorted(widths)
 
 
 def test_pad():
