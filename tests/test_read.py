@@ -4,6 +4,7 @@ its energy.
 
 import json
 import os
+import shutil
 from collections import Counter
 
 import pytest
@@ -371,8 +372,10 @@ def test_with_and_without_stored_states(glue, command, tmp_path, monkeypatch):
     assert not seen
 
 
-def test_states_are_found_by_what_they_are_of(glue, command, tmp_path, tiny_glue, capsys, monkeypatch):
-    """Would catch: states of other texts, another length, checkpoint or pooling that are trained on; a
+def test_states_are_found_by_what_they_are_of(
+    glue, command, tmp_path, tiny_glue, tiny_model, capsys, monkeypatch
+):
+    """Would catch: states of other texts, another length, checkpoint, dtype or pooling that are trained on; a
     backbone that runs again for another task with the same texts.
     """
     seen, outputs = [], model_module.Roberta.outputs
@@ -391,6 +394,12 @@ def test_states_are_found_by_what_they_are_of(glue, command, tmp_path, tiny_glue
     assert passed("--limit-train", 20) == (20, 5)
     assert passed("--pool", "mean") == (52, 7)
     assert passed("--drop-last", 1) == (52, 9)
+    assert passed("--dtype", "bfloat16") == (52, 11)
+    other = RobertaClassifier.from_pretrained(tiny_model)
+    other.roberta.blocks[0].u.weight.data[0, 0] += 1e-3
+    other.save_pretrained(tmp_path / "other")
+    shutil.copy(tiny_model / "tokenizer.json", tmp_path / "other")
+    assert passed("--model", tmp_path / "other") == (52, 13)
     rows = [line.split("\t") for line in (tiny_glue / "CoLA" / "train.tsv").read_text().splitlines()]
     dev = [line.split("\t") for line in (tiny_glue / "CoLA" / "dev.tsv").read_text().splitlines()]
     for name, part in (("a", rows), ("b", dev)):  # another task, with the texts of this one
@@ -398,7 +407,7 @@ def test_states_are_found_by_what_they_are_of(glue, command, tmp_path, tiny_glue
         (tmp_path / f"{name}.csv").write_text("\n".join(lines))
     own = ["--train-file", tmp_path / "a.csv", "--dev-file", tmp_path / "b.csv"]
     command[4:6], command[:2] = ["--text", "words", "--label", "long"], own  # for --data and --task
-    assert passed() == (0, 9)
+    assert passed() == (0, 13)
     out = tmp_path / "again"
     assert "--cache-features is for training with --method read" in fails(
         capsys, glue, *command, "--out", out, "--cache-features", folder, "--method", "hut"
