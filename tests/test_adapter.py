@@ -19,7 +19,7 @@ import train_squad
 from adapter import load
 from data import UserError
 from data.hub import MINI, MODELS
-from model import RobertaClassifier
+from model import GPT2, RobertaClassifier
 from weights import prepare, read_adapter, trainable, write_adapter
 
 ROOT = Path(__file__).parent.parent
@@ -128,6 +128,15 @@ def test_decoding_is_that_of_the_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--max-new-tokens", "9"])
     train_e2e.main()
     assert len(capsys.readouterr().out) > len(short) + 1
+
+
+def test_a_sentence_is_one_line_at_any_precision(tmp_path, monkeypatch):
+    """Would catch: weights that are rounded before they are merged; a line break, which splits an output."""
+    path = saved(tmp_path / "adapter.pt", "e2e", options={"max_new_tokens": 2, "beam_size": 1})
+    predictor = load(path, dtype="bfloat16")
+    assert len(predictor([MR])) == 1
+    monkeypatch.setattr(GPT2, "generate", lambda *given: [predictor.tokenizer.encode(" A\n pub").ids])
+    assert predictor([MR]) == ["A pub"]
 
 
 def test_in_a_fresh_process_somewhere_else(tiny_model, tiny_glue, tmp_path, monkeypatch):
