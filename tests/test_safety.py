@@ -4,7 +4,6 @@ and one line in the place of a traceback.
 
 import argparse
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -178,8 +177,7 @@ def test_two_processes_in_one_folder(glue, command, tmp_path, capsys, flag, seed
     kept = bytes_of(tmp_path / "out")
     for lock in run_module.Run.locks:
         lock.close()
-    with (tmp_path / "out" / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with folder.alone_in(tmp_path / "out"):
         line = fails(capsys, glue, *command, *seeds, flag)
     assert line == f"error: {tmp_path / 'out'}: another process is at work there: give another --out\n"
     assert bytes_of(tmp_path / "out") == kept

@@ -305,7 +305,9 @@ def test_kill_and_ctrl_c_then_resume(command, tmp_path):
 
 
 def test_out_that_holds_a_run(glue, command, tmp_path, capsys, monkeypatch):
-    """Would catch: a run that is lost to the next one; a peak memory of the process that resumed it alone."""
+    """Would catch: a run that is lost to the next one, or that goes on where it began alone; a peak memory of
+    the process that resumed it alone.
+    """
 
     def peak():
         return json.loads((tmp_path / "out" / "result.json").read_text())["timing"]["peak_memory_bytes"]
@@ -316,9 +318,12 @@ def test_out_that_holds_a_run(glue, command, tmp_path, capsys, monkeypatch):
     assert "started with lr 0.01, not 0.02" in fails(
         capsys, glue, *command, "--epochs", 1, "--lr", 0.02, "--resume"
     )
+    args = json.loads((tmp_path / "out" / "args.json").read_text())
+    del args["args"]["compile"]  # a switch that was not there when the run began
+    (tmp_path / "out" / "args.json").write_text(json.dumps(args))
     with monkeypatch.context() as small:
         small.setattr("run.peak_memory", lambda device: 1)
-        glue(*command, "--epochs", 1, "--resume")  # finished: nothing is left to do
+        glue(*command, "--epochs", 1, "--resume", "--device", "cpu")  # finished: nothing is left to do
     assert without_timing(tmp_path / "out") == before and peak() == memory
     glue(*command, "--epochs", 1, "--overwrite", "--lr", 0.02)
     assert without_timing(tmp_path / "out") != before
