@@ -2,6 +2,7 @@
 used for.
 """
 
+import argparse
 import json
 import math
 import os
@@ -16,15 +17,20 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import fails, without_timing
+from torch.nn import functional as F
 
+import folder
 import model as model_module
 import train_glue
-from data import no_nan
+from arguments import check_max_len
+from data import UserError, no_nan
+from data.glue import TASKS
 from hut import apply_hut, load_hut, merge_hut
 from methods import METHODS, methods_of
 from metrics import worth
-from model import RobertaClassifier
+from model import RobertaClassifier, RobertaConfig
 from run import Run, mean_and_std, schedule
+from weights import export
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,6 +70,33 @@ def test_a_run_and_what_it_leaves(glue, command, tmp_path, capsys):
     assert args["device"].endswith("CPU")  # also where there is a GPU: the run's own device is named
     printed = capsys.readouterr().out
     assert "40 training examples" in printed and "576 adapter + 650 head" in printed
+
+
+# HUT's paper, Table 6: learning rate, batch size and epochs
+TABLE_6 = {
+    "hut": {"sst2": (1e-4, 8, 20), "mrpc": (5e-3, 16, 20), "cola": (1e-3, 4, 40), "qnli": (2e-4, 8, 10),
+            "rte": (2e-3, 16, 80), "stsb": (5e-3, 16, 40)},
+    "lora": {"sst2": (4e-4, 4, 10), "mrpc": (3e-4, 4, 20), "cola": (2e-4, 4, 20), "qnli": (2e-4, 4, 10),
+             "rte": (4e-4, 4, 20), "stsb": (2e-4, 4, 10)},
+    "houlsby": {"sst2": (3e-4, 32, 5), "mrpc": (3e-4, 32, 10), "cola": (3e-4, 32, 10), "qnli": (3e-4, 32, 5),
+                "rte": (3e-4, 32, 20), "stsb": (3e-4, 32, 10)},
+    "pfeiffer": {"sst2": (3e-5, 32, 20), "mrpc": (3e-4, 32, 20), "cola": (3e-4, 32, 20),
+                 "qnli": (3e-4, 32, 10), "rte": (3e-4, 32, 20), "stsb": (3e-4, 32, 20)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", TABLE_6)
+def test_what_a_run_takes_is_the_papers_table_6(monkeypatch, method):
+    """Would catch: a digit of the paper's settings that is changed, where the command leaves them open."""
+    for task, expected in TABLE_6[method].items():
+        monkeypatch.setattr(sys, "argv", ["train_glue.py", "--task", task, "--method", method])
+        args = train_glue.arguments()
+        assert (args.lr, args.batch_size, args.epochs) == expected and args.head_lr == args.lr
+        assert (args.warmup, args.weight_decay, args.clip, args.dropout) == (0.06, 0, None, None)
+        check_max_len(args, longest=512, shortest=3)
+        assert args.max_len == (
+            512 if method == "hut" else 128
+        )  # LoRA's: its authors', where the paper has 16
 
 
 @pytest.mark.parametrize("method", ["full", "head"])
@@ -123,10 +156,12 @@ def test_an_adapter_knows_the_form_of_its_model(glue, command, tmp_path, capsys,
 
 
 def test_an_adapter_is_scored_on_the_part_that_was_held_out(glue, command, tmp_path, capsys):
-    """Would catch: --hold-out that is left out of --eval-only without a word: scores on dev."""
+    """Would catch: --hold-out that is left out of --eval-only without a word: scores on dev; a held-out part
+    that is trained on.
+    """
     glue(*command, "--hold-out", "--epochs", 1)
     best = json.loads((tmp_path / "out" / "result.json").read_text())["best"]
-    capsys.readouterr()
+    assert "30 training examples" in capsys.readouterr().out
     glue(*command[:6], "--adapter", tmp_path / "out" / "adapter.pt", "--eval-only", "--hold-out")
     held, scores = capsys.readouterr().out.splitlines()
     assert held.startswith("--hold-out: 10 of 40")
@@ -152,6 +187,64 @@ def test_loss_falls(glue, command, tmp_path, method, lr, left):
     glue(*command[:-2], "--epochs", 20, "--method", method, "--lr", lr, "--dropout", 0)
     rows = without_timing(tmp_path / "out")[0]
     assert rows[-1]["train_loss"] < left * rows[0]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    ("warmup", "rates"),
+    [
+        (7, (5 / 8, 6 / 8, 1 / 8)),
+        (1, (11 / 14, 6 / 14, 1 / 14)),
+        (0.2, (11 / 12, 6 / 12, 1 / 12)),
+        (15, (5 / 16, 10 / 16, 15 / 16)),
+    ],
+)
+def test_rates_and_decay_are_what_was_asked_for(glue, command, tmp_path, warmup, rates):
+    """Would catch: the head at the adapter's rate, a decay or a warm-up that is left out, a step of warm-up
+    taken for a share, a schedule that is a step off. The rates are those of the 5th, 10th and 15th step.
+    """
+    glue(*command, "--warmup", warmup, "--head-lr", 0.5, "--weight-decay", 0.25)
+    rows, _, _ = without_timing(tmp_path / "out")
+    assert [row["lr"] for row in rows] == pytest.approx([0.01 * rate for rate in rates])
+    saved = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert [(len(part["params"]), part["weight_decay"]) for part in saved] == [(16, 0.25), (4, 0.25)]
+    assert [part["lr"] for part in saved] == pytest.approx([0.01 * rates[-1], 0.5 * rates[-1]])
+
+
+def test_dropout_is_on_in_training_alone(glue, command, tmp_path):
+    """Would catch: a model that is never put into training mode, or that stays out of it after the first
+    scoring. At this rate nothing moves.
+    """
+    found = []
+    for p in (0, 0.5):
+        glue(*command, "--lr", 1e-30, "--dropout", p, "--out", tmp_path / f"{p}")
+        found.append([(row["train_loss"], row["loss"]) for row in without_timing(tmp_path / f"{p}")[0]])
+    for (plain, dev), (dropped, same) in zip(*found, strict=True):
+        assert abs(dropped / plain - 1) > 1e-3 and same == pytest.approx(dev)
+
+
+def test_clip_limits_the_step(glue, command, tmp_path):
+    """Would catch: --clip that is left out, or is after the step. AdamW's epsilon is far above this norm."""
+    glue(*command, "--clip", 1e-12)
+    tensors = torch.load(tmp_path / "out" / "adapter.pt", weights_only=True)["adapter"].values()
+    assert all((tensor - tensor.round()).abs().max() < 1e-4 for tensor in tensors)  # HUT starts at 0 and 1
+
+
+def test_scores_of_two_sets_and_of_numbers(monkeypatch):
+    """Would catch: a loss that is no mean, or not the one of training; one set's scores in the place of the
+    other's; a single class that is not the first passed over.
+    """
+    monkeypatch.setattr(train_glue, "all_logits", lambda model, inputs, *_: torch.tensor(inputs))
+    matched, mismatched = [[0.0, 2, 1], [0, 3, 0]], [[0.0, 2, 1], [1, 0, 0]]
+    sets = {"dev_matched": (matched, [1, 0]), "dev_mismatched": (mismatched, [1, 0])}
+    found = train_glue.score(TASKS["mnli"], None, sets, None, None)
+    losses = [F.cross_entropy(torch.tensor(x), torch.tensor([1, 0])).item() for x in (matched, mismatched)]
+    assert found.pop("single_class") is True
+    expected = {"accuracy": 0.5, "loss": losses[0], "accuracy_mismatched": 1.0, "loss_mismatched": losses[1]}
+    assert found == pytest.approx(expected)
+    found = train_glue.score(
+        TASKS["stsb"], None, {"dev": ([[1.0], [4.0], [5.0]], [3.0, 4.0, 4.5])}, None, None
+    )
+    assert found["loss"] == pytest.approx((4 + 0 + 0.25) / 3) and "single_class" not in found
 
 
 def test_accumulation_is_the_larger_batch(glue, command, tmp_path):
@@ -329,6 +422,19 @@ def test_out_that_holds_a_run(glue, command, tmp_path, capsys, monkeypatch):
     assert without_timing(tmp_path / "out") != before
 
 
+def test_a_run_that_is_replaced_leaves_nothing_behind(glue, command, tmp_path, monkeypatch):
+    """Would catch: an old result beside a new run that was killed in its first epoch."""
+    glue(*command, "--epochs", 1)
+
+    def killed(*given):
+        raise Killed
+
+    monkeypatch.setattr(Run, "advance", killed)
+    with pytest.raises(Killed):
+        glue(*command, "--overwrite")
+    assert {p.name for p in (tmp_path / "out").iterdir()} <= {"args.json", "checkpoint.pt", "lock"}
+
+
 @pytest.mark.parametrize("content", [None, "{", '{"args": 3}'])
 def test_a_run_whose_arguments_are_lost_is_left_as_it_is(glue, command, tmp_path, capsys, content):
     """Would catch: --resume that deletes a run, or goes on with other arguments, or a traceback."""
@@ -425,6 +531,31 @@ def test_eval_only_predict_submit_export(glue, command, tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("task", "logits", "files"),
+    [
+        (
+            "mnli",
+            {"test_matched": [[0.0, 1, 0], [0, 0, 1]], "test_mismatched": [[1.0, 0, 0]]},
+            {"MNLI-m": ["neutral", "contradiction"], "MNLI-mm": ["entailment"]},
+        ),
+        ("mrpc", {"test": [[0.0, 1], [1, 0]]}, {"MRPC": ["1", "0"]}),
+        ("stsb", {"test": [[7.0], [-1], [2.5]]}, {"STS-B": ["5.000", "0.000", "2.500"]}),
+    ],
+)
+def test_submissions_are_as_the_leaderboard_takes_them(monkeypatch, tmp_path, task, logits, files):
+    """Would catch: MNLI's files exchanged, names in place of labels, a score that is off the scale, rows that
+    are counted from 1.
+    """
+    monkeypatch.setattr(train_glue, "all_logits", lambda model, inputs, *_: torch.tensor(inputs))
+    train_glue.submit(argparse.Namespace(task=task, submit=tmp_path), None, logits, None, None)
+    expected = {
+        f"{name}.tsv": ["index\tprediction", *map("{}\t{}".format, range(9), rows)]
+        for name, rows in files.items()
+    }
+    assert {path.name: path.read_text().splitlines() for path in tmp_path.iterdir()} == expected
+
+
 def test_bfloat16_resumes_in_the_same_bits_and_exports_the_exact_weights(
     glue, command, tmp_path, monkeypatch, tiny_model
 ):
@@ -450,6 +581,32 @@ def test_bfloat16_resumes_in_the_same_bits_and_exports_the_exact_weights(
     load_hut(apply_hut(plain, 2), tensors)
     expected = merge_hut(plain).roberta.state_dict()
     assert all(torch.equal(t, expected[name]) for name, t in merged.roberta.state_dict().items())
+
+
+@pytest.mark.parametrize("difference", [2e-3, math.nan])
+def test_a_merged_model_that_differs_is_not_written(tmp_path, tiny_model, difference):
+    """Would catch: an export that computes something else, or whose difference is not a number."""
+    args, model = (
+        argparse.Namespace(method="full", export=tmp_path / "merged"),
+        RobertaClassifier(RobertaConfig(9, 8, 1, 2, 8, 9)),
+    )
+    logits = iter([[torch.zeros(2)], [torch.tensor([0.0, difference])]])
+    with pytest.raises(UserError, match=r"above 0\.001; nothing was written"):
+        export(args, model, tiny_model, lambda model: next(logits), "some examples")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_record_says_that_the_source_was_changed(monkeypatch):
+    """Would catch: a number that is traced to a revision which did not make it."""
+    for changed, revision in (("", "abc"), (" M hut.py", "abc with changes")):
+        said = {"rev-parse": "abc", "status": changed}
+
+        def git(command, said=said, **given):
+            return argparse.Namespace(returncode=0, stdout=f"{said[command[3]]}\n")
+
+        monkeypatch.setattr(folder.subprocess, "run", git)
+        monkeypatch.setattr(folder.Path, "exists", lambda path: True)
+        assert folder.environment()["git"] == revision
 
 
 def test_init_adapter_starts_from_the_adapter_but_not_its_head(glue, command, tmp_path):
