@@ -20,10 +20,11 @@ import metrics
 import train_e2e
 from arguments import run_as_script
 from data import UserError, e2e
-from data.hub import load_tokenizer
+from data.hub import MINI, load_tokenizer
 from methods import METHODS, methods_of
 from model import GPT2
 from run import Run
+from weights import trainable
 
 MR = (
     "name[The Eagle], eatType[pub], priceRange[£20-25], customer rating[5 out of 5], familyFriendly[no], "
@@ -71,6 +72,7 @@ def test_official_and_linearised_files(tmp_path):
     (tmp_path / "devset.csv").unlink()
     examples = e2e.load(tmp_path, splits=("dev",))["dev"]
     assert examples == [("name : A", "One , two ."), ("name : B", "Three .")] and e2e.is_tokenised(examples)
+    assert not e2e.is_tokenised([examples[0], e2e.Example("name : B", "Three.")])  # a half is not most
 
 
 @pytest.mark.parametrize(
@@ -210,7 +212,62 @@ def test_tokens_of_an_example(tiny_gpt2):
     assert e2e.encode(tokenizer, [example], 7, 3) == [([0, 1, 8, 7], [8])]  # the prompt alone is longer
 
 
+def test_a_completion_begins_with_a_space():
+    """Would catch: a first word in another form than within a text, which GPT-2's tokenizer tells apart."""
+    tokenizer = load_tokenizer(MINI / "gpt2", 10**9)
+    ((_, completion),) = e2e.encode(tokenizer, [e2e.Example("name : A", "A is red")], 0, 99)
+    assert tokenizer.decode(completion[:-1]) == " A is red"
+
+
 # ---- runs
+
+
+def test_what_a_run_takes_is_the_papers_table_7(monkeypatch):
+    """Would catch: a setting that is not the paper's, where the command leaves it open."""
+    monkeypatch.setattr(sys, "argv", ["train_e2e.py"])
+    expected = {"epochs": 5, "batch_size": 4, "warmup": 500, "lr": 2e-3, "r": 4, "weight_decay": 0.01}
+    expected |= {"dropout": 0.1, "label_smoothing": 0.1, "beam_size": 10, "length_penalty": 0.9}
+    assert vars(train_e2e.arguments()).items() >= (expected | {"no_repeat_ngram": 4}).items()
+
+
+def test_training_is_smoothed_and_drops_out_and_scoring_does_neither(run_e2e, command, tmp_path):
+    """Would catch: label smoothing, or in a later epoch dropout, that is left out of training, or is in the
+    dev loss. All files have the same rows, and at this rate nothing moves.
+    """
+    found = []
+    for e, p in ((0, 0), (0.5, 0), (0, 0.5)):
+        out = tmp_path / f"{e} {p}"
+        run_e2e(*command, "--lr", 1e-30, "--label-smoothing", e, "--dropout", p, "--out", out)
+        found.append([(row["train_loss"], row["loss"]) for row in without_timing(out)[0]])
+    for (plain, dev), *others in zip(*found, strict=True):
+        assert plain == pytest.approx(dev, rel=1e-5)
+        assert all(same == pytest.approx(dev) and abs(loss / dev - 1) > 1e-3 for loss, same in others)
+
+
+def test_the_best_epoch_is_decoded(run_e2e, command, tmp_path, monkeypatch):
+    """Would catch: the test set decoded by the last epoch's adapter."""
+    losses, decoded = iter([1.0, 2.0]), []
+    monkeypatch.setattr(train_e2e, "score", lambda *given: {"loss": next(losses)})
+
+    def decode(args, model, *given):
+        decoded.append({name: p.detach().clone() for name, p in trainable(model)[0].items()})
+        return {}, 0
+
+    monkeypatch.setattr(train_e2e, "generate_and_score", decode)
+    run_e2e(*command)
+    (found,) = decoded
+    best, last = (
+        torch.load(tmp_path / "out" / f"{name}.pt")["adapter"] for name in ("adapter", "adapter-last")
+    )
+    assert all(torch.equal(found[name], tensor) for name, tensor in best.items())
+    assert not any(torch.equal(found[name], tensor) for name, tensor in last.items())
+
+
+def test_clip_limits_the_step(run_e2e, command, tmp_path):
+    """Would catch: --clip that is left out, or is after the step. AdamW's epsilon is far above this norm."""
+    run_e2e(*command, "--clip", 1e-12, "--weight-decay", 0)
+    tensors = torch.load(tmp_path / "out" / "adapter.pt", weights_only=True)["adapter"].values()
+    assert all((tensor - tensor.round()).abs().max() < 1e-4 for tensor in tensors)  # HUT starts at 0 and 1
 
 
 def test_a_run_and_what_it_leaves(run_e2e, command, tmp_path, capsys):
@@ -340,9 +397,12 @@ def test_seeds_eval_only_predict_export(run_e2e, command, tmp_path, capsys, monk
     assert (tmp_path / "again" / "outputs.txt").read_text() == (out / "seed0" / "outputs.txt").read_text()
 
 
-def test_an_adapter_is_scored_on_the_part_that_was_held_out(run_e2e, command, tmp_path):
-    """Would catch: --hold-out that is left out of --eval-only without a word: scores on dev."""
+def test_an_adapter_is_scored_on_the_part_that_was_held_out(run_e2e, command, tmp_path, capsys):
+    """Would catch: --hold-out that is left out of --eval-only without a word: scores on dev; a held-out part
+    that is trained on.
+    """
     run_e2e(*command, "--hold-out")
+    assert "8 training examples" in capsys.readouterr().out
     out = tmp_path / "out"
     run_e2e(*command[:4], "--adapter", out / "adapter.pt", "--eval-only", "--hold-out")
     trained, scored = (json.loads((folder / "result.json").read_text()) for folder in (out, out / "eval"))
@@ -384,11 +444,15 @@ def test_bad_arguments_end_in_one_line(run_e2e, command, capsys, tmp_path, argum
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["trainset.csv", "devset.csv", "testset_w_refs.csv"])
-def test_an_input_without_positions_is_refused_before_training(run_e2e, command, capsys, tmp_path, name):
-    """Would catch: a traceback from the depths of GPT-2, when its batch comes."""
+@pytest.mark.parametrize(
+    ("name", "words"), [("trainset.csv", 46), ("devset.csv", 46), ("testset_w_refs.csv", 36)]
+)
+def test_an_input_without_positions_is_refused_before_training(
+    run_e2e, command, capsys, tmp_path, name, words
+):
+    """Would catch: a traceback from the depths of GPT-2, when its batch comes, or its eight new tokens."""
     with (tmp_path / "e2e" / name).open("a") as file:
-        file.write(f'"name[{"A " * 46}], area[riverside]",A is a pub .\n')
+        file.write(f'"name[{"A " * words}], area[riverside]",A is a pub .\n')
     assert "the position table holds 48: lower" in fails(capsys, run_e2e, *command)
     assert not (tmp_path / "out").exists()
 
