@@ -144,6 +144,24 @@ def test_life_of_a_method(run_squad, command, tmp_path, capsys, method):
     assert json.loads(capsys.readouterr().out) == {key: result["best"][key] for key in ("exact_match", "f1")}
 
 
+def test_dropout_is_on_in_every_epoch(run_squad, command, tmp_path):
+    """Would catch: a model that is never put into training mode, or that stays out of it after the first
+    scoring. At this rate nothing moves.
+    """
+    found = []
+    for p in (0, 0.5):
+        run_squad(*command, "--lr", 1e-30, "--dropout", p, "--out", tmp_path / f"{p}")
+        found.append([row["train_loss"] for row in without_timing(tmp_path / f"{p}")[0]])
+    assert all(abs(dropped / plain - 1) > 1e-3 for plain, dropped in zip(*found, strict=True))
+
+
+def test_clip_limits_the_step(run_squad, command, tmp_path):
+    """Would catch: --clip that is left out, or is after the step. AdamW's epsilon is far above this norm."""
+    run_squad(*command, "--clip", 1e-12)
+    tensors = torch.load(tmp_path / "out" / "adapter.pt", weights_only=True)["adapter"].values()
+    assert all((tensor - tensor.round()).abs().max() < 1e-4 for tensor in tensors)  # HUT starts at 0 and 1
+
+
 def test_accumulation_is_the_larger_batch(run_squad, command, tmp_path):
     """Would catch: a mean of means where batches differ in size. Without dropout the two must agree but for
     rounding.
