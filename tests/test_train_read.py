@@ -13,11 +13,11 @@ from conftest import LABELS, fails, without_timing
 import train_read
 from data import glue
 from data.glue import Example, label_of, read_protocol, source_text, target_text
-from data.hub import load_tokenizer
+from data.hub import MINI, load_tokenizer
 from methods import methods_of
 from read.t5 import T5
 from run import Run
-from weights import prepare, read_adapter
+from weights import prepare, read_adapter, trainable
 
 
 @pytest.fixture
@@ -211,10 +211,82 @@ def test_early_stopping(read, command, tmp_path):
     )
 
 
+def test_what_a_run_takes_is_the_papers(monkeypatch):
+    """Would catch: a default that is not what --help and the paper say."""
+    monkeypatch.setattr(sys, "argv", ["train_read.py", "--task", "cola"])
+    expected = {"model": "t5-base", "epochs": 30, "batch_size": 96, "patience": 3, "max_len": 512, "r": 256}
+    assert vars(train_read.arguments()).items() >= (expected | {"warmup": 0.06, "weight_decay": 0}).items()
+
+
+def test_dropout_is_on_in_every_epoch(read, command, tmp_path):
+    """Would catch: a model that is never put into training mode, or that stays out of it after the first
+    scoring. At this rate nothing moves; READ's backbone has no dropout.
+    """
+    found = []
+    for p in (0, 0.5):
+        read(*command[:-2], "--method", "full", "--lr", 1e-30, "--dropout", p, "--out", tmp_path / f"{p}")
+        found.append([row["train_loss"] for row in without_timing(tmp_path / f"{p}")[0]])
+    assert all(abs(dropped / plain - 1) > 1e-3 for plain, dropped in zip(*found, strict=True))
+
+
+def test_validation_chooses_the_epoch_that_is_tested(read, command, tiny_glue, tmp_path, monkeypatch):
+    """Would catch: an epoch chosen on the test set, or the last one tested in place of the best."""
+    dev = tiny_glue / "CoLA" / "dev.tsv"
+    dev.write_text("".join(dev.read_text().splitlines(keepends=True)[:11]))  # 5 for validation, 6 for test
+    values, found = iter([0.2, 0.1, 0.3]), []
+
+    def score(args, model, tokenizer, sources, *given):
+        found.append((len(sources), {name: p.detach().clone() for name, p in trainable(model)[0].items()}))
+        return {"score": next(values), "invalid": 0}
+
+    monkeypatch.setattr(train_read, "score", score)
+    read(*command, "--epochs", 2)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["best"]["epoch"] == 1 and result["test"]["score"] == 0.3
+    (n, first), (same, _), (of_test, tested) = found
+    assert (n, same, of_test) == (5, 5, 6)
+    assert all(torch.equal(tensor, first[name]) for name, tensor in tested.items())
+
+
+def test_a_tasks_score_is_the_mean_of_its_metrics(monkeypatch):
+    """Would catch: F1 left out of MRPC's score."""
+    says = ["equivalent", "equivalent", "not_equivalent", "equivalent"]
+    monkeypatch.setattr(train_read, "written", lambda *given: says)
+    args = argparse.Namespace(task="mrpc")
+    found = train_read.score(args, None, None, says, [1, 0, 0, 1], None, None)
+    assert found == {"accuracy": 0.75, "f1": 0.8, "score": pytest.approx(0.775), "invalid": 0}
+
+
+def test_what_is_written_is_as_long_as_the_longest_label(monkeypatch):
+    """Would catch: a label that is cut off, and so counted as wrong; seconds given as milliseconds."""
+    tokenizer, asked = load_tokenizer(MINI / "t5", 10**9), []
+
+    class Model(torch.nn.Module):
+        def generate(self, sources, longest, batch_size):
+            asked.append(longest)
+            return [[] for _ in sources]
+
+    clock = iter(range(9))
+    monkeypatch.setattr(train_read.time, "perf_counter", lambda: next(clock) / 4)
+    args = argparse.Namespace(task="qnli")
+    used = train_read.in_use(args, Model(), tokenizer, [[5], [6]], torch.device("cpu"), torch.float32)
+    lengths = [len(tokenizer.encode(label).ids) for label in ("entailment", "not_entailment")]
+    assert lengths[0] < lengths[1] and asked == [lengths[1]] * 2 and used["ms_a_label"] == 250
+
+
+def test_clip_limits_the_step(read, command, tmp_path):
+    """Would catch: --clip that is left out, or is after the step. AdamW's epsilon is far above this norm."""
+    read(*command, "--method", "hut", "--clip", 1e-12)
+    tensors = torch.load(tmp_path / "out" / "adapter.pt", weights_only=True)["adapter"].values()
+    assert all((tensor - tensor.round()).abs().max() < 1e-4 for tensor in tensors)  # HUT starts at 0 and 1
+
+
 def test_accumulation_is_the_larger_batch(read, command, tmp_path):
-    """Would catch: a mean of means where batches differ in tokens."""
+    """Would catch: a mean of means where batches differ in tokens, a loss that is not the step's."""
     for name, arguments in (("a", ["--batch-size", 16]), ("b", ["--batch-size", 4, "--accumulate", 4])):
         read(*command, *arguments, "--epochs", 1, "--limit-train", 16, "--out", tmp_path / name)
+    losses = [without_timing(tmp_path / name)[0][0]["train_loss"] for name in "ab"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     whole, parts = (
         [*torch.load(tmp_path / n / "adapter.pt", weights_only=True)["adapter"].values()] for n in "ab"
     )
