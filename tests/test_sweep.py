@@ -222,6 +222,14 @@ def test_a_table_that_is_cut_short_says_so(call, command, pretend, tmp_path):
     assert content["complete"] is False and [cell["method"] for cell in content["cells"]] == ["hut"]
 
 
+def test_a_methods_own_rates_go_before_those_of_all(call, command, pretend):
+    """Would catch: --lrs of one method passed over; a list out of order, which grows at a wrong end."""
+    ran = pretend(lambda a: (0.5, 0.5))
+    rates = ["--lrs", "2,1", "hut=4,3", "--tries", 2]
+    call("table1", *command, "--methods", "hut", "lora", *rates, "--seeds", 1, "--head-lr", 1)
+    assert [value(a, "--lr") for a in ran if TRY in a] == ["3.0", "4.0", "1.0", "2.0"]
+
+
 def test_paper_is_fixed_rates_and_the_last_epoch(call, command, pretend, tmp_path):
     """Would catch: a search or a rate of the sweep's under --paper; the best epoch as the score."""
     ran = pretend(lambda a: (0.5, 0.8))
