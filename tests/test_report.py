@@ -213,6 +213,11 @@ def test_picture(tmp_path):
     assert min(b - a for a, b in pairwise(heights)) >= 11 and heights[0] > 0 and heights[-1] < 380
     left = min(float(one.get("x")) for one in labels)
     assert max(float(one.get("cx")) + float(one.get("r")) for one in dots) < left
+    path = tmp_path / "table1" / "table.json"
+    content = json.loads(path.read_text())
+    content["cells"] += [cell | {"task": "sst2"} for cell in content["cells"]]
+    path.write_text(json.dumps(content))
+    assert publish.picture(report.find(tmp_path)) == text, "it is of one task"
     assert left + drawing.CHARACTER * len("fourierft r1000 qv") <= float(root.get("width"))
     x_of = {
         kind: [float(one.get("cx")) for one in dots if one.get("class") == kind] for kind in ("hut", "other")
@@ -313,13 +318,26 @@ def test_methods_that_the_paper_does_not_count(call, tmp_path):
     assert "mine r8 qv" in words and "FLOPs of a training step" in words
 
 
+def test_costs_of_runs_are_their_mean(tmp_path):
+    """Would catch: the first seed's memory given as that of all; a run that has not finished counted."""
+    for seed, mebibytes in enumerate((2, 4)):
+        timing = {"seconds": 1, "peak_memory_bytes": mebibytes * 2**20}
+        run_folder(tmp_path / f"{seed}", seed, [0.5], timing=timing)
+    run_folder(tmp_path / "2", 2, [0.5], finished=False)
+    (section,) = report.find(tmp_path)
+    assert report.costs_of(section.runs)["memory"] == 3 * 2**20
+
+
 def test_costs_that_are_drawn(tmp_path, monkeypatch):
-    """Would catch: no cost (the head alone has no parameters) on a log scale; FLOPs of one matrix a layer."""
+    """Would catch: no cost (the head alone has no parameters) on a log scale; FLOPs of one matrix a layer, or
+    of other tokens than it says; one method's runs drawn as another's.
+    """
     sweep_folder(tmp_path, "table1", [("hut", 8), ("head", None)])
     (section,) = report.find(tmp_path)
     assert not report.against(section.entries, "parameters") and report.against(section.entries, "seconds")
     monkeypatch.setattr(report, "training_step", lambda *given: 1)
-    (hut, head), _ = report.with_flops(section.entries, None)
+    (hut, head), said = report.with_flops(section.entries, None)
+    assert "roberta-large, 128 tokens" in said and [run.args["method"] for run in hut.runs] == ["hut"] * 2
     assert hut.costs["building"] == 202_113_024 and head.costs["building"] is None  # the paper's 0.20 GFLOPs
 
 
