@@ -45,11 +45,12 @@ def paths_of(runs, *names):
     return [str(runs / name / "adapter.pt") for name in names]
 
 
-def test_outputs_and_gradients_are_those_of_each_alone(runs):
-    """Would catch: another example's adapter or head, a mean taken twice, a bias left out."""
+@pytest.mark.parametrize("pool", ["first", "mean"])
+def test_outputs_and_gradients_are_those_of_each_alone(runs, pool):
+    """Would catch: another example's adapter or head, a mean taken twice, a bias left out, another --pool."""
     paths = paths_of(runs, "classes", "numbers", "two")
     many, first, _ = many_module.opened(paths)
-    many = many.double()
+    many, many.model.pool = many.double(), pool
     many.heads = [{n: t.double().requires_grad_() for n, t in head.items()} for head in many.heads]
     texts = ["the dog runs .", "a cat", "the old girl sees", "red", "the small boy hears a cat ."]
     ids = [encoding.ids for encoding in first.tokenizer.encode_batch(texts)]
@@ -59,6 +60,7 @@ def test_outputs_and_gradients_are_those_of_each_alone(runs):
     sum(logits.square().sum() for logits in found).backward()
     for i, path in enumerate(paths):
         alone, rows = load(path).model.double(), which == i
+        alone.pool = pool
         logits = alone(batch[0][rows], batch[1][rows])
         assert torch.allclose(torch.stack([found[j] for j in rows.nonzero()]), logits, atol=1e-9)
         logits.square().sum().backward()
