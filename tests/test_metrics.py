@@ -110,6 +110,15 @@ def test_e2e_scores_equal_the_official_scripts(corpus):
         assert value == pytest.approx(corpus["scores"][name], rel=1e-12, abs=1e-18), name
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"), ("x<skipped>", "x"), ("x-\nx", "xx")],
+)
+def test_bleu_reads_markup_as_mteval_does(written, meant):
+    """Would catch: an entity, a mark or a hyphen at a line's end that counts as text."""
+    assert metrics.bleu([f"a b {written} c d"], [[f"a b {meant} c d"]]) == pytest.approx(1)
+
+
 def test_bleu_takes_the_shorter_of_two_references_that_are_equally_near():
     """Would catch: a brevity penalty for an output that is as near to a shorter reference."""
     assert metrics.bleu(["a b c d"], [["a b c", "a b c d e"]]) == pytest.approx(1)
