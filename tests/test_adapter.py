@@ -17,7 +17,7 @@ import train_glue
 import train_read
 import train_squad
 from adapter import load
-from data import UserError
+from data import UserError, e2e
 from data.hub import MINI, MODELS
 from model import GPT2, RobertaClassifier
 from weights import prepare, read_adapter, trainable, write_adapter
@@ -131,12 +131,22 @@ def test_decoding_is_that_of_the_run(tmp_path, monkeypatch, capsys):
 
 
 def test_a_sentence_is_one_line_at_any_precision(tmp_path, monkeypatch):
-    """Would catch: weights that are rounded before they are merged; a line break, which splits an output."""
+    """Would catch: weights that are rounded before they are merged; a line break, which splits an output; a
+    prompt that ends otherwise than in training.
+    """
     path = saved(tmp_path / "adapter.pt", "e2e", options={"max_new_tokens": 2, "beam_size": 1})
     predictor = load(path, dtype="bfloat16")
     assert len(predictor([MR])) == 1
-    monkeypatch.setattr(GPT2, "generate", lambda *given: [predictor.tokenizer.encode(" A\n pub").ids])
+    asked, end = [], predictor.model.config.eos_token_id
+
+    def generate(model, prompts, *given):
+        asked.extend(prompts)
+        return [predictor.tokenizer.encode(" A\n pub").ids]
+
+    monkeypatch.setattr(GPT2, "generate", generate)
     assert predictor([MR]) == ["A pub"]
+    trained_on = e2e.encode(predictor.tokenizer, [e2e.Example(e2e.linearise(MR), "")], end, 99)
+    assert asked == [trained_on[0][0]]
 
 
 def test_in_a_fresh_process_somewhere_else(tiny_model, tiny_glue, tmp_path, monkeypatch):

@@ -137,6 +137,8 @@ def test_initial_values():
     def uniform(t, bound):
         return t.abs().max() <= bound and t.std() == pytest.approx(bound / 3**0.5, rel=0.03)
 
+    torch.manual_seed(0)
+    assert uniform(baselines.LoRA(torch.nn.Linear(400, 25), 16).A.detach(), 1 / 20)  # by d, not by k
     lora = values("lora")
     assert uniform(lora["attention.q.A"], 1 / 16) and not lora["attention.q.B"].any()
     vera = values("vera")
