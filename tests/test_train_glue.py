@@ -422,6 +422,13 @@ def test_out_that_holds_a_run(glue, command, tmp_path, capsys, monkeypatch):
     assert without_timing(tmp_path / "out") != before
 
 
+def test_what_a_run_took_before_it_was_resumed_counts():
+    """Would catch: the time and energy of a resumed run's last process given as those of the run."""
+    meter = argparse.Namespace(started=time.time() + 1e4, kwh={"utilisation": 1.0, "power": None})
+    run = argparse.Namespace(meter=meter, seconds=1e6, energy={"utilisation": 2.0, "power": 3.0})
+    assert Run.spent(run) == {"utilisation": 3.0, "power": None} and Run.elapsed(run) > 9e5
+
+
 def test_a_run_that_is_replaced_leaves_nothing_behind(glue, command, tmp_path, monkeypatch):
     """Would catch: an old result beside a new run that was killed in its first epoch."""
     glue(*command, "--epochs", 1)
