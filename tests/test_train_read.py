@@ -62,7 +62,18 @@ def test_labels_there_and_back():
     for task, spec in glue.TASKS.items():
         for label in range(len(spec.labels)) if task in glue.TEXT_TO_TEXT else ():
             assert label_of(task, target_text(task, label), label) == (label, True)
-    assert target_text("mrpc", 1) == "equivalent" and target_text("qnli", 1) == "not_entailment"
+    words = {"cola": "acceptable", "sst2": "positive", "mrpc": "equivalent", "qqp": "duplicate"}
+    assert {task: target_text(task, 1) for task in words} == words
+    for task in ("mnli", "qnli"):  # whose files have T5's words
+        assert glue.TEXT_TO_TEXT[task][1] == glue.TASKS[task].labels
+    names = {
+        "cola": "acceptable",
+        "sst2": "positive",
+        "mrpc": "paraphrase",
+        "qqp": "duplicate",
+        "wnli": "same",
+    }
+    assert {task: glue.TASKS[task].label_names[1] for task in names} == names
     assert [target_text("stsb", score) for score in (0.0, 2.57, 2.714, 4.95, 5.0)] == [
         "0.0",
         "2.6",
