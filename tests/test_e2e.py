@@ -263,9 +263,22 @@ def test_the_best_epoch_is_decoded(run_e2e, command, tmp_path, monkeypatch):
     assert not any(torch.equal(found[name], tensor) for name, tensor in last.items())
 
 
-def test_clip_limits_the_step(run_e2e, command, tmp_path):
-    """Would catch: --clip that is left out, or is after the step. AdamW's epsilon is far above this norm."""
-    run_e2e(*command, "--clip", 1e-12, "--weight-decay", 0)
+def test_clip_limits_the_step(run_e2e, command, tmp_path, monkeypatch):
+    """Would catch: --clip that is left out, or is after the step; a rate that is not set; gradients that the
+    next step gets too. AdamW's epsilon is far above this norm.
+    """
+    advance, kept = Run.advance, []
+
+    def watched(run, *given):
+        kept.extend(p for p in run.model.parameters() if p.grad is not None)
+        advance(run, *given)
+
+    monkeypatch.setattr(Run, "advance", watched)
+    run_e2e(*command, "--clip", 1e-12, "--weight-decay", 0, "--limit-train", 4)
+    assert not kept and [(row["step"], row["lr"]) for row in without_timing(tmp_path / "out")[0]] == [
+        (1, 0.005),
+        (2, 0.01),
+    ]
     tensors = torch.load(tmp_path / "out" / "adapter.pt", weights_only=True)["adapter"].values()
     assert all((tensor - tensor.round()).abs().max() < 1e-4 for tensor in tensors)  # HUT starts at 0 and 1
 

@@ -285,9 +285,19 @@ def test_what_is_written_is_as_long_as_the_longest_label(monkeypatch):
     assert lengths[0] < lengths[1] and asked == [lengths[1]] * 2 and used["ms_a_label"] == 250
 
 
-def test_clip_limits_the_step(read, command, tmp_path):
-    """Would catch: --clip that is left out, or is after the step. AdamW's epsilon is far above this norm."""
+def test_clip_limits_the_step(read, command, tmp_path, monkeypatch):
+    """Would catch: --clip that is left out, or is after the step; a rate that is not set; gradients that the
+    next step gets too. AdamW's epsilon is far above this norm.
+    """
+    advance, kept = Run.advance, []
+
+    def watched(run, *given):
+        kept.extend(p for p in run.model.parameters() if p.grad is not None)
+        advance(run, *given)
+
+    monkeypatch.setattr(Run, "advance", watched)
     read(*command, "--method", "hut", "--clip", 1e-12)
+    assert not kept and without_timing(tmp_path / "out")[0][-1]["lr"] == pytest.approx(0.01 / 15)
     tensors = torch.load(tmp_path / "out" / "adapter.pt", weights_only=True)["adapter"].values()
     assert all((tensor - tensor.round()).abs().max() < 1e-4 for tensor in tensors)  # HUT starts at 0 and 1
 
@@ -296,8 +306,8 @@ def test_accumulation_is_the_larger_batch(read, command, tmp_path):
     """Would catch: a mean of means where batches differ in tokens, a loss that is not the step's."""
     for name, arguments in (("a", ["--batch-size", 16]), ("b", ["--batch-size", 4, "--accumulate", 4])):
         read(*command, *arguments, "--epochs", 1, "--limit-train", 16, "--out", tmp_path / name)
-    losses = [without_timing(tmp_path / name)[0][0]["train_loss"] for name in "ab"]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    a, b = (without_timing(tmp_path / name)[0][0] for name in "ab")
+    assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4) and a["step"] == b["step"] == 1
     whole, parts = (
         [*torch.load(tmp_path / n / "adapter.pt", weights_only=True)["adapter"].values()] for n in "ab"
     )

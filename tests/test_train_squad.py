@@ -155,9 +155,19 @@ def test_dropout_is_on_in_every_epoch(run_squad, command, tmp_path):
     assert all(abs(dropped / plain - 1) > 1e-3 for plain, dropped in zip(*found, strict=True))
 
 
-def test_clip_limits_the_step(run_squad, command, tmp_path):
-    """Would catch: --clip that is left out, or is after the step. AdamW's epsilon is far above this norm."""
+def test_clip_limits_the_step(run_squad, command, tmp_path, monkeypatch):
+    """Would catch: --clip that is left out, or is after the step; a rate that is not set; gradients that the
+    next step gets too. AdamW's epsilon is far above this norm.
+    """
+    advance, kept = Run.advance, []
+
+    def watched(run, *given):
+        kept.extend(p for p in run.model.parameters() if p.grad is not None)
+        advance(run, *given)
+
+    monkeypatch.setattr(Run, "advance", watched)
     run_squad(*command, "--clip", 1e-12)
+    assert not kept and without_timing(tmp_path / "out")[0][-1]["lr"] == pytest.approx(0.01 / 8)
     tensors = torch.load(tmp_path / "out" / "adapter.pt", weights_only=True)["adapter"].values()
     assert all((tensor - tensor.round()).abs().max() < 1e-4 for tensor in tensors)  # HUT starts at 0 and 1
 
@@ -170,6 +180,8 @@ def test_accumulation_is_the_larger_batch(run_squad, command, tmp_path):
         run_squad(
             *command, *arguments, "--dropout", 0, "--epochs", 1, "--limit-train", 10, "--out", tmp_path / name
         )
+    steps = [without_timing(tmp_path / name)[0][0]["step"] for name in "ab"]
+    assert steps == [1, 1]  # of the 40 windows not more than ten questions have
     whole, parts = (
         [*torch.load(tmp_path / n / "adapter.pt", weights_only=True)["adapter"].values()] for n in "ab"
     )
