@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 import train_glue
 from arguments import run_as_script
 from read.t5 import T5Config
+from run import Run
 
 torch.set_num_threads(1)  # the models of these tests are too small for two, which would wait for each other
 
@@ -159,6 +160,22 @@ def with_t5_states(model, *inputs):
     decoder, cross = zip(*of_decoder, strict=True)
     encoder = [x for x, weights in states if weights is None]
     return logits, SimpleNamespace(encoder=encoder, decoder=decoder, cross=cross)
+
+
+def clip_keeps_hut_in_place(monkeypatch, script, out, *arguments):
+    """Runs `script` with a --clip far below AdamW's epsilon. HUT then stays at its start, 0 and 1; and no
+    gradient is left when a step is counted.
+    """
+    advance, kept = Run.advance, []
+
+    def watched(run, *given):
+        kept.extend(p for p in run.model.parameters() if p.grad is not None)
+        advance(run, *given)
+
+    monkeypatch.setattr(Run, "advance", watched)
+    script(*arguments, "--clip", 1e-12)
+    tensors = torch.load(out / "adapter.pt", weights_only=True)["adapter"].values()
+    assert not kept and all((tensor - tensor.round()).abs().max() < 1e-4 for tensor in tensors)
 
 
 def without_timing(folder):
