@@ -643,9 +643,8 @@ def test_a_duel_begins_no_pair_that_its_time_does_not_hold(call, pretend, capsys
     ran = pretend(score)
     monkeypatch.setattr(sweep, "time", SimpleNamespace(time=lambda: now[0]))
     assert call("duel", "hut", "lora", "--lrs", 1, "--head-lr", 1, "--out", tmp_path / "duel") == 0
-    assert (
-        "no verdict: 2 pairs" in capsys.readouterr().out
-    )  # of four minutes each; a third would end at twelve
+    # a pair takes four minutes, so that a third would end at twelve
+    assert "no verdict: 2 pairs" in capsys.readouterr().out
     assert {value(a, "--epochs") for a in ran} == {"10"}
 
 

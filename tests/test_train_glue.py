@@ -94,9 +94,8 @@ def test_what_a_run_takes_is_the_papers_table_6(monkeypatch, method):
         assert (args.lr, args.batch_size, args.epochs) == expected and args.head_lr == args.lr
         assert (args.warmup, args.weight_decay, args.clip, args.dropout) == (0.06, 0, None, None)
         check_max_len(args, longest=512, shortest=3)
-        assert args.max_len == (
-            512 if method == "hut" else 128
-        )  # LoRA's: its authors', where the paper has 16
+        longest = 512 if method == "hut" else 128  # LoRA's is its authors'; the paper has 16
+        assert args.max_len == longest
 
 
 @pytest.mark.parametrize("method", ["full", "head"])
