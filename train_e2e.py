@@ -222,7 +222,7 @@ def check_inputs(splits, tokenizer, max_new_tokens, positions):
         new = max_new_tokens if name == "test" else 1
         if longest + new > positions:
             found = f"a {name} input of {longest} tokens and {new} new: the position table holds {positions}"
-            raise UserError(f"{found}: lower --max-new-tokens (for a test input), or shorten it")
+            raise UserError(f"{found}: lower --max-new-tokens (for a test input), or shorten the input")
 
 
 def main():
