@@ -90,6 +90,17 @@ def test_every_kind_answers_as_its_script_does(task, tmp_path, monkeypatch, caps
         assert capsys.readouterr().out == said + "\n"
 
 
+def test_a_text_is_cut_at_the_length_of_training(tmp_path):
+    """Would catch: an adapter that reads more of a text than it did in its run."""
+    text, same = "The guests beside this old nephew waits. " * 2, []
+    for max_len in (10, 28):
+        short, long = load(saved(tmp_path / "adapter.pt", "cola", options={"max_len": max_len}))(
+            [text, text + "Who yawned?"]
+        )
+        same.append(short == long)
+    assert same == [True, False]
+
+
 @pytest.mark.parametrize("task", INPUTS)
 def test_a_script_refuses_the_adapter_of_another(task, tmp_path, monkeypatch, capsys):
     """Would catch: a traceback, or a line about --task, --model or --max-len: whose adapter it is, is enough.

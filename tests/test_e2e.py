@@ -294,13 +294,18 @@ def test_a_run_and_what_it_leaves(run_e2e, command, tmp_path, capsys):
     assert "no 4-gram twice in the completion; tokenised references" in printed and "METEOR" in printed
 
 
-def test_loss_falls_and_methods(run_e2e, command, tmp_path):
-    """Would catch: a loop that steps without learning; frozen runs that train."""
+def test_loss_falls_and_methods(run_e2e, command, tmp_path, tiny_gpt2):
+    """Would catch: a loop that steps without learning; frozen runs that train, or count what is frozen as
+    trained.
+    """
     run_e2e(*command, "--method", "full", "--epochs", 12, "--dropout", 0)
     rows = without_timing(tmp_path / "out")[0]
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
     run_e2e(*command, "--method", "frozen", "--out", tmp_path / "frozen")
-    assert json.loads((tmp_path / "frozen" / "result.json").read_text())["test"]["BLEU"] < 0.5
+    frozen = json.loads((tmp_path / "frozen" / "result.json").read_text())
+    weights = sum(weight.numel() for weight in GPT2.from_pretrained(tiny_gpt2).parameters())
+    assert frozen["test"]["BLEU"] < 0.5
+    assert frozen["parameters"] == {"adapter": 0, "head": 0, "frozen": weights}
 
 
 @pytest.mark.parametrize("method", [name for name in methods_of("decoder") if name != "frozen"])
@@ -397,6 +402,27 @@ def test_seeds_eval_only_predict_export(run_e2e, command, tmp_path, capsys, monk
         tmp_path / "again",
     )
     assert (tmp_path / "again" / "outputs.txt").read_text() == (out / "seed0" / "outputs.txt").read_text()
+
+
+def test_max_len_cuts_what_training_reads_and_scoring(run_e2e, command, tmp_path, capsys):
+    """Would catch: --max-len that training, scoring or the count leaves out; a pair that just fits, and is
+    called cut.
+    """
+    for name, count in (("trainset.csv", 1), ("devset.csv", 2)):  # each row has 15 tokens, these have one more
+        with (tmp_path / "e2e" / name).open("a") as file:
+            file.write('"name[A], area[riverside]",A is a small old pub .\n' * count)
+    losses = []
+    for max_len in (15, 16):
+        out = tmp_path / f"{max_len}"
+        run_e2e(*command, "--dropout", 0, "--lr", 1e-30, "--max-len", max_len, "--out", out)
+        ((row, _), result, _), printed = without_timing(out), capsys.readouterr().out
+        said = "3 of 27 texts are longer than --max-len 15: their ends are cut off"
+        assert printed.count("longer than") == printed.count(said) == (max_len == 15)
+        run_e2e(*command[:4], "--adapter", out / "adapter.pt", "--eval-only")
+        again = json.loads((out / "eval" / "result.json").read_text())
+        assert again["best"]["loss"] == pytest.approx(result["best"]["loss"], rel=1e-6)
+        losses.append((row["train_loss"], row["loss"]))
+    assert all(abs(whole / cut - 1) > 1e-4 for cut, whole in zip(*losses, strict=True))
 
 
 def test_an_adapter_is_scored_on_the_part_that_was_held_out(run_e2e, command, tmp_path, capsys):

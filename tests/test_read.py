@@ -365,11 +365,12 @@ def test_with_and_without_stored_states(glue, command, tmp_path, monkeypatch):
     assert files == [".states", ".states"]  # train and dev
     timing = json.loads((tmp_path / "kept" / "result.json").read_text())["timing"]
     assert timing["energy_kwh"] == {"utilisation": None, "power": None}  # on a CPU
+    several, out = [*command, "--seeds", 2, "--cache-features"], tmp_path / "more"
     seen.clear()
-    glue(
-        *command, "--cache-features", tmp_path / "kept" / "features", "--seeds", 2, "--out", tmp_path / "more"
-    )
+    glue(*several, tmp_path / "kept" / "features", "--out", out)
     assert not seen
+    glue(*several, "--out", out, "--overwrite")
+    assert sum(seen) == 40 + 12 and (out / "features").is_dir()  # which both seeds read
 
 
 def test_states_are_found_by_what_they_are_of(

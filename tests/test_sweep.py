@@ -401,6 +401,28 @@ def test_the_mean_over_tasks():
         assert dict(zip(shown.header, shown.rows[0], strict=True))["mean"] == mean
 
 
+def test_whom_the_rows_are_compared_with():
+    """Would catch: a rival's column that does not say which of its rows; one of several rows as the rival,
+    where none is the method's own; failed runs that n counts.
+    """
+
+    def shown(*rows):
+        cells = []
+        for r, failed in rows:
+            runs = [{"seed": s, "scores": {"matthews": 0.1 * r + 0.01 * s}} for s in range(6)]
+            runs[:failed] = [{"seed": s, "failed": "lr too high"} for s in range(failed)]
+            base = {"task": "cola", "method": "hut", "targets": "qv", "lr": 1, "tries": [], "parameters": 7}
+            cells.append(base | {"r": r, "runs": runs, "mean": {}, "std": {}})
+        (table,) = sheet.sheets({"table": "table5", "settings": {"tasks": ["cola"]}, "cells": cells})
+        lines = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+        (title,) = [name for name in table.header if "95 %" in name] or [None]
+        return title, [(line["n"], line.get(title, "")[:5]) for line in lines]
+
+    assert shown((2, 0), (8, 1)) == ("− hut r8 qv [95 %]", [("6", "−60.0"), ("5", "–")])
+    assert shown((8, 0)) == (None, [("6", "")])
+    assert shown((2, 0), (4, 0)) == (None, [("6", ""), ("6", "")])
+
+
 def test_rows_of_tables_4_and_5(call, command, pretend, tmp_path):
     """Would catch: other ranks than the paper's; a search for every r, which does not change the rate."""
     ran = pretend(lambda a: (0.5, 0.5))
