@@ -408,7 +408,7 @@ def test_max_len_cuts_what_training_reads_and_scoring(run_e2e, command, tmp_path
     """Would catch: --max-len that training, scoring or the count leaves out; a pair that just fits, and is
     called cut.
     """
-    for name, count in (("trainset.csv", 1), ("devset.csv", 2)):  # each row has 15 tokens, these have one more
+    for name, count in (("trainset.csv", 1), ("devset.csv", 2)):  # of 16 tokens, the others 15
         with (tmp_path / "e2e" / name).open("a") as file:
             file.write('"name[A], area[riverside]",A is a small old pub .\n' * count)
     losses = []

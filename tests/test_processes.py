@@ -19,6 +19,8 @@ commands, event = json.loads(sys.argv[1])
 advance = run.Run.advance
 
 def eventful(self, *given):
+    with open("seeds", "a") as file:
+        file.write(f"{torch.initial_seed()} ")
     if self.step == 1 and processes.rank() == processes.size() - 1:
         if event == "signal":
             os.kill(os.getpid(), signal.SIGINT)
@@ -93,13 +95,17 @@ def test_every_script_computes_the_same_in_n_processes(folder, n):
 
 
 def test_a_stopped_run_goes_on_with_another_number_of_processes(tmp_path):
-    """Would catch: processes that stop at different steps, or wait for each other; a state of one n."""
+    """Would catch: processes that stop at different steps, or wait for each other; a state of one n; dropout
+    that is the same in two processes, or after a resumption what it was before.
+    """
     command = [*GLUE, "--epochs", "2"]
     stopped = launched(tmp_path, 3, [[*command, "--out", "x"]], "signal")
     assert stopped.returncode
     assert "stopped after step 2 of 6 and saved; go on with: torchrun" in stopped.stdout, stopped.stderr
+    assert len(set((tmp_path / "seeds").read_text().split())) == 3
     resumed = launched(tmp_path, 2, [[*command, "--out", "x", "--resume"]])
     assert "goes on after epoch 0, step 2 of 6" in resumed.stdout, resumed.stderr
+    assert len(set((tmp_path / "seeds").read_text().split())) == 3 + 1  # the first's is in its state
     launched(tmp_path, 1, [[*command, "--out", "y"]])
     assert found(tmp_path / "x") == [pytest.approx(row, rel=1e-4) for row in found(tmp_path / "y")]
 
