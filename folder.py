@@ -64,9 +64,10 @@ def alone_in(folder, name="lock"):
         raise UserError(f"{folder}: another process is at work there: give another --out") from None
     except OSError as error:  # a file system without locks
         print(f"{folder}: no lock ({error.strerror}): see to it that no other process writes there")
-    for pattern in (*(f"{name}.*.tmp" for name in FILES), "features/*.tmp"):
-        for left in folder.glob(pattern):  # of a process that was killed while it wrote
-            left.unlink()
+    if name == "lock":  # a run's own, so that no other is writing
+        for pattern in (*(f"{file}.*.tmp" for file in FILES), "features/*.tmp"):
+            for left in folder.glob(pattern):  # of a process that was killed while it wrote
+                left.unlink()
     return lock
 
 

@@ -33,7 +33,7 @@ AXES = {  # what scores are drawn against: {key of Entry.costs: (unit, title, wh
     "building": (1e9, "GFLOPs, as the paper counts", max),
     "step": (1e9, "GFLOPs of a training step", max),
 }
-OF_A_RUN = [*AXES][:4]
+OF_A_RUN = ("parameters", "step_ms", "seconds", "memory")
 PRINTED = {  # of the paper's Figure 3, and READ's Figure 1: {(table, key of AXES): (column, title, scores)}
     ("table1", "building"): ("gflops", "GFLOPs", ""),
     ("read", "seconds"): ("energy_kWh", "kWh, all tasks", "avg_as_printed"),
@@ -137,7 +137,7 @@ def label_of(cell):
 def section_of_table(path, root, runs):
     content, folder = read(path, "table", "cells", "tables"), path.parent.relative_to(root)
     here, entries = {run.path: run for run in runs if run.path.is_relative_to(folder)}, []
-    for cell in (cell for cell in content["cells"] if "runs" in cell):  # an older Table 2 has none
+    for cell in content["cells"]:
         used = [here[at] for one in cell["runs"] if (at := folder / one.get("folder", "")) in here]
         score = next(iter(cell["mean"]), None)
         values = [one["scores"][score] for one in cell["runs"] if score in one.get("scores", ())]

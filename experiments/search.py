@@ -294,7 +294,7 @@ class Sweep:
 
     # ---- running
 
-    def open(self):
+    def due(self):
         """{folder: arguments} of the runs that plans wait for, the first plan's first. Ends plans."""
         for key, plan in list(self.plans.items()):
             while all(folder in self.outcomes for folder, _ in self.asked.get(key) or ()):
@@ -315,7 +315,7 @@ class Sweep:
         script, threads = ROOT / self.script.path, 1 if self.args.jobs > 1 else None
         with ThreadPoolExecutor(self.args.jobs) as pool:
             try:
-                while waiting := self.open():
+                while waiting := self.due():
                     free = (f for f in waiting if f not in running.values() and later.get(f, 0) < time.time())
                     for folder in list(free)[: self.args.jobs - len(running)]:
                         started = pool.submit(run, script, folder, waiting[folder], threads, processes)
@@ -346,9 +346,9 @@ class Sweep:
     def commands(self, plans):
         """The command lines of the runs that can begin now, which are written down as this sweep's."""
         self.plans, self.asked, self.ended = dict(plans), {}, lambda *_: None
-        while finished := [folder for folder in self.open() if (folder / "result.json").exists()]:
+        while finished := [folder for folder in self.due() if (folder / "result.json").exists()]:
             self.outcomes |= {folder: read_json(folder / "result.json") for folder in finished}
         script = ROOT / self.script.path
-        for folder, arguments in self.open().items():
+        for folder, arguments in self.due().items():
             record(folder, arguments)
             yield shlex.join(as_command(script, folder, arguments))

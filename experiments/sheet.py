@@ -29,7 +29,7 @@ def sheet(content, tasks):
         rows.setdefault(row, {})[cell["task"]] = cell
     printed = {row: row.in_paper(content["table"]) for row in rows}
     known = {name for texts in printed.values() for name in texts}
-    best = {task: told_from_none(by_row(rows, task, script.scores[task][0])) for task in tasks}
+    best = {task: in_bold(by_row(rows, task, script.scores[task][0])) for task in tasks}
     less = differences(rows, tasks[0], script) if len(tasks) == 1 else {}
     cells = [[of.get(task) for task in tasks] for of in rows.values()]
     costs = [one for one in script.costs if {over_tasks(one, some) for some in cells} != {"–"}]  # measured
@@ -56,11 +56,10 @@ def sheet(content, tasks):
 
 
 def size_text(cells):
-    """The number of trained parameters, with its share of the backbone where that is known."""
+    """The number of trained parameters, with its share of the backbone."""
     for cell in cells:
         if cell and cell["parameters"] is not None:
-            share = f" ({100 * cell['parameters'] / cell['backbone']:.2f} %)" if "backbone" in cell else ""
-            return f"{cell['parameters']:,}{share}"
+            return f"{cell['parameters']:,} ({100 * cell['parameters'] / cell['backbone']:.2f} %)"
     return "–"
 
 
@@ -117,7 +116,7 @@ def by_row(rows, task, score):
     return {row: scores_of(cells.get(task, {"runs": []}), score) for row, cells in rows.items()}
 
 
-def told_from_none(scores):
+def in_bold(scores):
     """The best of {row: {seed: score}}, and rows that do not differ significantly from it: bold."""
     means = {row: sum(s.values()) / len(s) for row, s in scores.items() if len(s) >= FEWEST}
     if len(means) < 2:

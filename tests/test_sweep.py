@@ -392,8 +392,9 @@ def test_what_is_said_over_tasks():
 
 def test_the_mean_over_tasks():
     """Would catch: a sum that is divided by another number; a mean of what is there, before all is."""
-    base = {"method": "hut", "r": 8, "targets": "qv", "lr": 1, "tries": [], "runs": [], "parameters": 7}
+    base = {"method": "hut", "r": 8, "targets": "qv", "lr": 1, "tries": [], "runs": []}
     scores = {"cola": ("matthews", 0.5), "mrpc": ("accuracy", 0.6), "rte": ("accuracy", 1.0)}
+    base |= {"parameters": 7, "backbone": 70}
     cells = [base | {"task": task, "mean": dict([score]), "std": {}} for task, score in scores.items()]
     for some, mean in ((cells, "70.0"), (cells[:2], "–")):
         content = {"table": "table1", "settings": {"tasks": [*scores]}, "cells": some}
@@ -411,7 +412,8 @@ def test_whom_the_rows_are_compared_with():
         for r, failed in rows:
             runs = [{"seed": s, "scores": {"matthews": 0.1 * r + 0.01 * s}} for s in range(6)]
             runs[:failed] = [{"seed": s, "failed": "lr too high"} for s in range(failed)]
-            base = {"task": "cola", "method": "hut", "targets": "qv", "lr": 1, "tries": [], "parameters": 7}
+            base = {"task": "cola", "method": "hut", "targets": "qv", "lr": 1, "tries": []}
+            base |= {"parameters": 7, "backbone": 70}
             cells.append(base | {"r": r, "runs": runs, "mean": {}, "std": {}})
         (table,) = sheet.sheets({"table": "table5", "settings": {"tasks": ["cola"]}, "cells": cells})
         lines = [dict(zip(table.header, row, strict=True)) for row in table.rows]
@@ -565,12 +567,15 @@ def test_a_run_that_failed_before_it_began_may_be_given_other_arguments(tmp_path
 
 def test_a_run_that_another_process_is_at_is_left_to_it(monkeypatch, tmp_path):
     """Would catch: a run that outlived its sweep (kill -9, a terminal that was closed) taken for a failed try
-    of its rate; another sweep's run taken as this one's, although it has other arguments; a wait without
-    end, and without a word, for a folder that can't be written.
+    of its rate, or robbed of the file that it is writing; another sweep's run taken as this one's, although
+    it has other arguments; a wait without end, and without a word, for a folder that can't be written.
     """
+    written = tmp_path / "checkpoint.pt.1.tmp"
     for name in ("sweep.lock", "lock"):
         with alone_in(tmp_path, name):
+            written.write_text("")
             assert search.run(tmp_path / "none.py", tmp_path, ["b"], None, set()) is None
+            assert name == "sweep.lock" or written.exists()
     assert not (tmp_path / "command.json").exists()
 
     def full(**_):
