@@ -51,7 +51,7 @@ def run_as_script(main, stopped="stopped"):
     except BrokenPipeError:  # as in … | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except (UserError, OSError, RuntimeError, TypeError, MemoryError) as error:
+    except (UserError, OSError, RuntimeError, TypeError, MemoryError) as error:  # TypeError: --r beyond int64
         problem = first_line(error)
         if isinstance(error, UserError):
             problem = str(error)
@@ -113,13 +113,13 @@ HOLD_OUT = "score on a held-out part of the training set in place of dev, to cho
 
 
 def add_arguments(parser, layout, defaults):
-    """Adds the arguments of all training scripts. `defaults` says in words where their defaults differ."""
+    """Adds the arguments of all training scripts. `defaults`: {name: the script's own, where it has one}."""
     methods = methods_of(layout)
     sizes = listed({name: METHODS[name].r[layout] for name in methods if layout in METHODS[name].r})
     rates = listed({name: METHODS[name].lr[layout] for name in methods if METHODS[name].lr[layout]})
 
     add = parser.add_argument_group("method").add_argument
-    add("--method", choices=methods, help=f"(default: {defaults.get('method', 'hut')})")
+    add("--method", choices=methods, help=f"(default: {defaults['method']})")
     size = "the method's size: its rank, its width, its number of coefficients or of vectors"
     add("--r", type=int, help=f"{size} (default: {sizes})")
     for name, option in OPTIONS.items():
@@ -141,26 +141,26 @@ def add_arguments(parser, layout, defaults):
 
     group = parser.add_argument_group("training")
     add = group.add_argument
-    add("--epochs", type=whole, help=f"(default: {defaults['settings']})")
-    add("--batch-size", type=whole, help=f"examples per batch (default: {defaults['settings']})")
+    epochs, size = (defaults.get(name, "the task's, see below") for name in ("epochs", "batch_size"))
+    add("--epochs", type=whole, help=f"(default: {epochs})")
+    add("--batch-size", type=whole, help=f"examples per batch (default: {size})")
     add("--accumulate", type=whole, default=1, help="batches per optimiser step (default: 1)")
     graphs = "torch.compile the training step; on a GPU, one CUDA graph for each of a few padded lengths"
     add("--compile", action="store_true", help=f"{graphs} (no gain on a GPU seen yet)")
-    rate = "peak learning rate (default: the paper's, where it prints one for method and task; else ours: "
-    add("--lr", type=positive, help=f"{rate}{rates})")
+    rate = "peak learning rate (default: that in methods.py for method and task, else:"
+    add("--lr", type=positive, help=f"{rate} {rates})")
     add("--head-lr", type=positive, help="the head's (default: --lr; the paper names one rate)")
     warmup = f"steps, or below 1 a share of all steps (default: {defaults['warmup']})"
     add("--warmup", type=not_negative, help=warmup)
     decay = "AdamW's; it pulls M_A, M_B and gamma to 0, not to the frozen model's 1"
-    decay += f" (default: {defaults.get('weight_decay', '0; the paper names none')})"
+    decay += f" (default: {defaults['weight_decay']})"
     add("--weight-decay", type=not_negative, metavar="W", help=decay)
     add("--clip", type=positive, metavar="NORM", help="clip the gradient's norm (default: no clipping)")
-    own = "the checkpoint's own; the paper names none"
-    dropout = f"in dropout layers, but not in READ's backbone (default: {defaults.get('dropout', own)})"
+    own = defaults.get("dropout", "the checkpoint's own")
+    dropout = f"in dropout layers, but not in READ's backbone (default: {own})"
     add("--dropout", type=probability, metavar="P", help=dropout)
-    paper = "the paper's 512, or 128 for lora, houlsby and pfeiffer; at most what the position table holds"
-    longest = f"truncate to this (default: {defaults.get('max_len', paper)})"
-    add("--max-len", type=whole, metavar="TOKENS", help=longest)
+    longest = f"{defaults.get('max_len', 512)}, or what the model takes if that is less"
+    add("--max-len", type=whole, metavar="TOKENS", help=f"truncate to this (default: {longest})")
     seeds = group.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=int, help="(default: 0)")
     seeds.add_argument("--seeds", type=whole, metavar="N", help="run seeds 0 … N−1 and report mean ± std")
@@ -278,9 +278,9 @@ def run_folders(args):
     return out, runs
 
 
-def check_max_len(args, longest, shortest):
+def check_max_len(args, longest, shortest, default=512):
     """Sets --max-len if it was left out. UserError for less than `shortest`, or more than the model takes."""
     if args.max_len and not shortest <= args.max_len <= longest:
         expected = f"expected {shortest} to {longest}, what the position table holds"
         raise UserError(f"--max-len {args.max_len}: {expected}")
-    args.max_len = args.max_len or min(METHODS[args.method].max_len or 512, longest)
+    args.max_len = args.max_len or min(default, longest)

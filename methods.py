@@ -30,7 +30,7 @@ class Method(NamedTuple):
     takes    {argument of put_in besides r: its default}; OPTIONS describes the arguments
     merges   the layouts in which its layers' `to_linear` gives plain weights that compute the same
     paper    {task: (lr, batch size, epochs)}: the paper's Tables 6 and 7; the task's row has what is left out
-    max_len  tokens, if not the paper's 512
+    max_len  tokens of GLUE's texts, if not the paper's 512
     """
 
     put_in: Callable

@@ -96,7 +96,8 @@ class Run:
     def begin(self, dtype):
         """Opens the run folder, goes on from its checkpoint with --resume, and prints what will be done."""
         args, (adapter, head) = self.args, trainable(self.model)
-        settings = {key: value for key, value in vars(args).items() if key not in FREE} | {"seed": args.seed}
+        settings = {key: value for key, value in vars(args).items() if key not in FREE}
+        settings |= {"seed": args.seed, "dtype": str(dtype)[6:]}
         any_of(False)  # all processes have checked --out when the first begins to write there
         resumed = None
         if first():
@@ -310,7 +311,7 @@ def clock(seconds):
 
 def say_next(args, layout):
     """Prints the commands that score, use and hand on a finished run's adapter."""
-    command = ["python", Path(sys.argv[0]).name]
+    command = ["python", sys.argv[0]]
     for name in ("data", "train_file", "dev_file"):
         value = getattr(args, name)
         if value and not (args.model == "mini" and Path(value).is_relative_to(MINI)):

@@ -31,14 +31,15 @@ from data.batching import Batches, Tokens, hold_out, send, sorted_batches, subse
 from data.hub import MINI, open_checkpoint
 from data.states import FromStates, cached_states
 from device import autocast, pick_device
-from methods import ENCODER
+from methods import ENCODER, METHODS
 from metrics import glue_scores, worth
 from processes import first_then_others, leave, share, summed
 from run import Run, adamw, compiled, report, say_next
 from weights import export, prepare, trained
 
-DEFAULTS = {"method": "hut", "model": "roberta-large", "pool": "first"}
-DEFAULTS |= {"warmup": 0.06, "weight_decay": 0, "seed": 0}
+DEFAULTS = {
+    "method": "hut", "model": "roberta-large", "pool": "first", "warmup": 0.06, "weight_decay": 0, "seed": 0
+}  # fmt: skip
 MINI_SETTINGS = {"batch_size": 32, "epochs": 30}  # for the bundled model and data
 
 
@@ -46,15 +47,11 @@ def arguments():
     rows = (glue.TASKS | {"your own data": table.OWN}).items()
     sizes = "; ".join(f"{name} {task.batch_size} × {task.epochs} epochs" for name, task in rows)
     mini = "{batch_size} × {epochs}".format(**MINI_SETTINGS)
-    epilog = f"Batch size and epochs of a task: {sizes}; all of them with --model mini {mini}."
+    table_6 = f"{sizes}, but Table 6's for lora, houlsby and pfeiffer; with --model mini {mini} for all"
+    epilog = f"The settings are the paper's, or ours where it names none. Batch size and epochs: {table_6}."
     parser = Parser(description=__doc__.splitlines()[0], epilog=epilog)
     parser.add_argument("--task", help=f"{' '.join(glue.TASKS)} (default: that of --adapter)")
-    defaults = {
-        "model": "roberta-large, the paper's",
-        "settings": "the paper's Table 6, by method and task; ours where it has no entry; see below",
-        "warmup": "0.06, the paper's",
-    }
-    add_arguments(parser, ENCODER, defaults)
+    add_arguments(parser, ENCODER, DEFAULTS | {"max_len": "512, but 128 for lora, houlsby and pfeiffer"})
     add = parser.add_argument_group("a .csv, .tsv or .jsonl of your own, in place of --task").add_argument
     columns = "one or two columns of text; without --dev-file a tenth of --train-file is held out"
     add("--text", nargs="+", metavar="COLUMN", help=columns)
@@ -237,7 +234,8 @@ def main():
     device, dtype = pick_device(args.device, args.dtype)
     checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "classifier")
     task = table.task_of(args)
-    check_max_len(args, config.max_length, shortest=3 * len(task.texts))  # <s>, a token, </s>
+    shortest, longest = 3 * len(task.texts), METHODS[args.method].max_len or 512  # <s>, a token, </s>
+    check_max_len(args, config.max_length, shortest, default=longest)
     out, runs = run_folders(args)
 
     def tokens(examples):

@@ -27,9 +27,10 @@ from processes import leave, share, summed
 from run import Run, adamw, compiled, report, say_next
 from weights import export, load_adapter, prepare, trained
 
-# the READ paper's; below, ours where it names none
-DEFAULTS = {"method": "read", "model": "t5-base", "epochs": 30, "batch_size": 96, "seed": 0}
-DEFAULTS |= {"warmup": 0.06, "weight_decay": 0, "patience": 3, "max_len": 512}
+DEFAULTS = {
+    "method": "read", "model": "t5-base", "epochs": 30, "batch_size": 96, "seed": 0,
+    "warmup": 0.06, "weight_decay": 0, "patience": 3, "max_len": 512,  # the paper names none of these
+}  # fmt: skip
 # for the bundled model and data
 MINI_SETTINGS = {"batch_size": 32, "patience": 10}
 SHORTEST = 5  # tokens of a source: the task's name and prefix are three, the end token is one
@@ -37,20 +38,12 @@ IN_USE = 100  # examples that are timed one by one
 
 
 def arguments():
-    parser = Parser(description=__doc__.splitlines()[0])
-    tasks = " ".join(glue.TEXT_TO_TEXT)
+    epilog = "Model, epochs and batch size are the READ paper's; it leaves the other settings open."
+    parser, tasks = Parser(description=__doc__.splitlines()[0], epilog=epilog), " ".join(glue.TEXT_TO_TEXT)
     parser.add_argument("--task", help=f"{tasks} (the paper leaves out RTE and WNLI; default: --adapter's)")
-    defaults = {
-        "method": "read",
-        "model": "t5-base, the paper's",
-        "settings": "the READ paper's: 30 epochs at most, batch 96",
-        "warmup": "0.06; the paper names none",
-        "dropout": "the checkpoint's own; READ's backbone has none",
-        "max_len": "512, where a source is cut off; the paper names none",
-    }
-    add_arguments(parser, T5, defaults)
+    add_arguments(parser, T5, DEFAULTS)
     add = parser.add_argument
-    stop = "stop after this many without a better one (default: 3; the paper does not say when it stops)"
+    stop = "stop after this many without a better one (default: 3)"
     add("--patience", type=whole, metavar="EPOCHS", help=stop)
     add("--predict", nargs="+", metavar="TEXT", help="the label of one sentence or a pair, by --adapter")
     args = parser.parse_args()

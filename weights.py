@@ -14,9 +14,9 @@ from methods import OPTIONS, adapt, merge, store
 from model import load_file, write_file, writing
 
 KEYS = ("method", "config", "task", "base", "adapter", "head")
-SEARCH = {  # the paper's Table 7, and LoRA's decoder's: the paper's settings are LoRA's
-    "beam_size": 10, "length_penalty": 0.9, "no_repeat_ngram": 4,
-    "ngram_scope": "completion", "max_new_tokens": 64,
+SEARCH = {
+    "beam_size": 10, "length_penalty": 0.9, "no_repeat_ngram": 4,  # the paper's Table 7
+    "ngram_scope": "completion", "max_new_tokens": 64,  # LoRA's decoder's, as the paper leaves them open
 }  # fmt: skip
 CHOSEN = ("model", "max_len", "doc_stride", *SEARCH)  # may differ where an adapter is used
 # what "config" holds of a script's arguments

@@ -131,7 +131,7 @@ def load(task, train_file, dev_file, splits):
         return {split: examples(task, dev_file if split == "dev" else train_file) for split in splits}
     rows = examples(task, train_file) if train_file else []
     if len(rows) < 2:
-        raise UserError("--dev-file: left out, and --train-file has no two rows to hold one out of")
+        raise UserError("expected --dev-file, or two rows or more in --train-file, to hold some out")
     held = max(1, len(rows) // 10)
     print(f"no --dev-file: {held:,} of the {len(rows):,} rows of {train_file} are held out as dev")
     both = dict(zip(("dev", "train"), parted(rows, held), strict=True))

@@ -246,7 +246,7 @@ def test_bad_uses_of_an_adapter(train, command, tmp_path, capsys):
     train(*command, *PAIR)
     basics = ["--adapter", tmp_path / "out" / "adapter.pt"]
     assert torch.load(basics[1], weights_only=True)["task"] == "own"
-    assert "--dev-file: left out" in fails(capsys, train, *basics, "--eval-only")
+    assert "expected --dev-file, or two rows" in fails(capsys, train, *basics, "--eval-only")
     taken = written(tmp_path / "taken.csv", [row(1) | {"predicted": "x"}])
     both = ["--predict-file", taken, "--out-file", tmp_path / "out.csv"]
     assert "taken.csv:1: rename 'predicted'" in fails(capsys, train, *basics, *both)
