@@ -38,13 +38,13 @@ class Predictor:
         self.args, self.texts = args, len(self.task.texts) if self.task else 1 + (self.use == "span")
         self.on = device, dtype = pick_device(args.device, args.dtype)
         with as_user_error(f"{args.adapter}: its base: "):
-            base, model_class, config, self.tokenizer = open_checkpoint(args.model, self.use)
+            directory, model_class, config, self.tokenizer = open_checkpoint(args.model, self.use)
         if shortest:
             check_max_len(args, config.max_length, shortest * self.texts)
         options = {"num_labels": self.task.num_labels} if self.use == "classifier" else {}
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             stored = torch.float32 if self.use == "generator" else dtype  # which `generate` merges
-            self.model = trained(args, model_class, base, device, stored, **options)
+            self.model = trained(args, model_class, directory, device, stored, **options)
 
     def __call__(self, texts, title=None):
         items = [tuple(item) if isinstance(item, tuple | list) else (item,) for item in texts]

@@ -101,8 +101,8 @@ def find_linears(model, targets):
             raise ValueError(f"target '{target}' matches no layer: expected the ending of a layer's name")
         for name, layer in layers.items():
             if (kind := type(layer)) is not nn.Linear:  # a subclass may never be called: attention's out_proj
-                hint = "model.GPT2 reads its files" if "Conv1D" in str(kind) else "a model is adapted once"
-                raise ValueError(f"{name} is a {kind.__name__}: expected a plain nn.Linear; {hint}")
+                hint = "; model.GPT2 reads its files" if "Conv1D" in str(kind) else ", not adapted yet"
+                raise ValueError(f"{name} is a {kind.__name__}: expected a plain nn.Linear{hint}")
         found |= layers
     if not found:
         raise ValueError("no target is named: expected at least one, such as 'qv'")

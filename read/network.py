@@ -234,8 +234,6 @@ def apply_read(model, r=WIDTH, cell="gru", start="zero", unscaled=False, drop_la
         raise ValueError(f"r = {r!r}: expected a whole number of 1 or more")
     if cell not in CELLS:
         raise ValueError(f"cell '{cell}': expected one of {' '.join(CELLS)}")
-    if isinstance(model, Beside):
-        raise ValueError("the model is already adapted: a model is adapted once")
     if type(model) not in KINDS:
         raise ValueError(
             f"a {type(model).__name__}: expected one of {', '.join(kind.__name__ for kind in KINDS)}"

@@ -185,7 +185,7 @@ def test_bad_arguments_raise_and_change_nothing(arguments, message):
 def test_adapting_twice_and_merging_nothing_raise():
     """Would catch: a transformation of a transformation, which to_linear would merge only in part."""
     model = apply_hut(RobertaClassifier(TINY), targets="q")
-    with pytest.raises(ValueError, match="adapted once"):
+    with pytest.raises(ValueError, match=r"a HUTLinear: expected a plain .*, not adapted yet"):
         apply_hut(model, targets="vq")
     with pytest.raises(ValueError, match="no HUT layer"):
         merge_hut(RobertaClassifier(TINY))

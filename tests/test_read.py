@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         apply_read(model, *options)
     assert all(p.requires_grad for p in model.parameters())
-    with pytest.raises(ValueError, match="already adapted"):
+    with pytest.raises(ValueError, match="a ReadClassifier: expected one of RobertaClassifier"):
         apply_read(apply_read(model))
     with pytest.raises(ValueError, match="a Linear: expected one of RobertaClassifier"):
         apply_read(nn.Linear(2, 2))

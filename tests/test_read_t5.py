@@ -244,7 +244,7 @@ def test_what_does_not_fit(arguments, message):
     """Would catch: a crash from the depths, in another file's words."""
     with pytest.raises(ValueError, match=message):
         apply_read(plain(), *arguments)
-    with pytest.raises(ValueError, match="already adapted"):
+    with pytest.raises(ValueError, match="a ReadT5: expected one of RobertaClassifier"):
         apply_read(adapted())
 
 
