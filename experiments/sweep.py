@@ -35,7 +35,7 @@ def arguments():
     parser = Parser(prog="python -m experiments.sweep", description=__doc__.splitlines()[0], epilog=more)
     add = parser.add_argument
     add("table", choices=TABLES)
-    add("two", nargs="*", metavar="METHOD[:R]", help="the two of a duel")
+    add("two", nargs="*", default=[], metavar="METHOD[:R]", help="the two of a duel")
     add("--tasks", nargs="+", metavar="TASK", help="(default: the paper's; with mini: cola)")
     for name, (kind, metavar) in CHOICES.items():
         takers = " ".join(key for key, table in TABLES.items() if name in table.choices)

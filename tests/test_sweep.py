@@ -462,6 +462,7 @@ def test_rank_sets_every_r_against_the_papers(call, command, pretend, tmp_path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([], "the following arguments are required: table ("),
         (["table9"], "invalid choice: 'table9'"),
         (["table1", "--tasks", "colo"], "--tasks colo: unknown: table1 takes cola sst2"),
         (["table3", "--tasks", "cola"], "--tasks cola: unknown: table3 takes e2e"),
