@@ -47,8 +47,8 @@ def arguments():
     rows = (glue.TASKS | {"your own data": table.OWN}).items()
     sizes = "; ".join(f"{name} {task.batch_size} × {task.epochs} epochs" for name, task in rows)
     mini = "{batch_size} × {epochs}".format(**MINI_SETTINGS)
-    table_6 = f"{sizes}, but Table 6's for lora, houlsby and pfeiffer; with --model mini {mini} for all"
-    epilog = f"The settings are the paper's, or ours where it names none. Batch size and epochs: {table_6}."
+    others = f"lora, houlsby and pfeiffer have Table 6's own; with --model mini all have {mini}"
+    epilog = f"Batch size and epochs, the paper's or else ours: {sizes}; {others}."
     parser = Parser(description=__doc__.splitlines()[0], epilog=epilog)
     parser.add_argument("--task", help=f"{' '.join(glue.TASKS)} (default: that of --adapter)")
     add_arguments(parser, ENCODER, DEFAULTS | {"max_len": "512, but 128 for lora, houlsby and pfeiffer"})
