@@ -188,7 +188,8 @@ def fill_in(args, layout, shared, mini, mini_data):
     """
     method = args.method = args.method or shared["method"]
     row, bundled = METHODS[method], (args.model or shared["model"]) == "mini" and not args.data
-    if bundled and mini_data == MINI and args.task != "cola" and not args.adapter:
+    own = args.adapter or (args.train_file and args.dev_file)
+    if bundled and mini_data == MINI and args.task != "cola" and not own:
         raise UserError("--model mini: its data holds cola only; give --data for another task")
     takes = [*row.takes, "r"] if row.r else row.takes
     for name in ("r", *OPTIONS):
@@ -201,6 +202,10 @@ def fill_in(args, layout, shared, mini, mini_data):
     if wrong := set(args.targets or "") - set("qkvoud"):
         problem = f"'{min(wrong)}' matches no layer: expected letters of qkvoud with nothing between them"
         raise UserError(f"--targets {args.targets}: {problem}")
+    if vars(args).get("hold_out") and args.dev_file and args.task != "own":
+        raise UserError("--dev-file: --hold-out takes its place: leave one of them out")
+    if args.seeds and (args.export or args.submit):
+        print(f"--seeds {args.seeds}: what --export or --submit writes is of seed 0")
     if args.submit:
         check_writable("--submit", Path(args.submit))
     if args.export:
@@ -234,6 +239,8 @@ def check_adapter(args, script, layout):
         raise UserError("--predict: leave --eval-only, --submit and --export to a call of their own")
     if not args.adapter:
         return
+    if args.seeds:
+        raise UserError("--seeds: --adapter is one run's: leave --seeds out")
     if not (predict or others):
         uses = "--eval-only, --predict, --export or --submit"
         raise UserError(f"--adapter is for {uses}; to start training from one, use --init-adapter")

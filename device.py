@@ -31,6 +31,7 @@ def pick_device(name, dtype):
     if dtype is None:
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = "bfloat16" if fast else "float32"
+    torch.backends.cudnn.allow_tf32 = dtype != "float32"  # which READ's RNNs would take for float32
     return device, getattr(torch, dtype)
 
 
@@ -67,6 +68,7 @@ class Meter:
 
     def __init__(self, gpu):
         self.kwh, self.process, self.started = {"utilisation": None, "power": None}, None, time.time()
+        self.waiting = False  # for the first sample
         if gpu is None:
             return
         try:
@@ -74,7 +76,7 @@ class Meter:
             self.process = subprocess.Popen(["nvidia-smi", f"--id={gpu}", *QUERY], **pipes)
         except OSError:
             return
-        self.total, self.last = {"utilisation": 0.0, "power": 0.0}, time.monotonic()
+        self.total, self.last, self.waiting = {"utilisation": 0.0, "power": 0.0}, time.monotonic(), True
         self.thread = threading.Thread(target=self._listen, daemon=True)
         self.thread.start()
 
@@ -89,6 +91,7 @@ class Meter:
                     used = float(text)
                 self.total[name] += factor * used
             self.kwh = {name: None if math.isnan(kwh) else kwh for name, kwh in self.total.items()}
+            self.waiting = False
 
     def stop(self):
         if self.process:

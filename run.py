@@ -69,7 +69,7 @@ class Run:
     """
 
     STATE = ("epoch", "position", "step", "seen", "loss_sum", "seconds", "energy", "memory",
-             "log", "best", "last")  # fmt: skip
+             "log", "best", "last", "base", "steps")  # fmt: skip
     LOOK_EVERY = 20  # steps: only then does the program wait for a GPU
     SAVE_EVERY = 600  # seconds between checkpoints within an epoch
     locks = []  # on the folders of this process's last run
@@ -187,6 +187,7 @@ class Run:
 
     def end_epoch(self, scores, better):
         """Logs the epoch and writes the folder's files; adapter.pt is this epoch's where it is `better`."""
+        self.tensors()  # before adapter.pt is written over
         train_loss, self.epoch = self.loss_sum / self.seen, self.epoch + 1
         row = {"epoch": self.epoch, "step": self.step, "train_loss": train_loss, **scores, "lr": self.lr()}
         timing = {"seconds": self.elapsed(), "energy_kwh": self.spent()}
@@ -224,19 +225,23 @@ class Run:
 
     def save(self):
         """checkpoint.pt: all that resuming needs. Batches come from (seed, epoch), and have no state."""
-        adapter, head = trainable(self.model)
-        tensors = {name: p.detach() for name, p in (adapter | head).items()}
-        self.look()
-        if not all(p.isfinite().all() for p in tensors.values()):
-            raise self._not_finite(self.step)
-        self.saved_at = time.time()
+        tensors, self.saved_at = self.tensors(), time.time()
         if not first():
             return
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         state = {key: getattr(self, key) for key in self.STATE}
-        state |= {"seconds": self.elapsed(), "energy": self.spent(), "memory": self.peak_memory()}
+        energy = self.energy if self.meter.waiting else self.spent()
+        state |= {"seconds": self.elapsed(), "energy": energy, "memory": self.peak_memory()}
         state |= {"tensors": tensors, "optimizer": self.optimizer.state_dict()}
         save(self.args.out / "checkpoint.pt", state | {"rng": {"cpu": torch.get_rng_state(), "cuda": cuda}})
+
+    def tensors(self):
+        """{name: what is trained}. Raises UserError if a loss, or one of these, is not finite."""
+        adapter, head = trainable(self.model)
+        self.look()
+        if not all(p.isfinite().all() for p in (adapter | head).values()):
+            raise self._not_finite(self.step)
+        return {name: p.detach() for name, p in (adapter | head).items()}
 
     def elapsed(self):
         """Seconds, those before a resumption included."""
@@ -262,6 +267,8 @@ class Run:
         adapter, head = trainable(self.model)
         try:
             saved = read_dict(path, "tensors", "optimizer", "rng", *Run.STATE)
+            if (saved["base"], saved["steps"]) != (self.base, self.steps):
+                raise ValueError("made on another base checkpoint, or other training data")
             copy_tensors(saved["tensors"], adapter | head)
             self.optimizer.load_state_dict(saved["optimizer"])
             if saved["step"] and not self.optimizer.state:

@@ -248,7 +248,9 @@ def main():
     else:
         model = trained(runs[0], model_class, checkpoint_dir, device)
     if args.eval_only or args.method == "frozen":
-        folder = Path(args.adapter).parent / "eval" if args.adapter and not args.out else out
+        folder = out
+        if args.adapter and not args.out:
+            folder = Path(args.adapter).parent / Path(args.adapter).stem.replace("adapter", "eval")
         result = evaluate(args, model, tokenizer, splits, folder, device, dtype)
         report([result], folder, None, ("best", "test"))
     if args.export:

@@ -20,7 +20,7 @@ SEARCH = {
 }  # fmt: skip
 CHOSEN = ("model", "max_len", "doc_stride", *SEARCH)  # may differ where an adapter is used
 # what "config" holds of a script's arguments
-RECORDED = ("r", *OPTIONS, "pool", "text", "label", "labels", *CHOSEN)
+RECORDED = ("seed", "r", *OPTIONS, "pool", "text", "label", "labels", *CHOSEN)
 LARGEST_DIFFERENCE = 1e-3  # of a logit, merged − unmerged, in float32
 
 # ---- the model
@@ -112,6 +112,9 @@ def load_adapter(path, args, model, base, with_head=True):
     if found["base"] != base:
         known = f"{found['base'][:12]}…, this one is {base[:12]}…"
         raise UserError(f"{path}: made on another base checkpoint ({known}): name that with --model")
+    for key in () if with_head else ("frozen_seed", "unscaled"):  # which no tensor's name or shape tells
+        if (made := found["config"].get(key) or 0) != (given := vars(args).get(key) or 0):
+            raise UserError(f"{path}: made with --{key.replace('_', '-')} {made}, not {given}: give the same")
     adapter, head = trainable(model)
     with as_user_error(f"{path}: "):
         copy_tensors(found["adapter"], adapter)

@@ -33,6 +33,13 @@ def read_text(path, hint):
         raise UserError(f"{path}:{line}: not UTF-8: byte 0x{raw[error.start]:02x}: convert it") from None
 
 
+def parse_json(text):
+    """What JSON says. Raises ValueError if it is broken, or has half of a character (a lone surrogate)."""
+    content = json.loads(text)
+    json.dumps(content, ensure_ascii=False).encode()
+    return content
+
+
 def write_text(path, text):
     write_file(path, lambda file: file.write(text.encode()))
 

@@ -87,10 +87,10 @@ def pad(sequences, value, device="cpu", lengths=()):
 
 
 def send(tensor, device):
-    """The tensor on `device`. To a GPU it goes from pinned memory, without a wait."""
+    """The tensor on `device`. To a GPU it goes from pinned memory, which torch keeps until it is there."""
     if torch.device(device).type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def places(where, device):

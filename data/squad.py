@@ -1,12 +1,11 @@
 """SQuAD v1.1 (Rajpurkar et al., 2016): files -> questions -> windows of tokens -> answers in the text."""
 
-import json
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from data import UserError, read_text
+from data import UserError, parse_json, read_text
 from data.batching import pad, send
 from data.download import load_splits
 
@@ -39,7 +38,7 @@ def read(path):
     """The questions of one file. Raises UserError, with the place, for one that is not as in SQuAD v1.1."""
     text = read_text(path, "name a folder of SQuAD v1.1 files with --data DIR")
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
     questions, seen = [], set()

@@ -7,10 +7,11 @@ import json
 import math
 from pathlib import Path
 
-from data import UserError, as_user_error, glue, read_text, write_text
+from data import UserError, as_user_error, glue, parse_json, read_text, write_text
 from data.batching import parted
 
 TABLES = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}}  # as GLUE's
+csv.field_size_limit(2**31 - 1)
 OWN = glue.Task("", (), "", (), 16, 10, labels=())  # batch size and epochs are ours
 
 
@@ -46,7 +47,7 @@ def _objects(path, text):
     for line, row in enumerate(text.split("\n"), 1):
         if row.strip():
             try:
-                yield line, {**json.loads(row)}
+                yield line, {**parse_json(row)}
             except (ValueError, TypeError, RecursionError):
                 raise UserError(f"{path}:{line}: expected a JSON object: column, value, …") from None
 
@@ -63,22 +64,24 @@ def _below_header(path, text, rules):
                 yield line, dict(zip(header, row, strict=True))
             header, line = header or row, reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}:{line}: broken quote ({error})") from None
+        raise UserError(f"{path}:{line}: broken row ({error})") from None
 
 
 def write(path, rows):
     """Writes rows of {column: value} to a file, as `read` reads it."""
-    path, file = Path(path), io.StringIO(newline="")
+    path, lines = Path(path), []
     if (kind := path.suffix.lower()) in TABLES:
-        lines = [rows[0], *map(dict.values, rows)]
         try:
-            csv.writer(file, lineterminator="\n", **TABLES[kind]).writerows(lines)
+            for row in [rows[0], *map(dict.values, rows)]:
+                file = io.StringIO(newline="")
+                csv.writer(file, **TABLES[kind]).writerow(row)  # ends in \r\n, so that it quotes a lone \r
+                lines.append(file.getvalue()[:-2])
         except csv.Error:
             raise UserError(f"{path}: a text has a tab or a line break: expected a .csv or .jsonl") from None
     else:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, file.getvalue())
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 # ---- examples

@@ -380,6 +380,8 @@ def test_seeds_eval_only_predict_export(run_e2e, command, tmp_path, capsys, monk
         kept = (folder / "result.json").read_bytes()
         line = fails(capsys, run_e2e, *basics, "--eval-only", "--out", folder)
         assert "holds a training run's result" in line and kept == (folder / "result.json").read_bytes()
+    run_e2e(*basics[:-1], out / "seed1" / "adapter-last.pt", "--eval-only")
+    assert json.loads((out / "seed1" / "eval-last" / "result.json").read_text())["seed"] == 1
     shutil.rmtree(out / "seed0" / "eval")
     (out / "seed0" / "eval").write_text("in the way")
     with monkeypatch.context() as patch:

@@ -117,6 +117,10 @@ def test_short_rows_are_skipped_and_counted_for_qqp_only(tmp_path):
     path = tmp_path / "f.tsv"
     path.write_text(f"{ROWS['qqp'][0]}\n{ROWS['qqp'][1]}\n1\t2\t3\tonly\n")
     assert glue.read_split("qqp", path) == ([("Why?", "Who?", 0)], 1)
+    test = tmp_path / "test.tsv"  # where a row that is left out would shift all later answers
+    test.write_text("id\tquestion1\tquestion2\n0\tWhy?\tWho?\n1\tWhy?\n")
+    with pytest.raises(UserError, match=":3: 2 columns: expected 3"):
+        glue.read_split("qqp", test, labelled=False)
 
 
 def test_missing_file(tmp_path):

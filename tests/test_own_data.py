@@ -177,9 +177,9 @@ BROKEN = {
     "a label of dev alone": ("x.csv", "t,l\na,yes\nb,maybe\n", ":3: column 'l': 'maybe': expected no or yes"),
     "a column": ("x.csv", "t,k\na,yes\n", ":1: no column 'l': found t, k"),
     "a column of an object": ("x.jsonl", '{"t": "a", "l": "no"}\n{"t": "b"}\n', ":2: no column 'l'"),
-    "an open quote": ("x.csv", 't,l\n"a, b",no\n"c\nd",yes\n"e,no\nf,no\n', ":5: broken quote"),
-    "a quote within": ("x.csv", 't,l\n"a, b","no"t\n', ":2: broken quote"),
-    "a quote of the header": ("x.csv", 't,"l\na,no\n', ":1: broken quote"),
+    "an open quote": ("x.csv", 't,l\n"a, b",no\n"c\nd",yes\n"e,no\nf,no\n', ":5: broken row"),
+    "a quote within": ("x.csv", 't,l\n"a, b","no"t\n', ":2: broken row"),
+    "a quote of the header": ("x.csv", 't,"l\na,no\n', ":1: broken row"),
     "an empty text": ("x.csv", "t,l\na,no\n  ,yes\n", ":3: column 't': empty"),
     "null": ("x.jsonl", '{"t": null, "l": "no"}\n', ":1: column 't': empty"),
     "a list": ("x.jsonl", '{"t": ["a"], "l": "no"}\n', ":1: column 't': empty: expected a text or a number"),
@@ -188,6 +188,11 @@ BROKEN = {
     "a tab too few": ("x.tsv", "t\tl\na\n", ":2: 1 columns: expected 2"),
     "a name twice": ("x.csv", "t,t,l\na,b,no\n", ":2: 3 columns: expected 2 of different names"),
     "no JSON": ("x.jsonl", "t,l\n", ":1: expected a JSON object"),
+    "half a character": (
+        "x.jsonl",
+        '{"t": "a", "l": "no"}\n{"t": "\\ud83d"}\n',
+        ":2: expected a JSON object",
+    ),
     "no object": ("x.jsonl", "[1]\n", ":1: expected a JSON object"),
     "no rows": ("x.csv", "t,l\n", ": no rows in it"),
     "an ending": ("x.txt", "t,l\na,no\n", ": expected a name that ends in .csv, .tsv or .jsonl"),
@@ -203,6 +208,17 @@ def test_a_broken_file_is_refused_by_its_place(tmp_path, fault):
     with pytest.raises(UserError) as error:
         table.load(task, None, tmp_path / name, ("dev",))
     assert str(error.value).startswith(f"{tmp_path / name}{message}")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_any_text_is_read_as_it_was_written(tmp_path, kind):
+    """Would catch: a lone carriage return that ends a row; a long text that is called broken."""
+    rows = [{"t": "one\rtwo", "l": "a"}, {"t": "one\r\ntwo\n", "l": '"'}, {"t": "x" * 200_000, "l": "b, c"}]
+    path = tmp_path / f"x.{kind}"
+    table.write(path, rows)
+    assert [row for _, row in table.read(path, ("t",))] == rows
+    with pytest.raises(UserError, match="a text has a tab or a line break"):
+        table.write(tmp_path / "x.tsv", rows[:1])
 
 
 @pytest.mark.parametrize("text", ["two", "nan", "inf"])

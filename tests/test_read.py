@@ -516,6 +516,7 @@ def test_energy_that_is_not_measured_is_null(nvidia_smi, tmp_path, monkeypatch):
     """Would catch: zeros where there is no meter, no nvidia-smi, or a GPU that does not tell."""
     nothing = {"utilisation": None, "power": None}
     assert nvidia_smi() == nothing
+    assert device.Meter(None).waiting is False
     assert nvidia_smi("Failed to initialize NVML: Driver/library version mismatch") == nothing
     assert nvidia_smi("50, 300.00", "[N/A], 300.00", "50, 300.00") == {
         "utilisation": None,

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 import folder
 import model as model_module
+import run
 import train_e2e
 import train_glue
 import train_squad
@@ -31,7 +32,7 @@ from methods import METHODS, methods_of
 from metrics import worth
 from model import RobertaClassifier, RobertaConfig
 from run import Run, mean_and_std, schedule
-from weights import export
+from weights import export, trainable
 
 ROOT = Path(__file__).parent.parent
 
@@ -445,9 +446,21 @@ def test_what_a_run_took_before_it_was_resumed_counts():
     assert Run.spent(run) == {"utilisation": 3.0, "power": None} and Run.elapsed(run) > 9e5
 
 
+def test_a_checkpoint_before_the_first_sample_keeps_the_energy(glue, command, tmp_path, monkeypatch):
+    """Would catch: a run whose energy is lost, as it was killed before nvidia-smi had said anything."""
+    monkeypatch.setattr(run.Meter, "__init__", lambda meter, gpu: vars(meter).update(silent))
+    monkeypatch.setattr(run.Meter, "stop", lambda meter: None)
+    for waiting, kept in ((True, 0.0), (False, None)):
+        silent = {"kwh": dict.fromkeys(("utilisation", "power")), "waiting": waiting, "started": time.time()}
+        glue(*command, "--overwrite")
+        saved = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
+        assert saved["energy"] == dict.fromkeys(("utilisation", "power"), kept)
+
+
 def test_a_run_that_is_replaced_leaves_nothing_behind(glue, command, tmp_path, monkeypatch):
     """Would catch: an old result beside a new run that was killed in its first epoch."""
     glue(*command, "--epochs", 1)
+    (tmp_path / "out" / "outputs.txt").write_text("train_e2e.py writes such files\n")
 
     def killed(*given):
         raise Killed
@@ -490,6 +503,43 @@ def test_a_truncated_checkpoint_is_refused_by_name(glue, command, tmp_path, caps
     path.write_bytes(path.read_bytes()[:5000])
     line = fails(capsys, glue, *command, "--resume")
     assert str(path) in line and "truncated" in line
+
+
+def test_a_run_does_not_go_on_with_other_data_or_another_base(glue, command, capsys, monkeypatch):
+    """Would catch: a step behind the last, with a rate below 0; an adapter of two bases."""
+
+    def killed(*given):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Run, "advance", killed)
+        glue(*command)
+    refused = "made on another base checkpoint, or other training data"
+    with monkeypatch.context() as patch:
+        patch.setattr(train_glue, "subset", lambda examples, n: examples[:8])
+        assert refused in fails(capsys, glue, *command, "--resume")
+    with monkeypatch.context() as patch:
+        patch.setattr("weights.fingerprint", lambda model: "another")
+        assert refused in fails(capsys, glue, *command, "--resume")
+    glue(*command, "--resume")
+
+
+def test_the_best_adapter_is_not_written_over_by_one_that_is_not_finite(
+    glue, command, tmp_path, capsys, monkeypatch
+):
+    """Would catch: an epoch whose last step broke the adapter, and whose scores are better all the same."""
+    scored = []
+
+    def score(task, model, *given):
+        scored.append(None)
+        if len(scored) == 2:
+            next(iter(trainable(model)[0].values())).data[0] = float("nan")
+        return {"matthews": 0.1 * len(scored), "loss": 1.0}
+
+    monkeypatch.setattr(train_glue, "score", score)
+    assert "not finite at step 10 of 15" in fails(capsys, glue, *command)
+    adapter = torch.load(tmp_path / "out" / "adapter.pt", weights_only=True)["adapter"]
+    assert all(tensor.isfinite().all() for tensor in adapter.values())
 
 
 @pytest.mark.parametrize(("seconds", "kept"), [(600, 5), (-1, 7)])
@@ -642,6 +692,16 @@ def test_init_adapter_starts_from_the_adapter_but_not_its_head(glue, command, tm
     assert not all(torch.equal(t, second["head"][name]) for name, t in first["head"].items())
 
 
+def test_init_adapter_has_the_frozen_matrices_of_its_run(glue, command, tmp_path, capsys):
+    """Would catch: VeRA's lambdas beside other random matrices than those that they were trained with."""
+    command += ["--method", "vera", "--epochs", 1, "--frozen-seed", 3]
+    glue(*command)
+    more = ["--init-adapter", tmp_path / "out" / "adapter.pt", "--out", tmp_path / "next"]
+    line = fails(capsys, glue, *command, *more, "--frozen-seed", 4)
+    assert "made with --frozen-seed 3, not 4: give the same" in line
+    glue(*command, *more)
+
+
 def test_an_adapter_on_another_base_is_refused(glue, command, tmp_path, tiny_model, capsys):
     """Would catch: scores of an adapter over weights that it was not trained on."""
     glue(*command, "--epochs", 1)
@@ -686,6 +746,8 @@ def test_an_adapter_on_another_base_is_refused(glue, command, tmp_path, tiny_mod
         (["--seed", "0", "--seeds", "2"], "not allowed with"),
         (["--eval-only"], "need --adapter"),
         (["--adapter", "none.pt"], "--adapter is for"),
+        (["--adapter", "none.pt", "--eval-only", "--seeds", "2"], "--seeds: --adapter is one run's"),
+        (["--hold-out", "--dev-file", "none.tsv"], "--dev-file: --hold-out takes its place"),
         (["--adapter", "none.pt", "--eval-only"], "none.pt: No such file"),
         (["--init-adapter", "none.pt"], "none.pt: No such file"),
         (["--model", "no/such/directory"], "no such directory, and not a hub name"),
