@@ -188,7 +188,7 @@ def adapt(model, method, given):
     row = METHODS[method]
     arguments = {name: given.get(name, default) for name, default in row.takes.items()}
     if row.r:
-        arguments["r"] = given["r"]
+        arguments["r"] = given.get("r", row.r[model.body.LAYOUT])
     model = row.put_in(model, **arguments)
     if not plain >= {type(module) for module in model.modules()}:
         model.adapted_by = method

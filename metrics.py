@@ -147,7 +147,7 @@ def _overlap(answer, ref):
 
 
 def e2e_scores(outputs, references):
-    """{name: score}, NIST from 0 up, CIDEr from 0 to 10, the others from 0 to 1. METEOR may be None."""
+    """{name: score}: NIST from 0 up, CIDEr to 10, the others to 1 (but see `bleu`). METEOR may be None."""
     scores = {"BLEU": bleu, "NIST": nist, "METEOR": meteor, "ROUGE-L": rouge_l, "CIDEr": cider}
     return {name: score(outputs, references) for name, score in scores.items()}
 

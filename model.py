@@ -669,17 +669,16 @@ class GPT2(Pretrained):
         return self._logits(self._last(self._states(input_ids, positions, mask), where))
 
     def _states(self, input_ids, positions, mask, past=None):
-        """[the output of each block, (B, L, d), before the last norm]"""
+        """Yields the output of each block, (B, L, d), before the last norm."""
         x = self.dropout(self.word(input_ids) + self.position(positions))
-        states = []
         for i, block in enumerate(self.blocks):
             x = block(x, mask, past and past[i])
-            states.append(x)
-        return states
+            yield x
 
     def _last(self, states, where=None):
         """The input of the last norm: (B, L, d), or (number of positions, d) with `where` (B, L) bool."""
-        return states[-1] if where is None else states[-1][where]
+        last = deque(states, 1)[0]  # alone in memory
+        return last if where is None else last[where]
 
     def _logits(self, x):
         return F.linear(self.norm(x), self.word.weight)  # the word embeddings are also the output layer
@@ -826,7 +825,8 @@ class GPT2Decoder:
     def _logits(self, x):
         """The model's logits, by slices of the vocabulary: a third faster than one product on a CPU."""
         x = self.model.norm(x)
-        return torch.cat([F.linear(x, words) for words in self.model.word.weight.split(4096)], -1)
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16 would round a logit of −60 to a quarter
+            return torch.cat([F.linear(x, words) for words in self.model.word.weight.split(4096)], -1)
 
     def keep(self, rows):
         self.lengths, self.visible = self.lengths[rows], self.visible[rows]

@@ -39,6 +39,8 @@ def prepare(args, model_class, directory, device, dtype=torch.float32, **options
         model = model_class.from_pretrained(directory, **options)
         base = fingerprint(model)
         model = store(adapt(model.to(device), args.method, vars(args)), dtype)
+    if device.type == "cuda":  # the copy in float32 was needed for a moment only
+        torch.cuda.reset_peak_memory_stats(device)
     if args.dropout is not None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):

@@ -124,7 +124,7 @@ class Batches:
         return [batches[i : i + self.accumulate] for i in range(0, len(batches), self.accumulate)]
 
     def padded_lengths(self):
-        """A few lengths to pad batches to: at most 7 % of the first epoch's tokens are then padding."""
+        """A few lengths to pad batches to: they add padding up to 7 % of an epoch's tokens, or none."""
         rows = Counter()
         for batch in self.batches(0):
             rows[max(self.lengths[i] for i in batch)] += len(batch)

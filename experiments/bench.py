@@ -325,7 +325,7 @@ def cola_step(args, folder, method, kind):
     torch.manual_seed(0)
     with as_user_error():
         model = RobertaClassifier.from_pretrained(directory).to(args.device)
-    model = adapted(model, method, args.r)
+    model = store(adapted(model, method, args.r), args.dtype)
 
     def padded(batch):
         ids, _ = tokens(batch)

@@ -17,8 +17,8 @@ from experiments.drawing import Curve, panels, scatter
 from experiments.flops import ADAPTERS, BUILDING, adapters, building, training_step
 from experiments.page import details, marked, page, save, table
 from experiments.search import spent
-from experiments.sheet import at_the_end
-from experiments.tables import PAPER, label, number, unit
+from experiments.sheet import at_the_end, joined
+from experiments.tables import COSTS, PAPER, label, number, unit
 from methods import ENCODER, methods_of
 from model import ROBERTA_LARGE, RobertaConfig, RobertaModel, read_config
 from run import mean_std
@@ -33,6 +33,7 @@ AXES = {  # what scores are drawn against: {key of Entry.costs: (unit, title, wh
     "building": (1e9, "GFLOPs, as the paper counts", max),
     "step": (1e9, "GFLOPs of a training step", max),
 }
+JOINED = {one.key: one.seeds for one in COSTS}  # as in the tables
 OF_A_RUN = ("parameters", "step_ms", "seconds", "memory")
 PRINTED = {  # of the paper's Figure 3, and READ's Figure 1: {(table, key of AXES): (column, title, scores)}
     ("table1", "building"): ("gflops", "GFLOPs", ""),
@@ -141,8 +142,7 @@ def section_of_table(path, root, runs):
         used = [here[at] for one in cell["runs"] if (at := folder / one.get("folder", "")) in here]
         score = next(iter(cell["mean"]), None)
         values = [one["scores"][score] for one in cell["runs"] if score in one.get("scores", ())]
-        stored = [one.get("cost", {}) for one in cell["runs"] if "scores" in one]
-        costs = {key: mean_std([one.get(key) for one in stored])[0] for key in AXES}
+        costs = {key: joined(cell, "cost", key, JOINED.get(key, statistics.fmean)) for key in AXES}
         costs["parameters"] = cell["parameters"]
         entries.append(Entry(label_of(cell), cell, used, costs, score, values))
     title = f"{content.get('title', content['table'])} ({path.parent.name})"

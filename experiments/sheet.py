@@ -113,7 +113,9 @@ def scores_of(cell, score):
 
 
 def by_row(rows, task, score):
-    return {row: scores_of(cells.get(task, {"runs": []}), score) for row, cells in rows.items()}
+    """{row: {seed: score}}, {} for a row with a score that is not defined: without it the others flatter."""
+    found = {row: cells.get(task, {"runs": []}) for row, cells in rows.items()}
+    return {row: scores_of(c, score) if joined(c, "scores", score, len) else {} for row, c in found.items()}
 
 
 def in_bold(scores):
@@ -190,6 +192,8 @@ def how(args, script, tries):
             f"list, the list grows there, to {max(tries, args.tries)} at most."
         ]
         said += ["Then the method trains on all examples."] * bool(script.trial)
+    if script.head and args.model != "mini" and not (args.epochs and args.batch_size):
+        said += ["Epochs and batch size are each method's own (Table 6), where they are not given."]
     if args.head_lr:
         said += [f"The head's rate is {args.head_lr:g} for every method."]
     elif script.head and tries > 1:

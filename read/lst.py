@@ -42,7 +42,7 @@ class Ladder(nn.Module):
         bias = self.side.bias(*places)
         if memory is None and crossed is None and mask is not None:
             bias = bias + mask  # the encoder's padding
-        s = self.down[0](x)
+        s = self.down[0](x).to(x.dtype)  # the stream stays in float32 under autocast
         gates = torch.sigmoid(self.alpha / TEMPERATURE)
         for i, (block, down, phi) in enumerate(zip(self.side.blocks, self.down[1:], states, strict=True)):
             s = gates[i] * s + (1 - gates[i]) * down(phi)

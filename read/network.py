@@ -134,12 +134,9 @@ class ReadGPT2(Beside, GPT2):
 
     BACKBONE = ("dropout", "blocks")
 
-    @torch.no_grad()
-    def _states(self, *inputs):
-        return super()._states(*inputs)
-
     def _last(self, states, where=None):
-        states = torch.stack([x if where is None else x[where] for x in states], -2)  # (…, N, d)
+        with torch.no_grad():  # runs the backbone
+            states = torch.stack([x if where is None else x[where] for x in states], -2)  # (…, N, d)
         return states[..., -1, :] + self.network(states)
 
 

@@ -272,7 +272,7 @@ class T5(Pretrained):
     def generate(
         self, sources, max_new_tokens, beam_size=1, length_penalty=1.0, no_repeat_ngram_size=0, batch_size=64
     ):
-        """As GPT2.generate, of which it has the arguments. n-grams are counted in the output alone."""
+        """As GPT2.generate, without `ngram_scope`: n-grams are counted in the output and its start token."""
 
         def begin(batch):
             start, device = self.config.decoder_start_token_id, self.word.weight.device
@@ -298,6 +298,7 @@ class T5Decoder:
         kept = torch.arange(ids.shape[1]) < lengths
         self.source = model.encode(ids.to(device), None if kept.all() else kept.to(device))
         self.past, self.crossed = model._caches(self.source, 1 + (max_new_tokens - 1) * beam_size)
+        self.source = self.source._replace(memory=None, states=[])  # the caches hold what was needed of them
         self.positions = torch.zeros(1, dtype=torch.int64, device=device)
         self.visible = torch.ones(B, 1, 1, dtype=torch.bool, device=device)
 
@@ -319,6 +320,6 @@ class T5Decoder:
         self.visible = self.visible[rows]
         self.crossed = [(k[rows], v[rows]) for k, v in self.crossed]
         mask, extra = (None if t is None else t[rows] for t in (self.source.mask, self.source.extra))
-        self.source = Source(self.source.memory[rows], mask, [x[rows] for x in self.source.states], extra)
+        self.source = self.source._replace(mask=mask, extra=extra)
         for past in self.past:
             past.keep(rows)

@@ -179,6 +179,19 @@ def test_a_tie_goes_to_the_lower_loss_and_one_class_to_none(call, command, prete
     assert early > late
 
 
+def test_the_list_grows_downwards_where_no_rate_has_learned(call, command, pretend, tmp_path, monkeypatch):
+    """Would catch: a rate chosen by the noise of models that all predict one class, with tries left."""
+    pretend(lambda a: (0.0, 0.0))
+    learned = search.Sweep.tried
+    monkeypatch.setattr(search.Sweep, "tried", lambda self, lr, *given: (
+        (lr < 0.2, *(worth := learned(self, lr, *given))[0][1:]), worth[1]
+    ))  # fmt: skip
+    given = ["--methods", "hut", "--lrs", "0.5,1,2", "--tries", 6, "--head-lr", 1, "--seeds", 1]
+    call("table1", *command, *given)
+    (cell,) = json.loads((tmp_path / "out" / "table.json").read_text())["cells"]
+    assert [one["lr"] for one in cell["tries"]] == [0.06, 0.12, 0.25, 0.5, 1, 2] and cell["lr"] == 0.06
+
+
 @pytest.mark.parametrize(
     ("best", "tried"),
     [(5.0, [1.0, 2.0, 4.0, 8.0]), (0.3, [0.12, 0.25, 0.5, 1.0, 2.0]), (99, [1.0, 2.0, 4.0, 8.0, 16.0])],
@@ -489,6 +502,12 @@ def test_rank_sets_every_r_against_the_papers(call, command, pretend, tmp_path, 
 def test_bad_arguments_end_in_one_line(call, tmp_path, capsys, arguments, message):
     """Would catch: a traceback, or hours of runs before the mistake is met."""
     assert message in fails(capsys, call, *arguments, "--out", tmp_path / "out")
+
+
+def test_what_a_run_is_given_is_not_given_twice(call, capsys):
+    """Would catch: a row that is called q and v at the rate of its folder, and was run with other ones."""
+    line = fails(capsys, call, "table1", "--model", "mini", "--", "--dropout", 0, "--targets=qkvo")
+    assert "--targets: each run of a sweep is given its own" in line
 
 
 STAND_IN = """
