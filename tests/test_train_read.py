@@ -185,7 +185,7 @@ def test_the_unscaled_correction_is_another_and_is_remembered(read, command, tmp
     assert losses[0] != losses[1]
     adapter = tmp_path / "unscaled" / "adapter.pt"
     assert read_adapter(adapter)["config"]["unscaled"] is True
-    remembered = argparse.Namespace(**read_adapter(adapter)["config"], method="read", dropout=None, seed=0)
+    remembered = argparse.Namespace(**read_adapter(adapter)["config"], method="read", dropout=None)
     assert prepare(remembered, T5, command[3], torch.device("cpu"))[0].unscaled is True
     message = fails(
         capsys, read, *command[:6], "--adapter", tmp_path / "out" / "adapter.pt", "--eval-only", "--unscaled"
