@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from data.batching import places
+from data.batching import places, send
+from device import pick_device
 from methods import LAYOUTS, METHODS, adapt, merge, methods_of, store
 from model import GPT2, RobertaClassifier, RobertaSpan
 from read.t5 import T5
@@ -95,3 +96,18 @@ def test_a_stored_model_computes_the_same_bits(layout, method):
     if layout in METHODS[method].merges and method not in whole:
         with pytest.raises(ValueError, match="merging needs the frozen weights in float32"):
             merge(stored, method)
+
+
+def test_only_pinned_memory_is_copied_without_a_wait(monkeypatch):
+    """Would catch: a copy to Apple's GPU that reads memory which is free again."""
+    seen = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *place, **options: seen.append((place, options)))
+    send(torch.zeros(1), "mps")
+    assert seen == [(("mps",), {})]
+
+
+def test_float32_is_float32(monkeypatch):
+    """Would catch: READ's RNN with ten bits of mantissa on a GPU, where --dtype float32 was asked for."""
+    for dtype, allowed in (("float32", False), ("bfloat16", True)):
+        pick_device("cpu", dtype)
+        assert torch.backends.cudnn.allow_tf32 is allowed

@@ -161,6 +161,8 @@ def test_what_a_run_takes(monkeypatch, command):
     args = given(*command[:2], *PAIR, "--model", "mini")
     assert (args.task, args.batch_size, args.epochs, args.lr) == ("own", 32, 30, 1e-2)
     assert args.data is None
+    files = ["--train-file", "a.tsv", "--dev-file", "b.tsv"]  # in place of mini's, which are CoLA's
+    assert given("--model", "mini", "--task", "sst2", *files).task == "sst2"
 
 
 def test_lines_are_those_of_the_file(tmp_path):

@@ -415,6 +415,16 @@ def test_the_mean_over_tasks():
         assert dict(zip(shown.header, shown.rows[0], strict=True))["mean"] == mean
 
 
+def test_a_score_that_is_not_defined_is_not_left_out():
+    """Would catch: a row in bold, or ahead, as the seed in which it collapsed does not count."""
+    cells = {
+        name: {"stsb": {"runs": [{"seed": s, "scores": {"pearson": x}} for s, x in enumerate(scores)]}}
+        for name, scores in (("hut", [0.5, 0.6, 0.7]), ("lora", [0.9, None, 0.9]))
+    }
+    cells["hut"]["stsb"]["runs"].append({"seed": 3, "failed": "no memory"})
+    assert sheet.by_row(cells, "stsb", "pearson") == {"hut": {0: 0.5, 1: 0.6, 2: 0.7}, "lora": {}}
+
+
 def test_whom_the_rows_are_compared_with():
     """Would catch: a rival's column that does not say which of its rows; one of several rows as the rival,
     where none is the method's own; failed runs that n counts.
