@@ -418,7 +418,7 @@ def test_a_table_of_ones_own(command, adapter, tmp_path, capsys):
     assert page.strips[:2] == ["Two boys laugh.", "One."]
     command("--adapter", path, "--faithfulness", 2, "--dev-file", dev)
     assert "2 dev examples" in capsys.readouterr().out
-    assert "--dev-file: left out" in fails(capsys, command, "--adapter", path, "--id", 2)
+    assert "expected --dev-file, or two rows" in fails(capsys, command, "--adapter", path, "--id", 2)
     numbers = adapter("own", text=["a"], label="c", labels=[])
     command("--adapter", numbers, "--text", "Two boys laugh.")
     assert re.search(r"answer: -?\d+\.\d\d\n", capsys.readouterr().out)
