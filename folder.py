@@ -100,7 +100,7 @@ def open_folder(folder, settings, resume, overwrite, device):
 
 def discard(folder):
     """Deletes a run's files, if there are any, but not the folder, nor what others put there."""
-    for name in (*FILES, "outputs.txt", "references.txt", "eval/result.json"):
+    for name in (*FILES, "outputs.txt", "references.txt", "eval/result.json", "eval-last/result.json"):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -250,7 +250,8 @@ def main():
     if args.eval_only or args.method == "frozen":
         folder = out
         if args.adapter and not args.out:
-            folder = Path(args.adapter).parent / Path(args.adapter).stem.replace("adapter", "eval")
+            name = f"eval-{Path(args.adapter).stem}".replace("eval-adapter", "eval")
+            folder = Path(args.adapter).parent / name
         result = evaluate(args, model, tokenizer, splits, folder, device, dtype)
         report([result], folder, None, ("best", "test"))
     if args.export:

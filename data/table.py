@@ -11,7 +11,7 @@ from data import UserError, as_user_error, glue, parse_json, read_text, write_te
 from data.batching import parted
 
 TABLES = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}}  # as GLUE's
-csv.field_size_limit(2**31 - 1)
+csv.field_size_limit(2**31 - 1)  # a text may be longer than 131,072 characters
 OWN = glue.Task("", (), "", (), 16, 10, labels=())  # batch size and epochs are ours
 
 

@@ -247,7 +247,7 @@ class Sweep:
             known = {lr: worth for lr, (worth, _) in found.items() if worth is not None}
             best = max(known, key=known.get, default=rates[0])
             if known and not known[best][0]:  # each predicts one class: a lower rate may not
-                best = rates[0]
+                best = min(known)
             if best not in (rates[0], rates[-1]) or len(rates) >= self.args.tries:
                 return best if known else None, [found[lr][1] for lr in rates]
             rates = sorted([*rates, rounded(best * (below if best == rates[0] else above))])

@@ -113,7 +113,7 @@ def scores_of(cell, score):
 
 
 def by_row(rows, task, score):
-    """{row: {seed: score}}, {} for a row with a score that is not defined: without it the others flatter."""
+    """{row: {seed: score}}; {} where a seed has no defined score: the others alone would flatter the row."""
     found = {row: cells.get(task, {"runs": []}) for row, cells in rows.items()}
     return {row: scores_of(c, score) if joined(c, "scores", score, len) else {} for row, c in found.items()}
 

@@ -22,7 +22,7 @@ from experiments.tables import TABLES
 from folder import environment
 from methods import METHODS
 
-OF_A_RUN = "--task --method --r --targets --lr --head-lr --seed --seeds --hold-out --out"
+EACH_RUNS_OWN = "--task --method --r --targets --lr --head-lr --seed --seeds --hold-out --out"
 CHOICES = {"methods": (str, "METHOD[:R]"), "targets": (str, "LETTERS"), "ranks": (whole, "R")}
 
 
@@ -64,7 +64,7 @@ def arguments():
     add("--out", metavar="DIR", help="(default: runs/<table>)")
     args = parser.parse_intermixed_args(given[:end])  # duel --jobs 2 lora hut
     args.rest = given[end + 1 :]
-    if wrong := {word.partition("=")[0] for word in args.rest} & {*OF_A_RUN.split()}:
+    if wrong := {word.partition("=")[0] for word in args.rest} & {*EACH_RUNS_OWN.split()}:
         raise UserError(f"{min(wrong)}: each run of a sweep is given its own: leave it out after --")
     if (args.table == "duel") != (len(args.two) == 2):
         raise UserError(f"{args.table} {' '.join(args.two)}: expected two methods after duel, and only there")

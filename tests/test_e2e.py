@@ -382,6 +382,9 @@ def test_seeds_eval_only_predict_export(run_e2e, command, tmp_path, capsys, monk
         assert "holds a training run's result" in line and kept == (folder / "result.json").read_bytes()
     run_e2e(*basics[:-1], out / "seed1" / "adapter-last.pt", "--eval-only")
     assert json.loads((out / "seed1" / "eval-last" / "result.json").read_text())["seed"] == 1
+    shutil.copy(out / "seed1" / "adapter.pt", out / "seed1" / "mine.pt")
+    run_e2e(*basics[:-1], out / "seed1" / "mine.pt", "--eval-only")
+    assert (out / "seed1" / "eval-mine" / "result.json").exists()
     shutil.rmtree(out / "seed0" / "eval")
     (out / "seed0" / "eval").write_text("in the way")
     with monkeypatch.context() as patch:
