@@ -5,7 +5,7 @@ import statistics
 from data.batching import HELD_OUT
 from experiments.significance import FEWEST, LEVEL, difference, holm
 from experiments.tables import TABLES, Row, Sheet, label, number, unit
-from methods import METHODS
+from methods import METHODS, OPTIONS
 
 RIVALS = ("hut", "lora")  # every row is compared with these
 
@@ -27,7 +27,9 @@ def sheet(content, tasks):
     for cell in content["cells"]:
         row = Row(cell["method"], cell["r"], cell["targets"], ())
         rows.setdefault(row, {})[cell["task"]] = cell
-    printed = {row: row.in_paper(content["table"]) for row in rows}
+    given = {word.partition("=")[0] for word in content["settings"].get("rest", ())}
+    varied = given & {"--" + name.replace("_", "-") for name in OPTIONS}  # not the paper's form of the method
+    printed = {row: {} if varied else row.in_paper(content["table"]) for row in rows}
     known = {name for texts in printed.values() for name in texts}
     best = {task: in_bold(by_row(rows, task, script.scores[task][0])) for task in tasks}
     less = differences(rows, tasks[0], script) if len(tasks) == 1 else {}

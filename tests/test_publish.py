@@ -118,3 +118,13 @@ def test_an_unfinished_table_is_not_taken(results, tmp_path):
     (tmp_path / "table.json").write_text(json.dumps(content(complete=False)))
     with pytest.raises(UserError, match="not finished"):
         publish.take(tmp_path)
+
+
+def test_a_varied_method_is_not_set_beside_the_papers():
+    """Would catch: the paper's READ in the row of --cell untied, whose figures it has not."""
+    found = report.read(publish.RESULTS / "read-mini" / "table.json")
+    assert "paper" in sheets(found)[0].header
+    found["settings"]["rest"] = ["--warmup", "0"]
+    assert "paper" in sheets(found)[0].header
+    found["settings"]["rest"] = ["--cell=untied"]
+    assert "paper" not in sheets(found)[0].header
