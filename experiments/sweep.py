@@ -148,7 +148,7 @@ def run_table(args, table):
     rows = table.rows(args)
     sweep, cells = Sweep(args, table, rows), {}
     settings = {k: value for k, value in vars(args).items() if k not in ("table", "out", "jobs", "list")}
-    settings |= {k: settings[k] and Path(settings[k]).name for k in ("model", "data")}  # no paths
+    settings |= {k: settings[k] and without_path(settings[k]) for k in ("model", "data")}
     settings["rows"] = [str(row) for row in rows]
     said = how(args, table.script, sweep.begun)
     fixed, content = {"how": said, "settings": settings, "environment": environment()}, {}
@@ -184,7 +184,13 @@ def as_given():
     """The command without what is of this machine alone: paths, and how many runs stand side by side."""
     given = "\n".join(["python", "-m", "experiments.sweep", *sys.argv[1:]])  # a word a line
     given = re.sub(r"\n--(out|jobs)[=\n].*", "", given)
-    return shlex.join(re.sub(r"(?<=[=\n])[^=\n]*/(?=.)", "", given).split("\n"))
+    return shlex.join(re.sub(r"(?<=[=\n])[^=\n]+", lambda word: without_path(word[0]), given).split("\n"))
+
+
+def without_path(word):
+    """The name of a file or folder; a model of the hub keeps its owner."""
+    of_hub = re.fullmatch(r"[\w-]+/[\w.-]+", word) and not Path(word).exists()
+    return word if of_hub else Path(word).name or word
 
 
 def main():

@@ -654,9 +654,19 @@ def test_a_table_is_one_record(call, command, pretend, monkeypatch, tmp_path):
 def test_the_command_names_no_folder_of_the_machine(monkeypatch):
     """Would catch: a private path in what is published, or a command that is cut in the middle of one."""
     given = ["table1", "--model", "/home/my models/x", "--data=~/a b/y", "--out", "/tmp/a b", "--jobs=2"]
-    monkeypatch.setattr(sys, "argv", ["sweep.py", *given, "--lrs", "hut=1e-3,1", "--", "--train-file", "a/b"])
-    command = "python -m experiments.sweep table1 --model x --data=y --lrs hut=1e-3,1 -- --train-file b"
+    more = ["--lrs", "hut=1e-3,1", "--", "--train-file", "a/b/c"]
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *given, *more])
+    command = "python -m experiments.sweep table1 --model x --data=y --lrs hut=1e-3,1 -- --train-file c"
     assert sweep.as_given() == command
+
+
+def test_the_command_names_a_model_of_the_hub_whole(monkeypatch, tmp_path):
+    """Would catch: a printed command that asks for another model, as its owner is left out."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "table1", "--model", "owner/some.model-2"])
+    assert sweep.as_given().endswith("--model owner/some.model-2")
+    (tmp_path / "owner" / "some.model-2").mkdir(parents=True)
+    assert sweep.as_given().endswith("--model some.model-2")
 
 
 def test_the_papers_rows_are_known_methods():
