@@ -149,7 +149,8 @@ def add_arguments(parser, layout, defaults):
     add("--compile", action="store_true", help=f"{graphs} (no gain on a GPU seen yet)")
     rate = "peak learning rate (default: that in methods.py for method and task, else:"
     add("--lr", type=positive, help=f"{rate} {rates})")
-    add("--head-lr", type=positive, help="the head's (default: --lr; the paper names one rate)")
+    head = "the head's (default: that in methods.py for the method, else --lr; the paper names one rate)"
+    add("--head-lr", type=positive, help=head)
     warmup = f"steps, or below 1 a share of all steps (default: {defaults['warmup']})"
     add("--warmup", type=not_negative, help=warmup)
     decay = "AdamW's; it pulls M_A, M_B and gamma to 0, not to the frozen model's 1"
@@ -157,7 +158,7 @@ def add_arguments(parser, layout, defaults):
     add("--weight-decay", type=not_negative, metavar="W", help=decay)
     add("--clip", type=positive, metavar="NORM", help="clip the gradient's norm (default: no clipping)")
     own = defaults.get("dropout", "the checkpoint's own")
-    dropout = f"in dropout layers, but not in READ's backbone (default: {own})"
+    dropout = f"in dropout layers, but not in READ's or LST's backbone (default: {own})"
     add("--dropout", type=probability, metavar="P", help=dropout)
     longest = f"{defaults.get('max_len', 512)}, or what the model takes if that is less"
     add("--max-len", type=whole, metavar="TOKENS", help=f"truncate to this (default: {longest})")
@@ -165,7 +166,7 @@ def add_arguments(parser, layout, defaults):
     seeds.add_argument("--seed", type=int, help="(default: 0)")
     seeds.add_argument("--seeds", type=whole, metavar="N", help="run seeds 0 … N−1 and report mean ± std")
     add("--device", help="cpu, cuda, cuda:1, … (default: cuda if there is one)")
-    dtype = "the frozen model's arithmetic; adapter, head and optimiser are float32 (default: bfloat16 on "
+    dtype = "the model's arithmetic; trained parameters and optimiser are float32 (default: bfloat16 on "
     add("--dtype", choices=("float32", "bfloat16"), help=f"{dtype}a GPU that has it, else float32)")
 
     add = parser.add_argument_group("files").add_argument
@@ -214,7 +215,8 @@ def fill_in(args, layout, shared, mini, mini_data):
             check_merges(method, layout)
     if bundled and mini_data:
         args.data = str(mini_data)
-    for name, value in settings(method, args.task, layout, shared, mini if bundled else None).items():
+    own = settings(method, args.task, layout, shared, mini if bundled else None, args.r)
+    for name, value in own.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.head_lr = args.head_lr or args.lr

@@ -29,7 +29,8 @@ class Method(NamedTuple):
     r        {layout: size}, the paper's; a method without a size takes no --r
     takes    {argument of put_in besides r: its default}; OPTIONS describes the arguments
     merges   the layouts in which its layers' `to_linear` gives plain weights that compute the same
-    paper    {task: (lr, batch size, epochs)}: the paper's Tables 6 and 7; the task's row has what is left out
+    paper    {task or task:r: (lr, batch size, epochs)}: the paper's Tables 6 and 7; the rest is the task's
+    head_lr  the head's rate, if the method's own is not for a dense layer
     max_len  tokens of GLUE's texts, if not the paper's 512
     """
 
@@ -41,6 +42,7 @@ class Method(NamedTuple):
     takes: dict = {}
     merges: tuple = ()
     paper: dict = {}
+    head_lr: float | None = None
     max_len: int | None = None
 
 
@@ -116,7 +118,7 @@ METHODS = {
         r={ENCODER: 64, DECODER: 64}, max_len=128,
         paper={
             "sst2": (3e-5, 32, 20), "mrpc": (3e-4, 32, 20), "cola": (3e-4, 32, 20),
-            "qnli": (3e-4, 32, 10), "rte": (3e-4, 32, 20), "stsb": (3e-4, 32, 20),
+            "qnli": (3e-4, 32, 10), "rte": (3e-4, 32, 20), "stsb": (3e-4, 32, 20), "sst2:16": (3e-4, 32, 20),
         },
     ),
     "lin": Method(
@@ -140,12 +142,12 @@ METHODS = {
     "vera": Method(
         baselines.apply_vera, "Kopiczko, Blankevoort & Asano, 2024, equation 2",
         lr={ENCODER: 1e-2, DECODER: 1e-2}, mini={ENCODER: 1.5e-2, DECODER: 2.5e-1},
-        r={ENCODER: 256, DECODER: 1024}, takes=RANDOM, merges=(ENCODER, DECODER),
+        r={ENCODER: 256, DECODER: 1024}, takes=RANDOM, merges=(ENCODER, DECODER), head_lr=5e-3,
     ),
     "fourierft": Method(
         baselines.apply_fourierft, "Gao et al., 2024, section 3.1",
         lr={ENCODER: 5e-2, DECODER: 5e-2}, mini={ENCODER: 3e-2, DECODER: 1.0},
-        r={ENCODER: 1000, DECODER: 1000}, takes=RANDOM, merges=(ENCODER, DECODER),
+        r={ENCODER: 1000, DECODER: 1000}, takes=RANDOM, merges=(ENCODER, DECODER), head_lr=5e-3,
     ),
     "prompt": Method(
         baselines.apply_prompt, "Lester, Al-Rfou & Constant, 2021",
@@ -159,18 +161,21 @@ def methods_of(layout):
     return [name for name, row in METHODS.items() if layout in row.lr]
 
 
-def settings(method, task, layout, shared, mini=None):
+def settings(method, task, layout, shared, mini=None, r=None):
     """What a run takes where its command leaves it open: {setting: value}.
 
-    That is the paper's entry for this method and task where it has one, else the method's rate, and the rest
-    from `shared`: the task's and the script's settings. `mini` has those of the bundled model and data.
+    That is the paper's entry for this method, `r` and task where it has one, else the method's rate, and the
+    rest from `shared`: the task's and the script's settings. `mini` has those of the bundled model and data.
     """
     row = METHODS[method]
     own = row.takes | {"r": row.r.get(layout), "lr": row.lr[layout]}
     if mini is not None:
-        own |= mini | {"lr": row.mini.get(task, row.mini[layout])}
-    elif task in row.paper and layout != T5:  # the paper has no T5
-        own |= dict(zip(("lr", "batch_size", "epochs"), row.paper[task], strict=False))
+        return shared | own | mini | {"lr": row.mini.get(task, row.mini[layout])}
+    if row.head_lr:
+        own["head_lr"] = row.head_lr
+    if task in row.paper and layout != T5:  # the paper has no T5
+        printed = row.paper.get(f"{task}:{r}", row.paper[task])
+        own |= dict(zip(("lr", "batch_size", "epochs"), printed, strict=False))
     return shared | own
 
 

@@ -510,7 +510,7 @@ class RobertaClassifier(RobertaModel):
         if self.pool == "first":
             return x[:, 0]
         kept = x.new_ones(x.shape[:2]) if attention_mask is None else attention_mask.to(x.dtype)
-        return (kept[:, None] @ x)[:, 0] / kept.sum(1, keepdim=True)
+        return (x * kept[..., None]).sum(1) / kept.sum(1, keepdim=True)  # a product would be in bfloat16
 
 
 class MaskedLMHead(nn.Module):

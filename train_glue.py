@@ -66,7 +66,7 @@ def arguments():
     features = (
         "for --method read: keep what the frozen model computes, for all epochs (without DIR, in features/ "
         "of the run folder), and for all runs that name DIR, of any task with these texts; "
-        "4 bytes × width × layers an example, 0.8 GB for the paper's CoLA"
+        "4 bytes × width × layers an example, 0.9 GB for the paper's CoLA"
     )
     add = parser.add_argument
     add("--cache-features", metavar="DIR", nargs="?", const="", help=features)

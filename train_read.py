@@ -38,7 +38,7 @@ IN_USE = 100  # examples that are timed one by one
 
 
 def arguments():
-    epilog = "Model, epochs and batch size are the READ paper's; it leaves the other settings open."
+    epilog = "Model, epochs and batch size are the READ paper's; `sweep read --paper` runs its rates."
     parser, tasks = Parser(description=__doc__.splitlines()[0], epilog=epilog), " ".join(glue.TEXT_TO_TEXT)
     parser.add_argument("--task", help=f"{tasks} (the paper leaves out RTE and WNLI; default: --adapter's)")
     add_arguments(parser, T5, DEFAULTS)

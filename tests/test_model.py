@@ -89,6 +89,16 @@ def test_padding_does_not_matter():
     close(model(IDS, MASK), alone)
 
 
+def test_the_mean_over_tokens_is_not_rounded_to_bfloat16():
+    """Would catch: --pool mean as a product of matrices, which autocast rounds, beside exact first tokens."""
+    config = RobertaConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=9)
+    model, mask = RobertaClassifier(config, pool="mean"), torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+    x = torch.randn(2, 4, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.pooled(x, mask)
+    torch.testing.assert_close(found, torch.stack([x[0, :3].mean(0), x[1, :2].mean(0)]))
+
+
 def test_dropout_is_where_transformers_has_it_and_only_in_training():
     """Would catch: a model that comes in training mode, or has lost one of its five places of dropout."""
     model = RobertaClassifier.from_pretrained(ROBERTA, num_labels=3)

@@ -118,6 +118,23 @@ def test_what_a_run_takes_is_the_papers_table_6(monkeypatch, method):
         assert default_length(monkeypatch, train_glue) == longest
 
 
+def test_a_size_of_the_papers_has_its_own_rate(monkeypatch):
+    """Would catch: Pfeiffer's adapter of width 16 at the rate of width 64, a tenth of the printed one."""
+    for r, lr in (("16", 3e-4), ("64", 3e-5)):
+        given = ["train_glue.py", "--task", "sst2", "--method", "pfeiffer", "--r", r]
+        monkeypatch.setattr(sys, "argv", given)
+        assert train_glue.arguments().lr == lr
+
+
+@pytest.mark.parametrize("method", ["vera", "fourierft"])
+def test_a_dense_head_is_not_trained_at_the_rate_of_a_vector(monkeypatch, method):
+    """Would catch: FourierFT's rate of .05 on RoBERTa-large's head, unless the command says so."""
+    given = ["train_glue.py", "--task", "mrpc", "--method", method, "--lr", ".1"]
+    for more, head in (([], 5e-3), (["--head-lr", "1"], 1), (["--model", "mini", "--task", "cola"], 0.1)):
+        monkeypatch.setattr(sys, "argv", [*given, *more])
+        assert train_glue.arguments().head_lr == head
+
+
 @pytest.mark.parametrize("method", ["full", "head"])
 def test_other_methods_learn_what_they_should(glue, command, tmp_path, method):
     """Would catch: head-only runs that train the encoder; full runs that leave some of it out."""
