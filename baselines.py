@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from hut import find_linears
 from model import split_heads
 
-LORA_ALPHA = 16  # LoRA's authors on RoBERTa-large, where r = 8; on GPT-2 they take 32
+LORA_ALPHA = 16  # LoRA's authors' on RoBERTa-large, r = 8; here for every model (on GPT-2 they take 32)
 FOURIERFT_ALPHA = 100  # at d = k = 1024; its authors take 69 to 121 on RoBERTa-large
 VERA_LAMBDA_D = 0.1
 STD = 0.02  # of adapters and prefixes at their start
@@ -108,7 +108,7 @@ class LoRA(Updated):
         return self.scale * (self.A @ self.B).T
 
 
-def replace(model, r, targets, make):
+def replace(model, targets, make, r=1):
     """Freezes `model`, puts make(linear) in the place of every target layer, and returns it."""
     linears = find_linears(model, targets)
     freeze(model, r)
@@ -118,7 +118,7 @@ def replace(model, r, targets, make):
 
 
 def apply_lora(model, r=8, targets="qv"):
-    return replace(model, r, targets, lambda linear: LoRA(linear, r))
+    return replace(model, targets, lambda linear: LoRA(linear, r), r)
 
 
 class VeRA(Updated):
@@ -151,7 +151,7 @@ def apply_vera(model, r=256, targets="qv", frozen_seed=0):
         A, B = (2 * torch.rand(s, generator=generator, device="cpu") - 1 for s in ((d, r), (r, k)))
         return (A * (6 / d) ** 0.5).to(device), (B * (6 / r) ** 0.5).to(device)
 
-    return replace(model, r, targets, lambda x: VeRA(x, *shared(x.weight.shape, x.weight.device)))
+    return replace(model, targets, lambda x: VeRA(x, *shared(x.weight.shape, x.weight.device)), r)
 
 
 class FourierFT(Updated):
@@ -187,7 +187,7 @@ def apply_fourierft(model, r=1000, targets="qv", frozen_seed=0):
         generator = torch.Generator("cpu").manual_seed(frozen_seed)
         return torch.randperm(size, generator=generator, device="cpu")[:r].to(device)
 
-    return replace(model, r, targets, lambda x: FourierFT(x, shared(x.weight.numel(), x.weight.device)))
+    return replace(model, targets, lambda x: FourierFT(x, shared(x.weight.numel(), x.weight.device)), r)
 
 
 # ---- adapters

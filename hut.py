@@ -90,7 +90,8 @@ def find_linears(model, targets):
     """{name: layer} of the nn.Linear layers whose names end in one of `targets`.
 
     Raises ValueError if no target is named, and for a target that is named twice, matches no layer, or
-    matches one that is no plain nn.Linear: a Conv1D, a subclass, a layer that is adapted already.
+    matches one that is no plain nn.Linear (a Conv1D, a subclass, a layer that is adapted already) or that
+    torch passes by: the fast path of nn.TransformerEncoderLayer reads its weight and never calls it.
     """
     targets, found = list(targets), {}
     for target in targets:
@@ -98,8 +99,11 @@ def find_linears(model, targets):
             raise ValueError(f"target '{target}' is named twice in {targets}")
         layers = {name: m for name, m in model.named_modules() if f".{name}".endswith(f".{target}")}
         if not layers:
-            raise ValueError(f"target '{target}' matches no layer: expected the ending of a layer's name")
+            raise ValueError(f"target '{target}' matches no layer: expected a list of endings of their names")
         for name, layer in layers.items():
+            parent = model.get_submodule(name.rpartition(".")[0])
+            if isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
+                raise ValueError(f"{name} is skipped in eval: torch.backends.mha.set_fastpath_enabled(False)")
             if (kind := type(layer)) is not nn.Linear:  # a subclass may never be called: attention's out_proj
                 hint = "; model.GPT2 reads its files" if "Conv1D" in str(kind) else ", not adapted yet"
                 raise ValueError(f"{name} is a {kind.__name__}: expected a plain nn.Linear{hint}")

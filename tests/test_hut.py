@@ -182,6 +182,21 @@ def test_bad_arguments_raise_and_change_nothing(arguments, message):
     assert all(p.requires_grad for p in model.parameters())
 
 
+def test_a_layer_that_torch_would_pass_by_in_eval_is_refused():
+    """Would catch: HUT that trains in nn.TransformerEncoder and is scored as the frozen model."""
+    torch.manual_seed(0)
+    model, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), torch.randn(1, 3, 8)
+    with pytest.raises(ValueError, match="linear1 is skipped in eval"):
+        apply_hut(model, 2, ["linear1"])
+    plain = model(x)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        apply_hut(model, 2, ["linear1"]).linear1.gamma.data.fill_(2)
+        assert (model(x) - plain).abs().max() > 0.01
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
 def test_adapting_twice_and_merging_nothing_raise():
     """Would catch: a transformation of a transformation, which to_linear would merge only in part."""
     model = apply_hut(RobertaClassifier(TINY), targets="q")

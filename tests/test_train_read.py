@@ -14,7 +14,7 @@ import train_read
 from data import glue
 from data.glue import Example, label_of, read_protocol, source_text, target_text
 from data.hub import MINI, load_tokenizer
-from methods import methods_of
+from methods import METHODS, methods_of
 from read.t5 import T5
 from run import Run
 from weights import prepare, read_adapter, trainable
@@ -122,7 +122,7 @@ def test_life_of_a_method(read, command, tmp_path, capsys, method):
     reported.
     """
     size = [] if method in ("full", "bitfit", "lst") else ["--r", 4]
-    export = ["--export", tmp_path / "merged"] if method in ("full", "bitfit", "lora") else []
+    export = ["--export", tmp_path / "merged"] if "encoder-decoder" in METHODS[method].merges else []
     read(*command[:-2], *size, "--method", method, *export)
     printed = capsys.readouterr().out
     assert "validation 6, test 6" in printed and "40 training examples" in printed
