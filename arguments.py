@@ -13,7 +13,7 @@ from pathlib import Path
 from data import UserError, as_user_error, listed
 from data.hub import MINI
 from folder import check_export, check_out, check_writable
-from methods import METHODS, OPTIONS, check_merges, methods_of, settings
+from methods import ENCODER, METHODS, OPTIONS, check_merges, methods_of, settings
 from model import first_line
 from processes import first, start
 from weights import CHOSEN, read_adapter
@@ -134,7 +134,7 @@ def add_arguments(parser, layout, defaults):
 
     add = parser.add_argument_group("model and data").add_argument
     add("--model", help=f"hub name, directory, or mini (default: {defaults['model']})")
-    add("--data", metavar="DIR", help="folder of the data set (default: fetched once into the cache)")
+    add("--data", metavar="DIR", help="folder of the data set (default: fetched once, mini bundled)")
     add("--train-file", metavar="F", help="instead of the training file in --data")
     add("--dev-file", metavar="F", help="instead of the development file in --data")
     add("--limit-train", type=whole, metavar="N", help="use N training examples, the same for every seed")
@@ -146,7 +146,7 @@ def add_arguments(parser, layout, defaults):
     add("--batch-size", type=whole, help=f"examples per batch (default: {size})")
     add("--accumulate", type=whole, default=1, help="batches per optimiser step (default: 1)")
     graphs = "torch.compile the training step; on a GPU, one CUDA graph for each of a few padded lengths"
-    add("--compile", action="store_true", help=f"{graphs} (no gain on a GPU seen yet)")
+    add("--compile", action="store_true", help=f"{graphs} (not measured on a GPU)")
     rate = "peak learning rate (default: that in methods.py for method and task, else:"
     add("--lr", type=positive, help=f"{rate} {rates})")
     head = "the head's (default: that in methods.py for the method, else --lr; the paper names one rate)"
@@ -174,7 +174,7 @@ def add_arguments(parser, layout, defaults):
     add("--resume", action="store_true", help="continue the run in --out where it stopped")
     add("--overwrite", action="store_true", help="replace the run in --out")
     add("--adapter", metavar="FILE", help="a saved adapter to score, export or predict with")
-    evaluate = "score --adapter (E2E: into --out, or eval/ beside it); no training"
+    evaluate = "score --adapter (E2E: into --out, or eval…/ beside it); no training"
     add("--eval-only", action="store_true", help=evaluate)
     add("--export", metavar="DIR", help="write the merged model in HuggingFace's layout")
     parser.set_defaults(submit=None, predict_file=None)  # not every script has these
@@ -219,6 +219,9 @@ def fill_in(args, layout, shared, mini, mini_data):
     for name, value in own.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.head_lr and layout != ENCODER:
+        print(f"--head-lr {args.head_lr:g}: the model has no head of its own; it is left out")
+        args.head_lr = None
     args.head_lr = args.head_lr or args.lr
     if bundled and not args.adapter:
         chosen = {name: getattr(args, name) for name in (*mini, "lr")}
@@ -244,7 +247,7 @@ def check_adapter(args, script, layout):
     if args.seeds:
         raise UserError("--seeds: --adapter is one run's: leave --seeds out")
     if not (predict or others):
-        uses = "--eval-only, --predict, --export or --submit"
+        uses = "--eval-only, --predict, --export and GLUE's --submit"
         raise UserError(f"--adapter is for {uses}; to start training from one, use --init-adapter")
     found, methods = read_adapter(args.adapter, script), methods_of(layout)
     if found["method"] not in methods:

@@ -171,7 +171,7 @@ def settings(method, task, layout, shared, mini=None, r=None):
     own = row.takes | {"r": row.r.get(layout), "lr": row.lr[layout]}
     if mini is not None:
         return shared | own | mini | {"lr": row.mini.get(task, row.mini[layout])}
-    if row.head_lr:
+    if row.head_lr and layout == ENCODER:
         own["head_lr"] = row.head_lr
     if task in row.paper and layout != T5:  # the paper has no T5
         printed = row.paper.get(f"{task}:{r}", row.paper[task])

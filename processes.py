@@ -86,7 +86,7 @@ def in_shares(work, items):
     return found
 
 
-def summed(optimizer, losses):
+def all_reduce(optimizer, losses):
     """Adds up all gradients, in place, and `losses`, in one message; -> [the step's loss]."""
     if size() == 1:
         return losses

@@ -37,7 +37,7 @@ from device import autocast, pick_device
 from folder import check_writable
 from methods import DECODER
 from metrics import e2e_report, e2e_scores
-from processes import first, gathered, leave, mine, share, summed
+from processes import all_reduce, first, gathered, leave, mine, share
 from run import Run, about, adamw, compiled, report, say_next
 from weights import SEARCH, count, export, prepare, trained
 
@@ -176,7 +176,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
                 loss = F.cross_entropy(logits, target, reduction="sum", label_smoothing=smoothing) / tokens
                 loss.backward()
                 losses.append(loss.detach())
-            losses = summed(optimizer, losses)
+            losses = all_reduce(optimizer, losses)
             run.set_rates()
             if args.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), args.clip)

@@ -33,7 +33,7 @@ from data.states import FromStates, cached_states
 from device import autocast, pick_device
 from methods import ENCODER, METHODS
 from metrics import glue_scores, worth
-from processes import first_then_others, leave, share, summed
+from processes import all_reduce, first_then_others, leave, share
 from run import Run, adamw, compiled, report, say_next
 from weights import export, prepare, trained
 
@@ -157,7 +157,7 @@ def train(args, model_class, checkpoint_dir, sets, device, dtype):
                 loss = loss_sum(logits.float(), target) / examples
                 loss.backward()
                 losses.append(loss.detach())
-            losses = summed(optimizer, losses)
+            losses = all_reduce(optimizer, losses)
             run.set_rates()
             if args.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), args.clip)

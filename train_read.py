@@ -23,7 +23,7 @@ from data.hub import MINI, open_checkpoint
 from device import autocast, peak_memory, pick_device
 from methods import T5
 from metrics import glue_scores, worth
-from processes import leave, share, summed
+from processes import all_reduce, leave, share
 from run import Run, adamw, compiled, report, say_next
 from weights import export, load_adapter, prepare, trained
 
@@ -58,9 +58,6 @@ def arguments():
         raise UserError(
             f"--max-len {args.max_len}: expected {SHORTEST} or more: less holds nothing of a sentence"
         )
-    if args.head_lr:
-        print(f"--head-lr {args.head_lr:g}: a T5 has no head of its own; it is left out")
-        args.head_lr = None
     fill_in(args, T5, DEFAULTS, MINI_SETTINGS, MINI)
     return args
 
@@ -132,7 +129,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
                 loss = F.cross_entropy(logits[where], said, reduction="sum") / tokens
                 loss.backward()
                 losses.append(loss.detach())
-            losses = summed(optimizer, losses)
+            losses = all_reduce(optimizer, losses)
             run.set_rates()
             if args.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), args.clip)

@@ -32,7 +32,7 @@ from data.hub import MINI, open_checkpoint
 from device import pick_device
 from methods import ENCODER
 from metrics import squad_scores
-from processes import leave, share, summed
+from processes import all_reduce, leave, share
 from run import Run, adamw, compiled, report, say_next
 from weights import export, prepare, trained
 
@@ -98,7 +98,7 @@ def train(args, model_class, checkpoint_dir, sets, device, dtype):
                 loss = loss_sum(start, end, target) / examples
                 loss.backward()
                 losses.append(loss.detach())
-            losses = summed(optimizer, losses)
+            losses = all_reduce(optimizer, losses)
             run.set_rates()
             if args.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), args.clip)

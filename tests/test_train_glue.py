@@ -24,6 +24,7 @@ import model as model_module
 import run
 import train_e2e
 import train_glue
+import train_read
 import train_squad
 from data import UserError, no_nan
 from data.glue import TASKS
@@ -133,6 +134,16 @@ def test_a_dense_head_is_not_trained_at_the_rate_of_a_vector(monkeypatch, method
     for more, head in (([], 5e-3), (["--head-lr", "1"], 1), (["--model", "mini", "--task", "cola"], 0.1)):
         monkeypatch.setattr(sys, "argv", [*given, *more])
         assert train_glue.arguments().head_lr == head
+
+
+@pytest.mark.parametrize("script", [train_e2e, train_read])
+def test_a_rate_of_a_head_that_is_not_there_is_said_to_be_left_out(monkeypatch, capsys, script):
+    """Would catch: --head-lr that a model without a head takes and drops without a word."""
+    monkeypatch.setattr(
+        sys, "argv", [script.__name__, "--head-lr", "1", *(["--task", "cola"] * (script is train_read))]
+    )
+    args = script.arguments()
+    assert args.head_lr == args.lr and "left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", ["full", "head"])
