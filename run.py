@@ -25,7 +25,7 @@ from model import first_line
 from processes import any_of, first, gathered, rank, size
 from weights import count, read_dict, save, trainable, write_adapter
 
-# These arguments do not change what a run computes, and may differ when it is resumed.
+# What a resumed run may change: where it is, what is done with it, its device. `begin` adds the seed.
 FREE = ("seed", "seeds", "out", "resume", "overwrite", "adapter", "eval_only", "predict", "submit", "export",
         "device", "cache_features")  # fmt: skip
 

@@ -401,7 +401,8 @@ TABLES |= {"sizes": sizes_table, "memory": memory_table, "many": many_table}
 
 
 def arguments():
-    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    look = RawDescriptionHelpFormatter
+    parser = Parser(prog="python -m experiments.bench", description=__doc__, formatter_class=look)
     add = parser.add_argument
     add("what", choices=TABLES)
     for name in ("layers", "width", "batch-size", "length"):

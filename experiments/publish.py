@@ -58,9 +58,13 @@ def main():
     parser.add_argument(
         "folders", nargs="*", type=Path, metavar="FOLDER", help="of experiments.sweep: its --out"
     )
+    page = read_text(PAGE, "expected the page of results")
     for folder in parser.parse_args().folders:
         take(folder)
-    write_text(PAGE, filled(read_text(PAGE, "expected the page of results")))
+        place = f"<!-- results/{folder.resolve().name} -->"
+        if place not in page:
+            print(f"{PAGE.name} does not show it: that takes a line {place}, and one <!-- end -->")
+    write_text(PAGE, filled(page))
     write_text(PICTURE, picture(report.find(RESULTS)))
 
 

@@ -42,7 +42,7 @@ def arguments():
         takers = " ".join(key for key, table in TABLES.items() if name in table.choices)
         takers += " (default: the paper's)"
         add(f"--{name}", nargs="+", type=kind, metavar=metavar, help=f"of {takers}")
-    seeds = listed({key: table.seeds for key, table in TABLES.items()})
+    seeds = listed({key: table.seeds for key, table in TABLES.items() if key != "duel"})
     counts = f"seeds 0 … N−1, of all methods or of one (default: {seeds})"
     add("--seeds", nargs="+", metavar="[METHOD=]N", help=counts)
     rates = "rates to begin with, one means no search (default: the method's own, a third, three times it)"

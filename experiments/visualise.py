@@ -357,7 +357,8 @@ def some_text(given):
 
 
 def arguments():
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    look = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="python -m experiments.visualise", description=__doc__, formatter_class=look)
     add, add_input = parser.add_argument, parser.add_mutually_exclusive_group(required=True).add_argument
     add("--adapter", action="append", required=True, metavar="FILE", help="an adapter.pt, or two of a task")
     add("--model", help="the checkpoint the adapters were trained on (default: as they name it)")

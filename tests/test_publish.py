@@ -4,6 +4,7 @@ import json
 import random
 import re
 import statistics
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,17 @@ def test_a_table_is_taken_and_written_into_its_place(results, monkeypatch, tmp_p
     assert (
         filled.endswith("\n`sweep`\n<!-- end -->\nafter <!-- end -->\n") and publish.filled(filled) == filled
     )
+
+
+def test_a_table_without_a_place_is_said_to_have_none(results, monkeypatch, tmp_path, capsys):
+    """Would catch: a table that is stored and never shown, without a word."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "table.json").write_text(json.dumps(content()))
+    publish.PAGE.write_text("no place\n")
+    monkeypatch.setattr(publish, "picture", lambda sections: "")
+    monkeypatch.setattr(sys, "argv", ["publish", str(tmp_path / "mine")])
+    publish.main()
+    assert "a line <!-- results/mine -->" in capsys.readouterr().out
 
 
 def test_an_unfinished_table_is_not_taken(results, tmp_path):

@@ -6,7 +6,7 @@ squad      questions about two sentences of the grammar each, in the layout of S
 e2e        descriptions of restaurants in the official layout, from `domains.py`
 gpt2       a decoder pretrained on descriptions from the other tables of `domains.py`
 t5         an encoder-decoder pretrained by span corruption on the encoder's sentences
-t5-larger  the same with 6 + 6 blocks × 384, if asked for: half an hour
+t5-larger  the same with 6 + 6 blocks × 384, if asked for: two hours
 
 Texts and tokenizers are the same, byte for byte, on every run and machine. Weights are the same on one
 machine with one version of torch. Elsewhere they differ a little, because sums are rounded in another order.
