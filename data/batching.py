@@ -23,8 +23,9 @@ def subset(examples, n):
     return examples if n is None else parted(examples, n)[0]
 
 
-def hold_out(examples):
-    """(the rest, a part to choose by): a tenth, or HELD_OUT if more, up to a quarter; always the same.
+def hold_out(examples, wanted=None, because="--hold-out"):
+    """(the rest, a part to choose by), always the same. The part has `wanted` examples, or if that is None a
+    tenth, or HELD_OUT if more, up to a quarter.
 
     Examples of one text (E2E: of one meaning) stay together. Raises UserError if there is one text alone.
     """
@@ -32,12 +33,13 @@ def hold_out(examples):
     for i, example in enumerate(examples):
         groups.setdefault(example[:-1], []).append(i)
     if len(groups) < 2:
-        raise UserError(f"--hold-out: {len(examples)} training examples with one text: none can be held out")
-    wanted, groups = max(len(examples) // 10, min(HELD_OUT, len(examples) // 4)), list(groups.values())
+        raise UserError(f"{because}: {len(examples)} training examples with one text: none can be held out")
+    wanted = wanted or max(len(examples) // 10, min(HELD_OUT, len(examples) // 4))
+    groups = list(groups.values())
     for g in np.random.default_rng(1).permutation(len(groups)):
         if len(held) + len(groups[g]) <= wanted or not held:
             held.update(groups[g])
-    print(f"--hold-out: {len(held):,} of {len(examples):,} training examples take the place of dev")
+    print(f"{because}: {len(held):,} of {len(examples):,} training examples take the place of dev")
     return [[e for i, e in enumerate(examples) if (i in held) == side] for side in (False, True)]
 
 

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 from data import UserError, as_user_error, glue, parse_json, read_text, write_text
-from data.batching import parted
+from data.batching import hold_out
 
 TABLES = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}}  # as GLUE's
 csv.field_size_limit(2**31 - 1)  # a text may be longer than 131,072 characters
@@ -135,7 +135,6 @@ def load(task, train_file, dev_file, splits):
     rows = examples(task, train_file) if train_file else []
     if len(rows) < 2:
         raise UserError("expected --dev-file, or two rows or more in --train-file, to hold some out")
-    held = max(1, len(rows) // 10)
-    print(f"no --dev-file: {held:,} of the {len(rows):,} rows of {train_file} are held out as dev")
-    both = dict(zip(("dev", "train"), parted(rows, held), strict=True))
+    parts = hold_out(rows, max(1, len(rows) // 10), "no --dev-file")
+    both = dict(zip(("train", "dev"), parts, strict=True))
     return {split: both[split] for split in splits}

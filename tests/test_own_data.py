@@ -118,14 +118,17 @@ def test_numbers(train, command, tmp_path, capsys):
 
 
 def test_a_tenth_is_held_out(capsys, tmp_path):
-    """Would catch: rows that are trained and scored on, or another draw at each start."""
+    """Would catch: rows, or texts, that are trained and scored on, or another draw at each start."""
     path = written(tmp_path / "x.csv", [row(i) | {"answer": f"text {i}"} for i in range(40)])
     task = table.OWN._replace(texts=("answer",), label="verdict", labels=tuple(CLASSES))
     first, second = (table.load(task, path, None, ("train", "dev")) for _ in range(2))
     assert first == second and (len(first["train"]), len(first["dev"])) == (36, 4)
     assert len({example.first for split in first.values() for example in split}) == 40
     assert first["dev"] == table.load(task, path, None, ("dev",))["dev"]
-    assert "4 of the 40 rows" in capsys.readouterr().out
+    assert "no --dev-file: 4 of 40 training examples" in capsys.readouterr().out
+    twice = written(tmp_path / "y.csv", [row(i) | {"answer": f"text {i // 2}"} for i in range(400)])
+    found = table.load(task, twice, None, ("train", "dev"))
+    assert not {e.first for e in found["train"]} & {e.first for e in found["dev"]}
 
 
 def test_a_tab_has_no_place_in_tsv(tmp_path):
@@ -267,6 +270,9 @@ def test_bad_uses_of_an_adapter(train, command, tmp_path, capsys):
     assert "expected --dev-file, or two rows" in fails(capsys, train, *basics, "--eval-only")
     taken = written(tmp_path / "taken.csv", [row(1) | {"predicted": "x"}])
     both = ["--predict-file", taken, "--out-file", tmp_path / "out.csv"]
+    folder = ["--predict-file", taken, "--out-file", tmp_path / "folder.csv"]
+    folder[-1].mkdir()
+    assert "folder.csv: is a folder" in fails(capsys, train, *basics, *folder)
     assert "taken.csv:1: rename 'predicted'" in fails(capsys, train, *basics, *both)
     assert "own: expected 2 text(s)" in fails(capsys, train, *basics, "--predict", "the dog")
     line = fails(capsys, train, *basics, "--predict", "a", "b", "--text", "answer")
