@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,13 +90,18 @@ def open_folder(folder, settings, resume, overwrite, device):
             raise UserError(f"--resume: {path}: missing or damaged: {expected}") from None
         for key, value in settings.items():
             before = recorded.get(key)
-            if (before or None) != (value or None):  # a switch that is off may be False, None or not there
+            if off(before) != off(value):
                 other = f"{folder} was started with {key} {before}, not {value}"
                 raise UserError(f"--resume: {other}: give the same arguments, or another --out")
         return begun
     discard(folder)
     write_json(folder / "args.json", {"args": settings, **environment(device)})
     return False
+
+
+def off(value):
+    """None for a switch that is off, which may be False, [] or not there; the value of any other setting."""
+    return None if value is False or value == [] else value
 
 
 def discard(folder):
@@ -112,7 +118,7 @@ def environment(device=None):
         done = subprocess.run(["git", "-C", here, *command], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
-    revision = git("rev-parse", "HEAD") if (here / ".git").exists() else None
+    revision = git("rev-parse", "HEAD") if (here / ".git").exists() and shutil.which("git") else None
     if revision and git("status", "--porcelain", "--untracked-files=no"):
         revision += " with changes"
     versions = {module.__name__: module.__version__ for module in (torch, numpy, tokenizers)}

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from pathlib import Path
 
 from model import write_file
@@ -53,12 +54,12 @@ def write_json_lines(path, rows):
 
 
 def no_nan(content):
-    """`content` with None for NaN, which JSON does not have."""
+    """`content` with None for NaN and infinities, which JSON does not have."""
     if isinstance(content, dict):
         return {key: no_nan(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [no_nan(value) for value in content]
-    return None if isinstance(content, float) and content != content else content
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def listed(values, floats="g"):

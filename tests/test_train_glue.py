@@ -136,6 +136,24 @@ def test_a_dense_head_is_not_trained_at_the_rate_of_a_vector(monkeypatch, method
         assert train_glue.arguments().head_lr == head
 
 
+def test_a_setting_of_0_is_not_one_that_was_left_out(tmp_path):
+    """Would catch: a run without dropout that is resumed with the checkpoint's own; a switch that is off and
+    one that an older version did not have, taken for a change.
+    """
+    cpu = torch.device("cpu")
+    folder.open_folder(tmp_path, {"dropout": 0.0, "compile": False}, False, False, cpu)
+    (tmp_path / "checkpoint.pt").touch()
+    with pytest.raises(UserError, match="was started with dropout"):
+        folder.open_folder(tmp_path, {"dropout": None}, True, False, cpu)
+    assert folder.open_folder(tmp_path, {"dropout": 0.0, "compile": None, "new": False}, True, False, cpu)
+
+
+def test_a_machine_without_git_trains_too(monkeypatch):
+    """Would catch: "git: No such file" in a container that the repository was copied into."""
+    monkeypatch.setenv("PATH", "")
+    assert folder.environment()["git"] is None
+
+
 @pytest.mark.parametrize("script", [train_e2e, train_read])
 def test_a_rate_of_a_head_that_is_not_there_is_said_to_be_left_out(monkeypatch, capsys, script):
     """Would catch: --head-lr that a model without a head takes and drops without a word."""
@@ -823,7 +841,7 @@ def test_schedule():
 
 def test_undefined_scores_are_null_and_worth_least():
     """Would catch: NaN in a JSON file, or as the best epoch."""
-    assert no_nan({"a": [float("nan"), 1.0]}) == {"a": [None, 1.0]}
+    assert no_nan({"a": [float("nan"), float("-inf"), 1.0]}) == {"a": [None, None, 1.0]}
     assert worth(float("nan")) < worth(-1.0)
     results = [{"best": {"epoch": 1, "pearson": 0.5}}, {"best": {"epoch": 2, "pearson": float("nan")}}]
     assert mean_and_std(results, "best") == ({"pearson": None}, {"pearson": None})
