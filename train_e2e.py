@@ -186,6 +186,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
         scores = score(model, dev, device, dtype)
         run.end_epoch(scores, better=run.best is None or scores["loss"] < run.best["loss"])
 
+    run.memory = run.peak_memory()  # which loading a model resets on a GPU
     model = trained(args, model_class, checkpoint_dir, device)  # for merging, exact
     scores, seconds = generate_and_score(args, model, tokenizer, splits["test"], args.out, device, dtype)
     return run.finish({"decoding_seconds": seconds}, test=scores)

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional as F
 
 import metrics
+import run
 import train_e2e
 from arguments import run_as_script
 from data import UserError, e2e
@@ -261,6 +262,21 @@ def test_the_best_epoch_is_decoded(run_e2e, command, tmp_path, monkeypatch):
     )
     assert all(torch.equal(found[name], tensor) for name, tensor in best.items())
     assert not any(torch.equal(found[name], tensor) for name, tensor in last.items())
+
+
+def test_peak_memory_is_that_of_training_too(run_e2e, command, tmp_path, monkeypatch):
+    """Would catch: a GPU's peak of decoding in the place of training's, as loading a model resets it."""
+    peak, trained = [9_000], train_e2e.trained
+
+    def loaded(*given):
+        peak[0] = 2_000
+        return trained(*given)
+
+    monkeypatch.setattr(train_e2e, "trained", loaded)
+    monkeypatch.setattr(run, "peak_memory", lambda device: peak[0])
+    run_e2e(*command)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["timing"]["peak_memory_bytes"] == 9_000
 
 
 def test_clip_limits_the_step(run_e2e, command, tmp_path, monkeypatch):
