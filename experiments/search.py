@@ -121,6 +121,8 @@ def run(script, folder, arguments, threads, processes):
                 pipes = {"stdout": log, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
                 with subprocess.Popen(as_command(script, folder, arguments), env=env, **pipes) as process:
                     processes.add(process)
+                    if None in processes:  # the sweep has been stopped meanwhile
+                        process.terminate()
                     errors = process.communicate()[1].split("\n")
                     processes.discard(process)
             if process.returncode:
@@ -177,7 +179,7 @@ def in_use(args, script, task, folder):
         lines = [line for line in done.stdout.splitlines() if "ms_a_label" in line]
         if not lines:
             reason = (done.stderr.splitlines() or ["no output"])[-1]
-            print(f"{folder}: not measured in use: {reason}", flush=True)
+            print(f"{folder}: not measured in use: {reason}", file=sys.stderr, flush=True)
             return {}
         write_json(path, json.loads(lines[0]))
     found = read_json(path)
@@ -328,7 +330,8 @@ class Sweep:
                     for future in done:
                         self.note(running.pop(future), future, later)
             except BaseException:
-                for process in list(processes):
+                processes.add(None)
+                for process in processes - {None}:
                     process.terminate()  # the runs save and end
                 raise
 
@@ -348,8 +351,10 @@ class Sweep:
     def commands(self, plans):
         """The command lines of the runs that can begin now, which are written down as this sweep's."""
         self.plans, self.asked, self.ended = dict(plans), {}, lambda *_: None
-        while finished := [folder for folder in self.due() if (folder / "result.json").exists()]:
-            self.outcomes |= {folder: read_json(folder / "result.json") for folder in finished}
+        while finished := {f: given for f, given in self.due().items() if (f / "result.json").exists()}:
+            for folder, arguments in finished.items():
+                record(folder, arguments)
+                self.outcomes[folder] = read_json(folder / "result.json")
         script = ROOT / self.script.path
         for folder, arguments in self.due().items():
             record(folder, arguments)

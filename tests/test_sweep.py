@@ -562,7 +562,9 @@ def test_sweeps_on_one_folder_take_a_run_once(call, command, stand_in, tmp_path,
 
 
 def test_list_prints_what_can_begin_and_runs_nothing(call, command, stand_in, tmp_path, capsys):
-    """Would catch: a command that starts a run, or is not the run's; a finished run that is listed again."""
+    """Would catch: a command that starts a run, or is not the run's; a finished run that is listed again; a
+    rate that was chosen by tries of other settings.
+    """
     given = ["table1", *command, "--methods", "hut", "--seeds", 2, "--head-lr", "1e-2", "--tries", 3]
 
     def listed():
@@ -577,6 +579,7 @@ def test_list_prints_what_can_begin_and_runs_nothing(call, command, stand_in, tm
     assert [value(line.split(), "--seed") for line in seeds] == ["0", "1"]
     for line in seeds:
         subprocess.run(shlex.split(line), check=True)
+    assert "was run with" in fails(capsys, call, *given, "--limit-train", 9, "--list")
     assert listed() == [] and call(*given) == 0
     assert {path.read_text().count(" ") for path in (tmp_path / "out").rglob("began")} == {1}
 
@@ -767,9 +770,9 @@ def test_a_duel_with_a_method_that_fails_ends(call, command, pretend, capsys, lr
     assert f"error: {line}" in fails(capsys, call, *given)
 
 
-def test_a_duel_counts_pairs_of_defined_scores(call, command, pretend, capsys):
+def test_a_duel_has_no_verdict_where_a_score_is_not_defined(call, command, pretend, capsys):
     """Would catch: a traceback after ten minutes where a run predicts a constant, whose Pearson is not
-    defined; a count of one method's runs given as that of pairs.
+    defined; a method that is ahead by the seeds that worked; one's runs counted as pairs.
     """
 
     def score(a):
@@ -778,7 +781,8 @@ def test_a_duel_counts_pairs_of_defined_scores(call, command, pretend, capsys):
 
     pretend(score)
     given = ["duel", "--minutes", 0.03, "hut", "lora", *command, "--lrs", 1, "--head-lr", 1]  # in any order
-    assert call(*given) == 0 and capsys.readouterr().out.endswith("pairs: hut is ahead\n")
+    assert call(*given) == 0
+    assert "no verdict: runs without a score: hut " in capsys.readouterr().out.splitlines()[-1]
     runs = ({i: 0.5 for i in range(6) if i != left_out} for left_out in (0, 1))
     assert sweep.verdict(("a", "b"), "matthews", *runs).startswith("no verdict: 4 pairs, expected 5")
 
