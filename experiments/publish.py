@@ -20,7 +20,7 @@ BLOCK = re.compile(r"(<!-- results/(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def take(folder):
-    """Copies a folder's table.json, with its sheets made anew and in fewer lines."""
+    """(where, what) is stored of a folder's table.json: its sheets made anew, in fewer lines."""
     content = report.read(folder / "table.json", "cells", "environment")
     if not content.get("complete", True):
         raise UserError(f"{folder}: not finished: the same command of experiments.sweep goes on with it")
@@ -29,8 +29,7 @@ def take(folder):
     text = json.dumps(no_nan(content), indent=1, ensure_ascii=False)
     text = re.sub(r"[{\[][^{}\[\]]*[}\]]", lambda found: " ".join(found[0].split()), text)
     stored = RESULTS / folder.resolve().name / "table.json"
-    stored.parent.mkdir(parents=True, exist_ok=True)
-    write_text(stored, text + "\n")
+    return stored, text + "\n"
 
 
 def filled(text):
@@ -59,9 +58,13 @@ def main():
         "folders", nargs="*", type=Path, metavar="FOLDER", help="of experiments.sweep: its --out"
     )
     page = read_text(PAGE, "expected the page of results")
-    for folder in parser.parse_args().folders:
-        take(folder)
-        place = f"<!-- results/{folder.resolve().name} -->"
+    taken = [take(folder) for folder in parser.parse_args().folders]
+    if len(dict(taken)) < len(taken):
+        raise UserError("two folders have one name: expected a name for each in results/")
+    for stored, text in taken:
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        write_text(stored, text)
+        place = f"<!-- results/{stored.parent.name} -->"
         if place not in page:
             print(f"{PAGE.name} does not show it: that takes a line {place}, and one <!-- end -->")
     write_text(PAGE, filled(page))

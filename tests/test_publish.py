@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -101,11 +102,12 @@ def test_a_table_is_taken_and_written_into_its_place(results, monkeypatch, tmp_p
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "table.json").write_text(json.dumps(content()))
     monkeypatch.chdir(tmp_path / "mine")
-    publish.take(Path("."))
-    stored = publish.RESULTS / "mine" / "table.json"
-    found = json.loads(stored.read_text())
-    assert found["cells"] == content()["cells"] and "/home" not in stored.read_text()
-    assert len(stored.read_text().splitlines()) < 80
+    stored, text = publish.take(Path("."))
+    assert stored == publish.RESULTS / "mine" / "table.json"
+    assert json.loads(text)["cells"] == content()["cells"] and "/home" not in text
+    assert len(text.splitlines()) < 80
+    stored.parent.mkdir(parents=True)
+    stored.write_text(text)
     page = "before\n\n<!-- results/mine -->\nold\n<!-- end -->\nafter <!-- end -->\n"
     filled = publish.filled(page)
     assert filled.startswith("before\n\n<!-- results/mine -->\n| method |") and "| 52.0 ± 1.6 |" in filled
@@ -115,7 +117,7 @@ def test_a_table_is_taken_and_written_into_its_place(results, monkeypatch, tmp_p
 
 
 def test_a_table_without_a_place_is_said_to_have_none(results, monkeypatch, tmp_path, capsys):
-    """Would catch: a table that is stored and never shown, without a word."""
+    """Would catch: a table that is stored and never shown, or replaced by its namesake, without a word."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "table.json").write_text(json.dumps(content()))
     publish.PAGE.write_text("no place\n")
@@ -123,6 +125,14 @@ def test_a_table_without_a_place_is_said_to_have_none(results, monkeypatch, tmp_
     monkeypatch.setattr(sys, "argv", ["publish", str(tmp_path / "mine")])
     publish.main()
     assert "a line <!-- results/mine -->" in capsys.readouterr().out
+    stored = publish.RESULTS / "mine" / "table.json"
+    stored.write_text("kept")
+    (tmp_path / "other" / "mine").mkdir(parents=True)
+    shutil.copy(tmp_path / "mine" / "table.json", tmp_path / "other" / "mine")
+    monkeypatch.setattr(sys, "argv", ["publish", str(tmp_path / "mine"), str(tmp_path / "other" / "mine")])
+    with pytest.raises(UserError, match="two folders have one name"):
+        publish.main()
+    assert stored.read_text() == "kept"
 
 
 def test_an_unfinished_table_is_not_taken(results, tmp_path):

@@ -145,6 +145,18 @@ def test_page(call, tmp_path):
     )
 
 
+def test_a_row_with_an_undefined_score_is_not_drawn(call, tmp_path):
+    """Would catch: a page that one constant prediction's Pearson ends in a traceback; a mean of the rest."""
+    sweep_folder(tmp_path / "t", "table1", [("hut", 8), ("lora", 8), ("full", None)])
+    path = tmp_path / "t" / "table.json"
+    content = json.loads(path.read_text())
+    content["cells"][0]["runs"][0]["scores"]["matthews"] = None
+    path.write_text(json.dumps(content))
+    call(tmp_path, "-o", tmp_path / "page.html")
+    (section,) = report.find(tmp_path)
+    assert [len(entry.values) for entry in section.entries] == [0, 2, 2]
+
+
 def test_incomplete_shows(call, tmp_path):
     """Would catch: a run that was killed, or a table that is not done, passed off as whole."""
     runs, out = tmp_path / "runs", tmp_path / "report.html"
