@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import threading
 from operator import itemgetter
 
 import torch
@@ -45,8 +46,13 @@ class Predictor:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             stored = torch.float32 if self.use == "generator" else dtype  # which `generate` merges
             self.model = trained(args, model_class, directory, device, stored, **options)
+        self.lock = threading.Lock()  # as the tokenizer's truncation is a state of its own
 
     def __call__(self, texts, title=None):
+        with self.lock:
+            return self.answers(texts, title)
+
+    def answers(self, texts, title):
         items = [tuple(item) if isinstance(item, tuple | list) else (item,) for item in texts]
         for item in items:
             if isinstance(texts, str) or [type(text) for text in item] != [str] * self.texts:

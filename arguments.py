@@ -268,6 +268,8 @@ def check_out_file(args):
         raise UserError("--predict-file and --out-file: expected both, two files with the same ending")
     if files:
         check_writable("--out-file", files[1].parent)
+        if files[1].is_dir():
+            raise UserError(f"--out-file {files[1]}: is a folder: expected the name of a file")
 
 
 def run_folders(args):

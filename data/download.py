@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import os
+import ssl
 import tempfile
 import urllib.error
 import urllib.request
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from data import UserError
 from model import write_file, writing
 
+NETWORK = urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError
 WAYS_OUT = "connect to the network, name local files with --model DIR --data DIR, or use --model mini"
 
 
@@ -34,7 +36,7 @@ def fetch(url, path, sha256):
                         file.write(block)
                         digest.update(block)
                         bar.update(len(block))
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        except NETWORK as error:
             reason = error.reason if type(error) is urllib.error.URLError else error
             raise UserError(f"{url} could not be reached ({reason}): {WAYS_OUT}") from None
         if size and file.tell() != size:

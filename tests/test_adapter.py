@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ import train_glue
 import train_read
 import train_squad
 from adapter import load
-from data import UserError, e2e
+from data import UserError, e2e, glue
 from data.hub import MINI, MODELS
 from model import GPT2, RobertaClassifier
 from weights import prepare, read_adapter, trainable, write_adapter
@@ -38,6 +40,24 @@ INPUTS = {  # task: (script, class of model, folder of the bundled one, inputs, 
     "e2e": (train_e2e, "generator", "gpt2", [MR, "name[Zizzi]"], HUT),
     "sst2": (train_read, "text to text", "t5", SENTENCES, {"method": "lora", "targets": "qv"}),
 }  # fmt: skip
+
+
+def test_threads_take_turns(tmp_path, monkeypatch):
+    """Would catch: a text that is not cut, as another thread has switched the tokenizer's truncation off."""
+    saved(tmp_path / "adapter.pt", "cola")
+    predict, inside, most, encode = load(tmp_path / "adapter.pt"), [], [], glue.encode
+
+    def slow(*given):
+        inside.append(None)
+        time.sleep(0.05)
+        most.append(len(inside))
+        inside.pop()
+        return encode(*given)
+
+    monkeypatch.setattr(glue, "encode", slow)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(predict, [SENTENCES] * 4))
+    assert set(most) == {1} and all(one == found[0] for one in found)
 
 
 def saved(path, task, model="mini", more=None, options=None):

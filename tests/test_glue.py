@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import shutil
+import ssl
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -225,6 +226,20 @@ def test_a_bad_download_is_refused_and_leaves_nothing(server, tmp_path, monkeypa
     kept = [p.name for p in folder.iterdir()]
     assert kept == (["RTE.zip"] if fault in ("evil", "not a zip") else [])
     assert [p.name for p in tmp_path.iterdir()] == ["hut"]
+
+
+def test_a_network_that_breaks_off_is_not_called_a_full_disk(tmp_path, monkeypatch):
+    """Would catch: "could not be written" where a TLS connection ends in the middle of a file."""
+
+    class Reply(io.BytesIO):
+        headers = {}
+
+        def read(self, n):
+            raise ssl.SSLEOFError("EOF occurred in violation of protocol")
+
+    monkeypatch.setattr(download.urllib.request, "urlopen", lambda *given, **more: Reply())
+    with pytest.raises(UserError, match="could not be reached"):
+        download.fetch("https://x", tmp_path / "x", "0")
 
 
 def test_no_network_is_one_line_with_the_ways_out(tmp_path):
