@@ -262,10 +262,6 @@ TABLES = {
         rows=rows_of_table_5,
         choices={"targets": ("qv",), "ranks": RANKS},
         one_search=True,
-        notes=(
-            "Under AdamW without clipping r only scales epsilon (tests/test_rank.py). The paper has 67.1 to "
-            "71.7 on CoLA.",
-        ),
     ),
     "read": Table(
         "READ and what it is compared with, on T5",
