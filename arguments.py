@@ -134,7 +134,7 @@ def add_arguments(parser, layout, defaults):
 
     add = parser.add_argument_group("model and data").add_argument
     add("--model", help=f"hub name, directory, or mini (default: {defaults['model']})")
-    add("--data", metavar="DIR", help="folder of the data set (default: fetched once, mini bundled)")
+    add("--data", metavar="DIR", help="folder of the data set (default: fetched once; mini: bundled)")
     add("--train-file", metavar="F", help="instead of the training file in --data")
     add("--dev-file", metavar="F", help="instead of the development file in --data")
     add("--limit-train", type=whole, metavar="N", help="use N training examples, the same for every seed")
@@ -189,8 +189,8 @@ def fill_in(args, layout, shared, mini, mini_data):
     """
     method = args.method = args.method or shared["method"]
     row, bundled = METHODS[method], (args.model or shared["model"]) == "mini" and not args.data
-    own = args.adapter or (args.train_file and args.dev_file)
-    if bundled and mini_data == MINI and args.task != "cola" and not own:
+    others = args.adapter or (args.train_file and args.dev_file)
+    if bundled and mini_data == MINI and args.task != "cola" and not others:
         raise UserError("--model mini: its data holds cola only; give --data for another task")
     takes = [*row.takes, "r"] if row.r else row.takes
     for name in ("r", *OPTIONS):
@@ -215,8 +215,8 @@ def fill_in(args, layout, shared, mini, mini_data):
             check_merges(method, layout)
     if bundled and mini_data:
         args.data = str(mini_data)
-    own = settings(method, args.task, layout, shared, mini if bundled else None, args.r)
-    for name, value in own.items():
+    defaults = settings(method, args.task, layout, shared, mini if bundled else None, args.r)
+    for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.head_lr and layout != ENCODER:

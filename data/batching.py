@@ -37,8 +37,9 @@ def hold_out(examples, wanted=None, because="--hold-out"):
     wanted = wanted or max(len(examples) // 10, min(HELD_OUT, len(examples) // 4))
     groups = list(groups.values())
     for g in np.random.default_rng(1).permutation(len(groups)):
-        if len(held) + len(groups[g]) <= wanted or not held:
+        if len(held) + len(groups[g]) <= wanted:
             held.update(groups[g])
+    held = held or {*min(groups, key=len)}
     print(f"{because}: {len(held):,} of {len(examples):,} training examples take the place of dev")
     return [[e for i, e in enumerate(examples) if (i in held) == side] for side in (False, True)]
 

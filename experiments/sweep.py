@@ -126,9 +126,9 @@ def duel(args):
                 raise UserError(f"{name}: {cells[i]['failed']}")
         last = (time.time() - started) if n > 1 else 0
     (score,) = table.script.scores[task]
-    lost = {name: n - len(scores_of(cells[i], score)) for i, name in enumerate(args.two)}
-    if any(lost.values()):  # the other seeds would flatter it
-        return print(f"no verdict: runs without a score: {listed(lost)}")
+    lost = [n - len(scores_of(cells[i], score)) for i in (0, 1)]
+    if any(lost):  # the other seeds would flatter it
+        return print(f"no verdict: {lost[0]} and {lost[1]} of {n} runs have no score")
     pairs = [{seed - first[i]: s for seed, s in scores_of(cells[i], score).items()} for i in (0, 1)]
     print(f"{args.two[0]} − {args.two[1]}, {task} {score}: {verdict(args.two, score, *pairs)}")
 

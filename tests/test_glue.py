@@ -402,6 +402,9 @@ def test_hold_out_keeps_a_text_on_one_side():
     assert not {e.first for e in part} & {e.first for e in held} and hold_out(examples) == [part, held]
     sizes = {n: len(hold_out([glue.Example(str(i), None, 0) for i in range(n)])[1]) for n in (2, 40, 9000)}
     assert sizes == {2: 1, 40: 10, 9000: 900}
+    often = [glue.Example("ok" if i < 90 else f"text {i}", None, 0) for i in range(100)]
+    assert {len(hold_out(some, 10)[1]) for some in (often, often[::-1])} == {10}  # not the 90
+    assert len(hold_out(often[80:92], 1)[1]) == 1 and len(hold_out(examples[:4], 1)[1]) == 2
     with pytest.raises(UserError, match="2 training examples with one text"):
         hold_out(examples[:2])
 

@@ -3,6 +3,7 @@
 import json
 import math
 import multiprocessing
+import re
 import shlex
 import subprocess
 import sys
@@ -782,7 +783,11 @@ def test_a_duel_has_no_verdict_where_a_score_is_not_defined(call, command, prete
     pretend(score)
     given = ["duel", "--minutes", 0.03, "hut", "lora", *command, "--lrs", 1, "--head-lr", 1]  # in any order
     assert call(*given) == 0
-    assert "no verdict: runs without a score: hut " in capsys.readouterr().out.splitlines()[-1]
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"no verdict: [1-9]\d* and \d+ of \d+ runs have no score", line)
+    itself = ["duel", "--minutes", 0.03, "hut", "hut", *command[:5], f"{command[5]}-2", *command[6:]]
+    assert call(*itself, "--lrs", 1, "--head-lr", 1) == 0  # both have one name
+    assert "runs have no score" in capsys.readouterr().out.splitlines()[-1]
     runs = ({i: 0.5 for i in range(6) if i != left_out} for left_out in (0, 1))
     assert sweep.verdict(("a", "b"), "matthews", *runs).startswith("no verdict: 4 pairs, expected 5")
 
