@@ -120,12 +120,12 @@ def _class_counts(predictions, labels):
 
 
 def squad_scores(answers, references):
-    """{"exact_match", "f1"}, in percent, of N answers and N lists of references (Rajpurkar et al., 2016)."""
+    """{"exact_match", "f1"} of N answers and N lists of references (Rajpurkar et al., 2016), as shares."""
     exact, overlap = [], []
     for answer, refs in _tokenised(squad_words, answers, references):
         exact.append(answer in refs)
         overlap.append(max(_overlap(answer, ref) for ref in refs))
-    return {"exact_match": 100 * float(np.mean(exact)), "f1": 100 * float(np.mean(overlap))}
+    return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(overlap))}
 
 
 def squad_words(text):

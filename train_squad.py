@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from adapter import SPAN_BATCH, Predictor, answers_of, log_probabilities
 from arguments import (
+    HOLD_OUT,
     Parser,
     add_arguments,
     check_adapter,
@@ -27,7 +28,7 @@ from arguments import (
     whole_or_zero,
 )
 from data import listed, squad, write_json
-from data.batching import Batches, send, sorted_batches, subset
+from data.batching import Batches, hold_out, send, sorted_batches, subset
 from data.hub import MINI, open_checkpoint
 from device import pick_device
 from methods import ENCODER
@@ -52,6 +53,7 @@ def arguments():
     windows = "a text longer than --max-len is read in windows that overlap by this (default: ours, 128 or a "
     add("--doc-stride", type=whole_or_zero, metavar="TOKENS", help=f"{windows}third of --max-len)")
     add("--limit-dev", type=whole, metavar="N", help="score the first N questions of the dev file")
+    add("--hold-out", action="store_true", help=HOLD_OUT)
     add("--predict", nargs=2, metavar=("QUESTION", "TEXT"), help="the answer in the text, by --adapter")
     add("--submit", metavar="DIR", help="write the dev set's answers as the official script reads them")
     args = parser.parse_args()
@@ -65,7 +67,7 @@ def arguments():
 
 
 def score(model, questions, windows, device, dtype):
-    """{"exact_match", "f1"}, in percent, as the official script gives them."""
+    """{"exact_match", "f1"}, a hundredth of what the official script prints."""
     answers = [answer for answer, _ in answers_of(model, questions, windows, device, dtype)]
     return squad_scores(answers, [[words for _, words in question.answers] for question in questions])
 
@@ -144,10 +146,18 @@ def main():
     if args.doc_stride is None:
         args.doc_stride = min(128, args.max_len // 3)
     out, runs = run_folders(args)
-    sets, wanted = {}, ("dev",) if args.adapter else ("train", "dev")
-    for split, questions in squad.load(args.data, args.train_file, args.dev_file, wanted).items():
-        some = subset(questions, args.limit_train) if split == "train" else questions[: args.limit_dev]
-        sets[split] = some, squad.encode(tokenizer, some, args.max_len, args.doc_stride)
+    wanted = ("train",) if args.hold_out else ("dev",) if args.adapter else ("train", "dev")
+    splits = squad.load(args.data, args.train_file, args.dev_file, wanted)
+    if "dev" in splits:
+        splits["dev"] = splits["dev"][: args.limit_dev]
+    if "train" in splits:
+        splits["train"] = subset(splits["train"], args.limit_train)
+        if args.hold_out:
+            splits["train"], splits["dev"] = hold_out(splits["train"], together=lambda one: one.context)
+    sets = {
+        split: (questions, squad.encode(tokenizer, questions, args.max_len, args.doc_stride))
+        for split, questions in splits.items()
+    }
     if not args.adapter:
         results = [train(one, model_class, checkpoint_dir, sets, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last"))

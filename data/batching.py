@@ -23,15 +23,16 @@ def subset(examples, n):
     return examples if n is None else parted(examples, n)[0]
 
 
-def hold_out(examples, wanted=None, because="--hold-out"):
+def hold_out(examples, wanted=None, because="--hold-out", together=lambda example: example[:-1]):
     """(the rest, a part to choose by), always the same. The part has `wanted` examples, or if that is None a
     tenth, or HELD_OUT if more, up to a quarter.
 
-    Examples of one text (E2E: of one meaning) stay together. Raises UserError if there is one text alone.
+    Examples that are `together` in something stay so: their texts, E2E's meaning, SQuAD's paragraph. Raises
+    UserError if all are.
     """
     groups, held = {}, set()
     for i, example in enumerate(examples):
-        groups.setdefault(example[:-1], []).append(i)
+        groups.setdefault(together(example), []).append(i)
     if len(groups) < 2:
         raise UserError(f"{because}: {len(examples)} training examples with one text: none can be held out")
     wanted = wanted or max(len(examples) // 10, min(HELD_OUT, len(examples) // 4))

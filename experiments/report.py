@@ -159,7 +159,6 @@ def section_of_runs(title, runs):
         for scores in (run.result.get(part) or {} for run in runs if run.result):
             names = [name for name, value in scores.items() if isinstance(value, float)]
             columns |= dict.fromkeys((part, name) for name in names[:most])
-    percent = ("last", "exact_match") in columns  # SQuAD's scores are in hundredths already
     first = next((one for one in columns if one[0] == "test"), next(iter(columns), (None, None)))
     for alike in grouped(runs, lambda run: str(run.args | {"seed": None})).values():
         by_seed = grouped(alike, lambda run: run.args.get("seed"))
@@ -170,7 +169,7 @@ def section_of_runs(title, runs):
         name, cell = f"{group[0].path}{' …' * (len(group) > 1)}", {"method": "?", "task": "?"} | group[0].args
         drawn = [value for value in values.get(first, ()) if value is not None]
         entries.append(Entry(name, cell, group, costs, first[1], drawn))
-        scores = (("exact_match" if percent else one[1], *mean_std(values[one])) for one in columns)
+        scores = ((one[1], *mean_std(values[one])) for one in columns)
         epochs = ", ".join(map(str, sorted({len(run.epochs) for run in group})))
         row = [name, *starmap(number, scores), label_of(cell), str(cell.get("lr") or "–"), epochs]
         row.append(f"{len(done)} of {len(group)}")

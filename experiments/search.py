@@ -260,7 +260,7 @@ class Sweep:
             return None, {"lr": lr, "failed": str(outcome)}
         part, (score, *_) = outcome["last" if self.script.trial else "best"], self.script.scores[task]
         worth = self.script.worth(outcome, task)
-        if method == self.script.head:  # where the head alone learns nothing, its scores are noise
+        if method == self.script.head and "loss" in part:  # where it learns nothing, its scores are noise
             worth = (-part["loss"],)
         about = {"lr": lr, "score": rounded(part.get(score), 6), "loss": rounded(part.get("loss"), 6)}
         about["seconds"] = rounded(outcome["timing"]["seconds"], 4)

@@ -199,9 +199,8 @@ def how(args, script, tries):
     if args.head_lr:
         said += [f"The head's rate is {args.head_lr:g} for every method."]
     elif script.head and tries > 1:
-        said += [
-            "For every method the head's rate is that at which the head alone has the lowest held-out loss."
-        ]
+        least = "highest held-out F1" if script.path == "train_squad.py" else "lowest held-out loss"
+        said += [f"For every method the head's rate is that at which the head alone has the {least}."]
     return " ".join([*said, f"{script.counts[1]}.", SHOWN])
 
 

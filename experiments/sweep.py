@@ -49,7 +49,7 @@ def arguments():
     add("--lrs", nargs="+", metavar="[METHOD=]LR,LR…", help=rates)
     most = "while the best rate is at an end of the list, the list grows there, to N rates (default: 6)"
     add("--tries", type=whole, metavar="N", default=6, help=most)
-    head = "of every method's head (default: the best of the head alone, by its held-out loss)"
+    head = "of every method's head (default: the best of the head alone, by held-out loss; squad: F1)"
     add("--head-lr", type=positive, metavar="LR", help=head)
     add("--paper", action="store_true", help="no search: the paper's rates, or else ours")
     for name in SETTINGS:

@@ -38,10 +38,8 @@ def label(method, r=None, targets=None):
 
 
 def unit(score):
-    """(factor, digits) that a score is shown with: mostly hundredths, which SQuAD's are already."""
-    return {"NIST": (1, 2), "CIDEr": (1, 2), "loss": (1, 3), "perplexity": (1, 2), "exact_match": (1, 1)}.get(
-        score, (100, 1)
-    )
+    """(factor, digits) that a score is shown with: mostly hundredths."""
+    return {"NIST": (1, 2), "CIDEr": (1, 2), "loss": (1, 3), "perplexity": (1, 2)}.get(score, (100, 1))
 
 
 def number(score, value, std=None):
@@ -116,6 +114,15 @@ E2E = Script(
     worth=lambda result, task: (-result["last"]["loss"],),
     counts=("test", "The dev loss chooses the epoch, and the test set is scored with it"),
     trial=("--hold-out", "--beam-size", 1, "--max-new-tokens", 1),  # a try does not decode the test set
+)
+SQUAD = Script(
+    "train_squad.py",
+    ENCODER,
+    scores={"squad": ("f1", "exact_match")},
+    worth=lambda result, task: (result["last"]["f1"], result["last"]["exact_match"]),
+    counts=("last", "Dev is scored at the last epoch"),
+    head="head",
+    trial=("--hold-out",),
 )
 READ = Script(
     "train_read.py",
@@ -238,6 +245,13 @@ TABLES = {
             "frozen", "full", "top2", "bitfit", "houlsby", "pfeiffer", "lin:6", "lin:224", "prefix", "lora",
             "vera", "fourierft", "hut"))},
         seeds=3,
+    ),
+    "squad": Table(
+        "SQuAD v1.1, of which the paper has Figure 4 alone",
+        SQUAD,
+        ("squad",),
+        rows=rows_of_methods,
+        choices={"methods": ("full", "head", "bitfit", "lora", "hut")},
     ),
     "table4": Table(
         "Table 4: where HUT is applied",

@@ -72,6 +72,8 @@ def pretend(monkeypatch, tmp_path):
             timing = {"seconds": 30, "step_ms": 12, "energy_kwh": {"utilisation": None, "power": 0.25}}
             (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "timing": timing}))
             names = {"matthews": last, "accuracy": last, "loss": last if "train_e2e" in str(script) else loss}
+            if "train_squad" in str(script):
+                names = {"f1": last, "exact_match": best}
             result = {"last": names, "best": {"matthews": best, "accuracy": best, "score": best, "epoch": 1}}
             result |= {
                 "parameters": {"adapter": 7, "frozen": 693},
@@ -620,7 +622,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(monkeypatch, tmp_path):
         search.run(tmp_path / "none.py", tmp_path, ["b"], None, set())
 
 
-@pytest.mark.parametrize("name", ["table1", "table3", "read"])
+@pytest.mark.parametrize("name", ["table1", "table3", "squad", "read"])
 def test_a_method_is_known_by_its_row_alone(monkeypatch, name):
     """Would catch: a list of methods, sizes, targets or rates beside methods.py's."""
     layout = tables.TABLES[name].script.layout
@@ -653,6 +655,23 @@ def test_a_table_is_one_record(call, command, pretend, monkeypatch, tmp_path):
     content = json.loads((tmp_path / "out" / "table.json").read_text())
     assert content["table"] == "table9" and content["title"] == "Another"
     assert content["command"].startswith("python -m experiments.sweep table9 --model")
+
+
+def test_squads_rates_are_chosen_by_f1(call, pretend, tmp_path):
+    """Would catch: a traceback as SQuAD has no loss on dev, a rate by exact match, scores of 8550.0."""
+    best = {name: METHODS[name].lr[ENCODER] for name in ("head", "hut")}
+
+    def score(arguments):
+        near = abs(float(value(arguments, "--lr")) - best[value(arguments, "--method")]) < 1e-6
+        return (0.855 if near else 0.5), (0.25 if near else 0.75)
+
+    ran = pretend(score)
+    assert call("squad", "--model", "m", "--out", tmp_path, "--methods", "hut", "--seeds", 1) == 0
+    assert {value(a, "--head-lr") for a in ran if "hut" in a} == {str(best["head"])} and "--task" not in ran[
+        -1
+    ]
+    (sheet,) = json.loads((tmp_path / "table.json").read_text())["tables"]
+    assert sheet["rows"][0][2:4] == ["85.5", "25.0"] and str(best["hut"]) in sheet["rows"][0]
 
 
 def test_the_command_names_no_folder_of_the_machine(monkeypatch):

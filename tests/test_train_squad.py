@@ -97,13 +97,13 @@ def test_a_run_and_what_it_leaves(run_squad, command, tmp_path, capsys):
 
 def test_the_best_epoch_is_the_earliest_of_the_highest_f1(run_squad, command, tmp_path, monkeypatch):
     """Would catch: the best by exact match, the last of those that tie, the lowest."""
-    scores = iter([(20.0, 40.0), (30.0, 50.0), (10.0, 50.0), (40.0, 45.0)])
+    scores = iter([(0.2, 0.4), (0.3, 0.5), (0.1, 0.5), (0.4, 0.45)])
     monkeypatch.setattr(
         train_squad, "score", lambda *a: dict(zip(("exact_match", "f1"), next(scores), strict=True))
     )
     run_squad(*command, "--epochs", 4)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert result["best"] == {"epoch": 2, "exact_match": 30.0, "f1": 50.0} and result["last"]["epoch"] == 4
+    assert result["best"] == {"epoch": 2, "exact_match": 0.3, "f1": 0.5} and result["last"]["epoch"] == 4
 
 
 def test_the_set_can_be_learned(run_squad, command, tmp_path, capsys):
@@ -125,7 +125,7 @@ def test_the_set_can_be_learned(run_squad, command, tmp_path, capsys):
         32,
     )
     rows, result, _ = without_timing(tmp_path / "out")
-    assert rows[-1]["train_loss"] < 0.2 * rows[0]["train_loss"] and result["last"]["exact_match"] == 100
+    assert rows[-1]["train_loss"] < 0.2 * rows[0]["train_loss"] and result["last"]["exact_match"] == 1
 
 
 @pytest.mark.parametrize("method", methods_of("encoder"))
@@ -229,6 +229,19 @@ def test_a_run_that_is_cut_and_resumed_is_bit_identical(run_squad, command, tmp_
         monkeypatch.setattr(model_module.os, "replace", replace)
         run_squad(*command, "--out", tmp_path / f"cut{i}", "--resume")
         assert without_timing(tmp_path / f"cut{i}") == expected, i
+
+
+def test_hold_out_keeps_a_paragraph_on_one_side(run_squad, command, tiny_squad, monkeypatch, capsys):
+    """Would catch: a paragraph whose other questions were trained on; dev read, or scored, all the same."""
+    seen = {}
+    monkeypatch.setattr(train_squad, "train", lambda args, *given: seen.update(given[2]) or {})
+    monkeypatch.setattr(train_squad, "report", lambda *_: None)
+    (tiny_squad / "dev-v1.1.json").unlink()
+    run_squad(*command, "--hold-out")
+    part, held = ({question.context for question in seen[split][0]} for split in ("train", "dev"))
+    assert part and held and not part & held
+    assert len(seen["train"][0]) + len(seen["dev"][0]) == 30 and len(seen["dev"][0]) > len(held)
+    assert f"{len(seen['dev'][0])} of 30 training examples take the place of dev" in capsys.readouterr().out
 
 
 def test_another_stride_is_another_run(run_squad, command, capsys):
