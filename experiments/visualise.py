@@ -46,7 +46,7 @@ MEASURES = {
         "predicted class). This is an attribution. Words that lower the logit have no colour.",
     ),
 }
-MASKED = 0.2  # share of the words outside the answer that --faithfulness masks
+MASKED = 0.05  # share of the words outside the answer that --faithfulness masks, one at least
 DRAWS = 5  # how often as many random words are masked for comparison
 
 # ---- models
@@ -68,7 +68,7 @@ class Reading(NamedTuple):
     answer: str
     looking: list[int]  # the tokens whose attention is drawn
     span: tuple[int, int, int] | None  # the answer's (text, start, end), None for a class
-    outcome: Callable  # ids -> this answer's logit and probability (None for a score)
+    outcome: Callable  # ids -> this answer's logit and log-probability (None for a score)
 
 
 def load_subject(path, model_name=None):
@@ -98,7 +98,7 @@ def read_squad(subject, question, context):
     def outcome(ids):
         logits = start, end = model(ids)
         start_log, end_log = (squad.log_probabilities(of_place, of_text)[0] for of_place in logits)
-        return start[0, first] + end[0, last], (start_log[first] + end_log[last]).exp().item()
+        return start[0, first] + end[0, last], (start_log[first] + end_log[last]).item()
 
     of_question = tokenizer.encode(texts[0], add_special_tokens=False).offsets
     places = [None, *((0, *offsets) for offsets in of_question)]
@@ -123,7 +123,7 @@ def read_glue(subject, *texts):
 
     def outcome(ids):
         logits = model(ids)[0]
-        return logits[predicted], logits.softmax(0)[predicted].item() if task.labels else None
+        return logits[predicted], logits.log_softmax(0)[predicted].item() if task.labels else None
 
     looking = [0] if model.pool == "first" else [*range(len(places))]
     return Reading(texts, ids, words_of(texts, places), answer, looking, None, outcome)
@@ -209,7 +209,7 @@ def relations(model, reading):
 
 
 def falls(subject, reading, rng):
-    """(the answer's probability, {name: its fall when words outside the answer are masked}).
+    """(the answer's log-probability, {name: its fall in nats when words outside the answer are masked}).
 
     A measure's name stands for its reddest words, "random" for as many random words, the mean of DRAWS
     choices, and "like" a measure for random words of which as many are in each text: answers depend on the
@@ -224,7 +224,7 @@ def falls(subject, reading, rng):
     count = max(1, round(MASKED * len(outside)))
 
     @torch.no_grad()
-    def probability(chosen):
+    def log_probability(chosen):
         ids = reading.ids.clone()
         ids[0, [token for i in chosen for token in words[i].tokens]] = mask
         return reading.outcome(ids)[1]
@@ -232,12 +232,12 @@ def falls(subject, reading, rng):
     def random_fall(groups):
         """For n words of each of `groups`, [(words, n)]."""
         draws = ([i for group, n in groups for i in rng.sample(group, n)] for _ in range(DRAWS))
-        return before - statistics.fmean(map(probability, draws))
+        return before - statistics.fmean(map(log_probability, draws))
 
-    before, fall = probability([]), {}
+    before, fall = log_probability([]), {}
     for name, value in relations(subject.model, reading).items():
         reddest = sorted(outside, key=lambda i: -value[i])[:count]
-        fall[name] = before - probability(reddest)
+        fall[name] = before - log_probability(reddest)
         counts = Counter(words[i].text for i in reddest)
         groups = [([i for i in outside if words[i].text == text], n) for text, n in counts.items()]
         fall[f"like {name}"] = random_fall(groups)
@@ -249,16 +249,21 @@ def faithfulness(subject, inputs):
     """Prints the mean fall of each measure over `inputs`, each the texts of one example."""
     rng, bar = random.Random(0), tqdm(inputs, leave=False, disable=None)
     found = [pair for texts in bar if (pair := falls(subject, read(subject, texts), rng))]
-    mean_before = statistics.fmean(before for before, _ in found)
+    mean_before = statistics.fmean(math.exp(before) for before, _ in found)
     print(f"\n{subject.name}: {len(found)} dev examples, mean probability of the answer {mean_before:.3f}")
-    print(f"when {MASKED:.0%} of the words outside the answer are masked it falls by (mean ± standard error)")
-    titles = {name: title for name, (title, _) in MEASURES.items()} | {"random": "random words"}
-    for name in found[0][1]:
-        title = titles.get(name, "    random words, as many of each text")
-        values = [fall[name] for _, fall in found]
-        mean, n = statistics.fmean(values), len(values)
-        error = statistics.stdev(values) / math.sqrt(n) if n > 1 else math.nan
-        print(f"  {title:40} {mean:.3f} ± {error:.3f}, {mean / mean_before:.0%} of it")
+    masked = f"when {MASKED:.0%} of the words outside the answer (one at least) are masked"
+    print(f"{masked}, its logarithm falls by (mean ± standard error)")
+    falls_of = {name: [fall[name] for _, fall in found] for name in found[0][1]}
+    for name, (title, _) in MEASURES.items():
+        print_mean(title, reddest := falls_of[name])
+        print_mean("    random words, as many of each text", others := falls_of[f"like {name}"])
+        print_mean("    more than those", [a - b for a, b in zip(reddest, others, strict=True)])
+    print_mean("random words", falls_of["random"])
+
+
+def print_mean(title, values):
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    print(f"  {title:40} {statistics.fmean(values):6.3f} ± {error:.3f}")
 
 
 # ---- drawing
@@ -298,9 +303,9 @@ def deepest(explanations, measure):
 
 def conclusion(reading, right):
     with torch.no_grad():
-        probability = reading.outcome(reading.ids)[1]
+        log_probability = reading.outcome(reading.ids)[1]
     said = f"answer: {reading.answer or '(none)'}"
-    said += "" if probability is None else f" (probability {probability:.3f})"
+    said += "" if log_probability is None else f" (probability {math.exp(log_probability):.3f})"
     if right and reading.span:
         said += ", right" if squad_scores([reading.answer], [right])["exact_match"] else ", wrong"
     return said

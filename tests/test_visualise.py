@@ -2,6 +2,7 @@
 
 import argparse
 import html.parser
+import math
 import random
 import re
 import sys
@@ -195,8 +196,8 @@ def test_the_answer_is_that_of_the_likeliest_window(loaded, max_len):
         ids, _, of_text = squad.batch_of([window], 1, "cpu")
         start, end = (squad.log_probabilities(logits, of_text).detach() for logits in subject.model(ids))
         likeliest = max(likeliest, squad.best_spans(start, end, of_text)[2].exp().item())
-    logit, probability = reading.outcome(reading.ids)
-    assert probability == pytest.approx(likeliest, rel=1e-5)
+    logit, log_probability = reading.outcome(reading.ids)
+    assert math.exp(log_probability) == pytest.approx(likeliest, rel=1e-5)
     start, end = subject.model(reading.ids)
     assert logit == start[0, reading.looking[0]] + end[0, reading.looking[-1]]
 
@@ -209,8 +210,10 @@ def test_a_pair_of_glue(loaded):
     assert spelt(reading)[1] == ["A", "neighbour", "was", "praised", "."] and spelt(reading)[0][-1] == "."
     logits = subject.model(reading.ids)[0]
     assert reading.answer == ("entailment", "not_entailment")[logits.argmax()]
-    logit, probability = reading.outcome(reading.ids)
-    assert logit == logits.max() and probability == pytest.approx(logits.softmax(0).max().item())
+    logit, log_probability = reading.outcome(reading.ids)
+    assert logit == logits.max() and math.exp(log_probability) == pytest.approx(
+        logits.softmax(0).max().item()
+    )
 
 
 # ---- faithfulness
@@ -235,6 +238,10 @@ def test_the_reddest_words_outside_the_answer_are_masked(loaded, monkeypatch):
     reading = visualise.Reading(("", ""), torch.full((1, 26), 5), words, "", [], answer, outcome)
     reds = {"attention": [*range(12)], "gradient": [5, 4, 3, 2, 99, 99, -1, -1, -1, -1, -1, -1]}
     monkeypatch.setattr(visualise, "relations", lambda *arguments: reds)
+    visualise.falls(subject, reading, random.Random(0))
+    assert {len(chosen) for chosen in asked[1:]} == {2}  # a twentieth of ten words: one
+    asked.clear()
+    monkeypatch.setattr(visualise, "MASKED", 0.2)
     before, fall = visualise.falls(subject, reading, random.Random(0))
     names = ("attention", "like attention", "gradient", "like gradient", "random")
     assert before == 0.9 and fall == pytest.approx(dict.fromkeys(names, 0.2))
@@ -252,18 +259,20 @@ def test_the_reddest_words_outside_the_answer_are_masked(loaded, monkeypatch):
 def test_what_faithfulness_prints(loaded, monkeypatch, capsys):
     """Would catch: a row with another's numbers, another mean, a share of something else."""
     names = ("attention", "like attention", "gradient", "like gradient", "random")
-    found = iter([(0.4, dict(zip(names, (0.1, 0.2, 0.3, 0.4, 0.0), strict=True))), None,
-                  (0.6, dict(zip(names, (0.3, 0.2, 0.5, 0.0, 0.0), strict=True)))])  # fmt: skip
+    found = iter([(math.log(0.4), dict(zip(names, (0.25, 0.25, 0.5, 0.5, 0.0), strict=True))), None,
+                  (math.log(0.6), dict(zip(names, (0.75, 0.25, 1.0, 0.0, 0.0), strict=True)))])  # fmt: skip
     monkeypatch.setattr(visualise, "falls", lambda *arguments: next(found))
     visualise.faithfulness(loaded(), [(QUESTION, CONTEXT)] * 3)
     printed = capsys.readouterr().out
     assert "2 dev examples, mean probability of the answer 0.500" in printed
-    rows = re.findall(r"^  +(.*?)  +(\S+ ± \S+, \d+%) of it$", printed, re.MULTILINE)
-    like = "random words, as many of each text"
+    rows = re.findall(r"^  +(.*?)  +(\S+ ± \S+)$", printed, re.MULTILINE)
+    like, more = "random words, as many of each text", "more than those"
     assert rows == [
-        ("(a) Attention in the last layer", "0.200 ± 0.100, 40%"), (like, "0.200 ± 0.000, 40%"),
-        ("(b) Gradient × input", "0.400 ± 0.100, 80%"), (like, "0.200 ± 0.200, 40%"),
-        ("random words", "0.000 ± 0.000, 0%"),
+        ("(a) Attention in the last layer", "0.500 ± 0.250"),
+        (like, "0.250 ± 0.000"), (more, "0.250 ± 0.250"),
+        ("(b) Gradient × input", "0.750 ± 0.250"),
+        (like, "0.250 ± 0.250"), (more, "0.500 ± 0.500"),
+        ("random words", "0.000 ± 0.000"),
     ]  # fmt: skip
 
 
@@ -271,8 +280,8 @@ def test_faithfulness_from_the_command_line(command, adapter, capsys):
     """Would catch: another number of examples, a model that is left out."""
     command("--adapter", adapter(), "--adapter", adapter(seed=1), "--faithfulness", 3)
     printed = capsys.readouterr().out
-    assert printed.count("3 dev examples") == 2 and "20% of the words outside the answer" in printed
-    assert len(re.findall(r"(Attention|Gradient|random).* -?\d\.\d{3} ± \d\.\d{3}", printed)) == 10
+    assert printed.count("3 dev examples") == 2 and "5% of the words outside the answer" in printed
+    assert len(re.findall(r"(Attention|Gradient|random|more).* -?\d\.\d{3} ± \d\.\d{3}", printed)) == 14
 
 
 # ---- the page
