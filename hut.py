@@ -91,7 +91,7 @@ def find_linears(model, targets):
 
     Raises ValueError if no target is named, and for a target that is named twice, matches no layer, or
     matches one that is no plain nn.Linear (a Conv1D, a subclass, a layer that is adapted already) or that
-    torch passes by: the fast path of nn.TransformerEncoderLayer reads its weight and never calls it.
+    torch bypasses: the fast path of nn.TransformerEncoderLayer reads its weight and never calls it.
     """
     targets, found = list(targets), {}
     for target in targets:
