@@ -207,16 +207,16 @@ class Bottleneck(nn.Module):
         return self.up(self.act(self.down(x)))
 
 
-class Houlsby(nn.Module):
-    """h + up(act(down(h))), on the output h of a sublayer's dropout."""
+class Behind(nn.Module):
+    """y + up(act(down(norm(y)))), on the output y of a block or of a sublayer's dropout."""
 
-    def __init__(self, dropout, *sizes):
+    def __init__(self, block, norm, *sizes):
         super().__init__()
-        self.dropout, self.adapter = dropout, Bottleneck(*sizes)
+        self.block, self.norm, self.adapter = block, norm, Bottleneck(*sizes)
 
-    def forward(self, h):
-        h = self.dropout(h)
-        return h + self.adapter(h)
+    def forward(self, *inputs):
+        y = self.block(*inputs)
+        return y + self.adapter(self.norm(y))
 
 
 def apply_houlsby(model, r=64):
@@ -231,8 +231,8 @@ def apply_houlsby(model, r=64):
     for block in body.blocks:
         sizes = block.d.out_features, r, F.gelu, block.d.weight.device
         if body.LAYOUT != "encoder-decoder":
-            block.attention_dropout = Houlsby(block.attention_dropout, *sizes)
-        block.ffn_dropout = Houlsby(block.ffn_dropout, *sizes)
+            block.attention_dropout = Behind(block.attention_dropout, nn.Identity(), *sizes)
+        block.ffn_dropout = Behind(block.ffn_dropout, nn.Identity(), *sizes)
     return model
 
 
@@ -247,18 +247,6 @@ class PfeifferNorm(nn.Module):
         return self.norm(self.adapter(self.norm(y)) + y)
 
 
-class BlockAdapter(nn.Module):
-    """y + up(relu(down(LN(y)))), on the output y of a block."""
-
-    def __init__(self, block, norm, *sizes):
-        super().__init__()
-        self.block, self.norm, self.adapter = block, norm, Bottleneck(*sizes)
-
-    def forward(self, *inputs):
-        y = self.block(*inputs)
-        return y + self.adapter(self.norm(y))
-
-
 def apply_pfeiffer(model, r=64):
     """Pfeiffer et al. (2020; 2021, AdapterFusion): LN(up(relu(down(LN(y)))) + y), y = h + x.
 
@@ -269,7 +257,7 @@ def apply_pfeiffer(model, r=64):
     for i, block in enumerate(body.blocks):
         sizes = block.d.out_features, r, F.relu, block.d.weight.device
         if body.LAYOUT == "decoder":
-            body.blocks[i] = BlockAdapter(block, block.ffn_norm, *sizes)
+            body.blocks[i] = Behind(block, block.ffn_norm, *sizes)
         else:
             block.ffn_norm = PfeifferNorm(block.ffn_norm, *sizes)
     return model
@@ -281,7 +269,7 @@ def apply_lin(model, r=6):
     for i, block in enumerate(body.blocks):
         d, device = block.d.out_features, block.d.weight.device
         norm = nn.LayerNorm(d, eps=block.ffn_norm.eps, device=device)
-        body.blocks[i] = BlockAdapter(block, norm, d, r, F.relu, device)
+        body.blocks[i] = Behind(block, norm, d, r, F.relu, device)
     return model
 
 

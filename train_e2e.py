@@ -31,7 +31,7 @@ from arguments import (
     whole_or_zero,
 )
 from data import UserError, as_user_error, e2e, write_json, write_text
-from data.batching import Batches, hold_out, pad, places, say_cut, send, sorted_batches, subset
+from data.batching import Batches, limited, pad, places, say_cut, send, sorted_batches
 from data.hub import MINI, open_checkpoint
 from device import autocast, pick_device
 from folder import check_writable
@@ -150,9 +150,9 @@ def generate_and_score(args, model, tokenizer, examples, folder, device, dtype):
 # ---- one run
 
 
-def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
+def train(args, model_class, directory, tokenizer, splits, device, dtype):
     """One run into args.out, and its best epoch on the test set; -> what result.json says."""
-    model, base = prepare(args, model_class, checkpoint_dir, device, dtype)
+    model, base = prepare(args, model_class, directory, device, dtype)
     end = model.config.eos_token_id
     pairs, dev = (e2e.encode(tokenizer, splits[name], end, args.max_len) for name in ("train", "dev"))
     say_cut(sum(completion[-1:] != [end] for _, completion in pairs + dev), len(pairs + dev), args.max_len)
@@ -187,7 +187,7 @@ def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
         run.end_epoch(scores, better=run.best is None or scores["loss"] < run.best["loss"])
 
     run.memory = run.peak_memory()  # which loading a model resets on a GPU
-    model = trained(args, model_class, checkpoint_dir, device)  # for merging, exact
+    model = trained(args, model_class, directory, device)  # for merging, exact
     scores, seconds = generate_and_score(args, model, tokenizer, splits["test"], args.out, device, dtype)
     return run.finish({"decoding_seconds": seconds}, test=scores)
 
@@ -226,28 +226,25 @@ def main():
     if args.predict:
         return print(*Predictor(args)(args.predict))
     device, dtype = pick_device(args.device, args.dtype)
-    checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "generator")
+    directory, model_class, config, tokenizer = open_checkpoint(args.model, "generator")
     check_max_len(args, config.max_length, shortest=1)
     out, runs = run_folders(args)
     untrained = args.adapter or args.method == "frozen"
     wanted = ("train",) if args.hold_out else ("dev",) if untrained else ("train", "dev")
     splits = e2e.load(args.data, args.train_file, args.dev_file, (*wanted, "test"))
     check_inputs(splits, tokenizer, args.max_new_tokens, config.max_length)
-    if "train" in splits:
-        splits["train"] = subset(splits["train"], args.limit_train)
-        if args.hold_out:
-            splits["train"], splits["dev"] = hold_out(splits["train"])
+    splits = limited(splits, args)
     if not untrained:
-        results = [train(one, model_class, checkpoint_dir, tokenizer, splits, device, dtype) for one in runs]
+        results = [train(one, model_class, directory, tokenizer, splits, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last", "test"))
         say_next(runs[0], DECODER)
     if not leave() or not (untrained or args.export):
         return
 
     if args.method == "frozen":
-        model, _ = prepare(runs[0], model_class, checkpoint_dir, device)
+        model, _ = prepare(runs[0], model_class, directory, device)
     else:
-        model = trained(runs[0], model_class, checkpoint_dir, device)
+        model = trained(runs[0], model_class, directory, device)
     if args.eval_only or args.method == "frozen":
         folder = out
         if args.adapter and not args.out:
@@ -263,7 +260,7 @@ def main():
                 ids, mask, where, _ = batch_of([pairs[i] for i in batch], device)
                 yield model(ids, mask, where=where)
 
-        export(args, model, checkpoint_dir, dev_logits, f"{len(pairs):,} dev examples")
+        export(args, model, directory, dev_logits, f"{len(pairs):,} dev examples")
 
 
 if __name__ == "__main__":

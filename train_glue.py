@@ -27,7 +27,7 @@ from arguments import (
     run_folders,
 )
 from data import UserError, as_user_error, glue, no_nan, table, write_text
-from data.batching import Batches, Tokens, hold_out, send, sorted_batches, subset
+from data.batching import Batches, Tokens, limited, send, sorted_batches
 from data.hub import MINI, open_checkpoint
 from data.states import FromStates, cached_states
 from device import autocast, pick_device
@@ -131,10 +131,10 @@ def score(task, model, sets, device, dtype):
 # ---- one run
 
 
-def train(args, model_class, checkpoint_dir, sets, device, dtype):
+def train(args, model_class, directory, sets, device, dtype):
     """One run into args.out; -> what result.json says."""
     task = table.task_of(args)
-    model, base = prepare(args, model_class, checkpoint_dir, device, dtype, num_labels=task.num_labels)
+    model, base = prepare(args, model_class, directory, device, dtype, num_labels=task.num_labels)
     optimizer, labels = adamw(model, args), torch.tensor(sets["train"][1])
     batches = Batches(sets["train"][0].lengths, args.batch_size, args.accumulate, args.seed)
     run = Run(args, model, base, optimizer, batches.steps, "examples")
@@ -232,7 +232,7 @@ def main():
     if args.predict or args.predict_file:
         return predict(args)
     device, dtype = pick_device(args.device, args.dtype)
-    checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "classifier")
+    directory, model_class, config, tokenizer = open_checkpoint(args.model, "classifier")
     task = table.task_of(args)
     shortest, longest = 3 * len(task.texts), METHODS[args.method].max_len or 512  # <s>, a token, </s>
     check_max_len(args, config.max_length, shortest, default=longest)
@@ -244,22 +244,18 @@ def main():
     sets, wanted = {}, ("train",) if args.hold_out else ("dev",) if args.adapter else ("train", "dev")
     files = args.train_file, args.dev_file, wanted
     splits = table.load(task, *files) if args.task == "own" else glue.load(args.task, args.data, *files)
-    if "train" in splits:
-        splits["train"] = subset(splits["train"], args.limit_train)
-        if args.hold_out:
-            splits["train"], splits["dev"] = hold_out(splits["train"])
-    for name, examples in splits.items():
+    for name, examples in limited(splits, args).items():
         sets[name] = tokens(examples), [example.label for example in examples]
     tests = glue.load(args.task, args.data, splits=("test",)) if args.submit else {}
     tests = {name: tokens(examples) for name, examples in tests.items()}  # before hours of training
     if not args.adapter:
-        results = [train(one, model_class, checkpoint_dir, sets, device, dtype) for one in runs]
+        results = [train(one, model_class, directory, sets, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last"))
         say_next(runs[0], ENCODER)
     if not leave() or not (args.eval_only or args.submit or args.export):
         return
 
-    model = trained(runs[0], model_class, checkpoint_dir, device, dtype, num_labels=task.num_labels)
+    model = trained(runs[0], model_class, directory, device, dtype, num_labels=task.num_labels)
     dev = {name: content for name, content in sets.items() if name != "train"}
     if args.eval_only:
         print(json.dumps(no_nan(score(task, model, dev, device, dtype))))
@@ -273,7 +269,7 @@ def main():
         examples = f"{sum(len(labels) for _, labels in dev.values()):,} dev examples"
         names = dict(enumerate(task.label_names or ("score",)))
         called = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
-        export(args, model, checkpoint_dir, dev_logits, examples, **called)
+        export(args, model, directory, dev_logits, examples, **called)
 
 
 if __name__ == "__main__":

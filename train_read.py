@@ -103,8 +103,8 @@ def in_use(args, model, tokenizer, sources, device, dtype):
 # ---- one run
 
 
-def train(args, model_class, checkpoint_dir, tokenizer, splits, device, dtype):
-    model, base = prepare(args, model_class, checkpoint_dir, device, dtype)
+def train(args, model_class, directory, tokenizer, splits, device, dtype):
+    model, base = prepare(args, model_class, directory, device, dtype)
     sources, targets = encode(args, tokenizer, splits["train"])
     held = {name: held_out(args, tokenizer, splits[name]) for name in ("validation", "test")}
     fill = model.config.pad_token_id
@@ -154,19 +154,19 @@ def main():
     if args.predict:
         return print(*Predictor(args)([args.predict]))
     device, dtype = pick_device(args.device, args.dtype)
-    checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "text to text")
+    directory, model_class, config, tokenizer = open_checkpoint(args.model, "text to text")
     out, runs = run_folders(args)
     splits = glue.load(args.task, args.data, args.train_file, args.dev_file)
     splits = glue.read_protocol(args.task, splits)
     splits["train"] = subset(splits["train"], args.limit_train)
     if not args.adapter:
-        results = [train(one, model_class, checkpoint_dir, tokenizer, splits, device, dtype) for one in runs]
+        results = [train(one, model_class, directory, tokenizer, splits, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last", "test"))
         say_next(runs[0], T5)
     if not leave() or not (args.eval_only or args.export):
         return
 
-    model = trained(runs[0], model_class, checkpoint_dir, device, dtype)
+    model = trained(runs[0], model_class, directory, device, dtype)
     if args.eval_only:
         held = {name: held_out(args, tokenizer, splits[name]) for name in ("validation", "test")}
         print(json.dumps(in_use(args, model, tokenizer, held["test"][0], device, dtype)))
@@ -182,7 +182,7 @@ def main():
                 ids, mask = pad(sources[batch], config.pad_token_id, device)
                 yield model(ids, mask, model.shifted(pad(targets[batch], config.pad_token_id, device)[0]))
 
-        export(args, model, checkpoint_dir, validation_logits, f"{len(sources):,} validation examples")
+        export(args, model, directory, validation_logits, f"{len(sources):,} validation examples")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from arguments import (
     whole_or_zero,
 )
 from data import listed, squad, write_json
-from data.batching import Batches, hold_out, send, sorted_batches, subset
+from data.batching import Batches, limited, send, sorted_batches
 from data.hub import MINI, open_checkpoint
 from device import pick_device
 from methods import ENCODER
@@ -52,7 +52,7 @@ def arguments():
     add = parser.add_argument
     windows = "a text longer than --max-len is read in windows that overlap by this (default: ours, 128 or a "
     add("--doc-stride", type=whole_or_zero, metavar="TOKENS", help=f"{windows}third of --max-len)")
-    add("--limit-dev", type=whole, metavar="N", help="score the first N questions of the dev file")
+    add("--limit-dev", type=whole, metavar="N", help="score the first N questions of the dev set")
     add("--hold-out", action="store_true", help=HOLD_OUT)
     add("--predict", nargs=2, metavar=("QUESTION", "TEXT"), help="the answer in the text, by --adapter")
     add("--submit", metavar="DIR", help="write the dev set's answers as the official script reads them")
@@ -75,8 +75,8 @@ def score(model, questions, windows, device, dtype):
 # ---- one run
 
 
-def train(args, model_class, checkpoint_dir, sets, device, dtype):
-    model, base = prepare(args, model_class, checkpoint_dir, device, dtype)
+def train(args, model_class, directory, sets, device, dtype):
+    model, base = prepare(args, model_class, directory, device, dtype)
     (questions, windows), (dev_questions, dev_windows) = sets["train"], sets["dev"]
     targets = torch.tensor([squad.target(w, questions[w.question].answers[0]) for w in windows])
     batches = Batches([len(window.ids) for window in windows], args.batch_size, args.accumulate, args.seed)
@@ -119,19 +119,6 @@ def loss_sum(start, end, target):
     ) / 2
 
 
-# ---- a trained adapter
-
-
-def submit(args, model, questions, windows, device, dtype):
-    """Writes {id: answer} of the dev set to predictions.json in --submit, as the official script reads it."""
-    answers = answers_of(model, questions, windows, device, dtype)
-    found = {question.id: answer for question, (answer, _) in zip(questions, answers, strict=True)}
-    path = Path(args.submit) / "predictions.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, found)
-    print(f"{path}: {len(found):,} answers")
-
-
 # ---- main
 
 
@@ -141,35 +128,34 @@ def main():
         answer, probability = Predictor(args)([args.predict])[0]
         return print(f"{answer} ({probability:.3f})")
     device, dtype = pick_device(args.device, args.dtype)
-    checkpoint_dir, model_class, config, tokenizer = open_checkpoint(args.model, "span")
+    directory, model_class, config, tokenizer = open_checkpoint(args.model, "span")
     check_max_len(args, config.max_length, shortest=6)  # <s> question </s></s> text </s>
     if args.doc_stride is None:
         args.doc_stride = min(128, args.max_len // 3)
     out, runs = run_folders(args)
     wanted = ("train",) if args.hold_out else ("dev",) if args.adapter else ("train", "dev")
     splits = squad.load(args.data, args.train_file, args.dev_file, wanted)
-    if "dev" in splits:
-        splits["dev"] = splits["dev"][: args.limit_dev]
-    if "train" in splits:
-        splits["train"] = subset(splits["train"], args.limit_train)
-        if args.hold_out:
-            splits["train"], splits["dev"] = hold_out(splits["train"], together=lambda one: one.context)
-    sets = {
-        split: (questions, squad.encode(tokenizer, questions, args.max_len, args.doc_stride))
-        for split, questions in splits.items()
-    }
+    splits, sets = limited(splits, args, together=lambda one: one.context), {}
+    for split, questions in splits.items():
+        some = questions[: args.limit_dev] if split == "dev" else questions
+        sets[split] = some, squad.encode(tokenizer, some, args.max_len, args.doc_stride)
     if not args.adapter:
-        results = [train(one, model_class, checkpoint_dir, sets, device, dtype) for one in runs]
+        results = [train(one, model_class, directory, sets, device, dtype) for one in runs]
         report(results, out, args.seeds, ("best", "last"))
         say_next(runs[0], ENCODER)
     if not leave() or not (args.eval_only or args.submit or args.export):
         return
 
-    model = trained(runs[0], model_class, checkpoint_dir, device, dtype)
+    model = trained(runs[0], model_class, directory, device, dtype)
     if args.eval_only:
         print(json.dumps(score(model, *sets["dev"], device, dtype)))
     if args.submit:
-        submit(args, model, *sets["dev"], device, dtype)
+        answers = answers_of(model, *sets["dev"], device, dtype)
+        found = {question.id: answer for question, (answer, _) in zip(sets["dev"][0], answers, strict=True)}
+        path = Path(args.submit) / "predictions.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, found)
+        print(f"{path}: {len(found):,} answers")
     if args.export:
         windows = sets["dev"][1]
 
@@ -178,7 +164,7 @@ def main():
                 ids, mask, of_text = squad.batch_of([windows[i] for i in batch], config.pad_token_id, device)
                 yield torch.stack(model(ids, mask), -1)[of_text]
 
-        export(args, model, checkpoint_dir, dev_logits, f"{len(windows):,} dev windows")
+        export(args, model, directory, dev_logits, f"{len(windows):,} dev windows")
 
 
 if __name__ == "__main__":

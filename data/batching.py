@@ -45,6 +45,15 @@ def hold_out(examples, wanted=None, because="--hold-out", together=lambda exampl
     return [[e for i, e in enumerate(examples) if (i in held) == side] for side in (False, True)]
 
 
+def limited(splits, args, **how):
+    """`splits` with the training set as --limit-train and --hold-out have it; `how` is for `hold_out`."""
+    if "train" in splits:
+        splits["train"] = subset(splits["train"], args.limit_train)
+        if args.hold_out:
+            splits["train"], splits["dev"] = hold_out(splits["train"], **how)
+    return splits
+
+
 def say_cut(cut, total, max_len):
     if cut:
         print(f"{cut:,} of {total:,} texts are longer than --max-len {max_len}: their ends are cut off")

@@ -236,11 +236,11 @@ def test_adapters_are_the_papers_formulas():
 
 def test_houlsbys_adapter_reads_what_dropout_left():
     """Would catch: dropout on the adapter's own output, or an adapter that reads what was dropped."""
-    place = randomise(baselines.Houlsby(torch.nn.Dropout(0.5), 16, 4, F.gelu, None))
+    place = randomise(baselines.Behind(torch.nn.Dropout(0.5), torch.nn.Identity(), 16, 4, F.gelu, None))
     torch.manual_seed(0)
     found = place(torch.ones(9, 16))
     torch.manual_seed(0)
-    h = place.dropout(torch.ones(9, 16))
+    h = place.block(torch.ones(9, 16))
     close(found, h + place.adapter(h))
 
 

@@ -562,7 +562,7 @@ def test_a_run_does_not_go_on_with_other_data_or_another_base(glue, command, cap
         glue(*command)
     refused = "made on another base checkpoint, or other training data"
     with monkeypatch.context() as patch:
-        patch.setattr(train_glue, "subset", lambda examples, n: examples[:8])
+        patch.setattr("data.batching.subset", lambda examples, n: examples[:8])
         assert refused in fails(capsys, glue, *command, "--resume")
     with monkeypatch.context() as patch:
         patch.setattr("weights.fingerprint", lambda model: "another")
