@@ -20,7 +20,10 @@ from weights import CHOSEN, read_adapter
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are UserErrors."""
+    """argparse whose errors are UserErrors, without abbreviations: the sweep looks for whole names."""
+
+    def __init__(self, **given):
+        super().__init__(allow_abbrev=False, **given)
 
     def error(self, message):
         raise UserError(f"{message} (--help lists all arguments)")

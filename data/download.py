@@ -51,7 +51,6 @@ def fetch(url, path, sha256):
 
 def unpack(archive, folder):
     """Unpacks the only top folder of a zip as `folder`, all of it or nothing, or raises UserError."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with writing(folder), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         try:
             with zipfile.ZipFile(archive) as content:

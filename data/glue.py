@@ -120,18 +120,10 @@ def read_mrpc_raw(folder):
     """MRPC from Microsoft's files: {"train": …, "dev": …, "test": …}; GLUE's authors chose the dev rows."""
     ids = folder / "dev_ids.tsv"
     ids = {tuple(row[:2]) for row in read_tsv(ids if ids.exists() else folder / "mrpc_dev_ids.tsv")}
-    splits = {"train": [], "dev": [], "test": []}
-    for source in ("train", "test"):
-        path = folder / f"msr_paraphrase_{source}.txt"
-        for line, row in enumerate(read_tsv(path)[1:], 2):
-            if len(row) < 5:
-                raise UserError(f"{path}:{line}: {len(row)} columns: expected 5, separated by tabs")
-            quality, first_id, second_id, first, second = row[:5]
-            split, label = source, None
-            if source == "train":
-                split = "dev" if (first_id, second_id) in ids else "train"
-                label = _label(TASKS["mrpc"], quality, f"{path}:{line}")
-            splits[split].append(Example(first, second, label))
+    train, test = (folder / f"msr_paraphrase_{name}.txt" for name in ("train", "test"))
+    splits = {"train": [], "dev": [], "test": read_split("mrpc", test, labelled=False)[0]}
+    for row, example in zip(read_tsv(train)[1:], read_split("mrpc", train)[0], strict=True):
+        splits["dev" if tuple(row[1:3]) in ids else "train"].append(example)
     return splits
 
 

@@ -28,7 +28,6 @@ MODELS = {  # config.json's model_type: the classes that stand for it, by what a
     "gpt2": {"generator": GPT2},
     "t5": {"text to text": T5},
 }
-BUNDLED = {"classifier": "roberta", "span": "roberta", "generator": "gpt2", "text to text": "t5"}
 
 
 def open_checkpoint(name_or_directory, use):
@@ -36,8 +35,8 @@ def open_checkpoint(name_or_directory, use):
 
     Raises UserError as the functions below do, and for a model that is not for this use.
     """
-    directory = checkpoint(MINI / BUNDLED[use] if name_or_directory == "mini" else name_or_directory)
     classes = {kind: row[use] for kind, row in MODELS.items() if use in row}
+    directory = checkpoint(MINI / next(iter(classes)) if name_or_directory == "mini" else name_or_directory)
     with as_user_error():
         found = classes.get(str(read_json(directory / "config.json").get("model_type")))
         config = read_config(directory, found and found.CONFIG, *classes)  # refuses all others

@@ -33,17 +33,7 @@ from data.batching import Tokens, padding_share, shuffled_batches
 from data.hub import open_checkpoint
 from data.states import FromStates, cached_states
 from device import autocast, pick_device
-from experiments.measure import (
-    MEMORY,
-    alone,
-    in_transformers,
-    in_turn,
-    machine,
-    memory,
-    peak_of_shapes,
-    ratio,
-    seconds,
-)
+from experiments.measure import MEMORY, alone, in_turn, machine, memory, peak_of_shapes, ratio, seconds
 from experiments.tables import Sheet, markdown
 from hut import HUTLinear, find_linears
 from many import Many
@@ -188,14 +178,21 @@ def peft_lora(model, r, head=True):
 
     transformers' GPT-2 has one layer for queries, keys and values, c_attn, which peft adapts as a whole.
     """
+    import transformers
     from peft import LoraConfig, get_peft_model
 
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     if isinstance(model, RobertaClassifier):
         kind, options = "AutoModelForSequenceClassification", {"target_modules": ["query", "value"]}
         options["task_type"] = "SEQ_CLS" if head else None  # its mixed batches share a head
     else:
         kind, options = "AutoModelForCausalLM", {"target_modules": ["c_attn"], "fan_in_fan_out": True}
-    return get_peft_model(in_transformers(model, kind), LoraConfig(r=r, lora_alpha=2 * r, **options))
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        theirs = getattr(transformers, kind).from_pretrained(directory)
+    theirs.to(next(model.parameters()).device)
+    return get_peft_model(theirs, LoraConfig(r=r, lora_alpha=2 * r, **options))
 
 
 OWN = {"betas": betas_only, "literal": literal_hut}
@@ -326,13 +323,7 @@ def cola_step(args, folder, method, kind):
     with as_user_error():
         model = RobertaClassifier.from_pretrained(directory).to(args.device)
     model = store(adapted(model, method, args.r), args.dtype)
-
-    def padded(batch):
-        ids, _ = tokens(batch)
-        ids = F.pad(ids, (0, LONGEST - ids.shape[1]), value=tokens.pad_token)
-        return ids, ids != tokens.pad_token
-
-    inputs = padded if kind == "padded" else tokens
+    inputs = partial(tokens, lengths=(LONGEST,)) if kind == "padded" else tokens
     if kind == "states":
         inputs = cached_states(model, tokens, batches, folder, autocast(args.device, args.dtype))
         model = FromStates(model)

@@ -1,7 +1,6 @@
 """How the benchmarks measure: calls in turn, the memory of a process of its own, that of shapes alone."""
 
 import statistics
-import tempfile
 import time
 import weakref
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
@@ -135,15 +134,3 @@ def machine(device):
     gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if gpu else f"CPU, {torch.get_num_threads()} threads"
     return f"{name}, torch {torch.__version__}"
-
-
-def in_transformers(model, class_name):
-    """A model of transformers with the weights of `model`, on its device."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as directory:
-        model.save_pretrained(directory)
-        theirs = getattr(transformers, class_name).from_pretrained(directory)
-    return theirs.to(next(model.parameters()).device)

@@ -141,8 +141,7 @@ def section_of_table(path, root, runs):
     for cell in content["cells"]:
         used = [here[at] for one in cell["runs"] if (at := folder / one.get("folder", "")) in here]
         score = next(iter(cell["mean"]), None)
-        values = [one["scores"][score] for one in cell["runs"] if score in one.get("scores", ())]
-        values = [] if None in values else values  # as in the tables: the other seeds would flatter it
+        values = joined(cell, "scores", score, list) or []  # as in the tables
         costs = {key: joined(cell, "cost", key, JOINED.get(key, statistics.fmean)) for key in AXES}
         costs["parameters"] = cell["parameters"]
         entries.append(Entry(label_of(cell), cell, used, costs, score, values))

@@ -175,7 +175,8 @@ def in_use(args, script, task, folder):
         given = passed_on(args, ("model", "data", "max-len", "device", "dtype"))
         adapter = [*flags(task=task, adapter=folder / "adapter.pt"), "--eval-only"]
         command = [str(part) for part in (sys.executable, ROOT / script.path, *given, *adapter)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        env = os.environ | ({"OMP_NUM_THREADS": "1"} if args.jobs > 1 else {})
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         lines = [line for line in done.stdout.splitlines() if "ms_a_label" in line]
         if not lines:
             reason = (done.stderr.splitlines() or ["no output"])[-1]

@@ -166,8 +166,8 @@ def notes(content, tasks):
         name = f"{cell['task']} {label(cell['method'], cell['r'], cell['targets'])}"
         ends |= at_the_end(cell)
         for flag, those in flags.items():
-            values = {one["seed"]: one.get("scores", {}).get(flag) for one in cell["runs"]}
-            seeds = [f"{seed}" if n is True else f"{seed}: {n:,}" for seed, n in values.items() if n]
+            counts = scores_of(cell, flag).items()
+            seeds = [f"{seed}" if n is True else f"{seed}: {n:,}" for seed, n in counts if n]
             those += [f"{name} (seed {', '.join(seeds)})"] if seeds else []
         runs = [(name, cell), *((f"{name}, seed {one['seed']}", one) for one in cell["runs"])]
         runs += [(f"{name}, try of lr {one['lr']:g}", one) for one in cell["tries"]]

@@ -147,22 +147,26 @@ def verdict(two, score, ours, others):
 
 
 def run_table(args, table):
-    """Saves the table after each row; -> table.json's content, None with --list."""
+    """Saves table.json, and its sheets as table.md, after each row; -> its content, None with --list."""
     rows = table.rows(args)
     sweep, cells = Sweep(args, table, rows), {}
+    plans = {(task, row): sweep.cell(task, row) for task in args.tasks for row in rows}
     settings = {k: value for k, value in vars(args).items() if k not in ("table", "out", "jobs", "list")}
     settings |= {k: settings[k] and without_path(settings[k]) for k in ("model", "data")}
     settings["rows"] = [str(row) for row in rows]
-    said = how(args, table.script, sweep.begun)
-    fixed, content = {"how": said, "settings": settings, "environment": environment()}, {}
+    content = {"table": args.table, "title": table.title, "command": as_given(), "complete": False}
+    content |= {"cells": [], "how": how(args, table.script, sweep.begun), "settings": settings}
+    content["environment"] = environment()
 
     def ended(key, cell):
         cells[key] = cell
-        ordered = [cells[key] for key in plans if key in cells]
-        found = {"complete": len(ordered) == len(plans), "cells": ordered, **fixed}
-        content.update(save(args, table.title, found))
+        content["complete"] = len(cells) == len(plans)
+        content["cells"] = [cells[key] for key in plans if key in cells]
+        content["tables"] = [one._asdict() for one in sheets(content)]
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_json(args.out / "table.json", content)
+        write_text(args.out / "table.md", f"{as_text(content)}\n\n{content['how']}\n")
 
-    plans = {(task, row): sweep.cell(task, row) for task in args.tasks for row in rows}
     if args.list:
         for command in sweep.commands(plans):
             print(command)
@@ -170,16 +174,6 @@ def run_table(args, table):
     n = sum(len(row.seeds) for row in rows) * len(args.tasks)
     print(f"{args.table}: {n} runs, and those of the searches, in {args.out}", flush=True)
     sweep.execute(plans, ended)
-    return content
-
-
-def save(args, title, content):
-    """Writes table.json, and the same sheets as table.md; -> table.json's content."""
-    content = {"table": args.table, "title": title, "command": as_given(), **content}
-    content["tables"] = [one._asdict() for one in sheets(content)]
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / "table.json", content)
-    write_text(args.out / "table.md", f"{as_text(content)}\n\n{content['how']}\n")
     return content
 
 

@@ -227,62 +227,40 @@ RANKS = (1, 2, 4, 8, 64)
 
 TABLES = {
     "table1": Table(
-        "Table 1 and Figure 3: the methods on GLUE",
-        GLUE,
-        ("sst2", "mrpc", "cola", "qnli", "rte", "stsb"),
-        rows=rows_of_methods,
-        choices={"methods": all_methods(ENCODER, (
+        "Table 1 and Figure 3: the methods on GLUE", GLUE, ("sst2", "mrpc", "cola", "qnli", "rte", "stsb"),
+        rows_of_methods, {"methods": all_methods(ENCODER, (
             "full", "head", "bitfit", "houlsby:64", "houlsby:8", "pfeiffer:64", "pfeiffer:16", "lin", "top2",
             "prefix", "lora", "vera", "fourierft", "hut"))},
     ),
     "duel": Table("Two methods", GLUE, ("cola",), rows_of_methods, choices={}),
     "table3": Table(
-        "Table 3: the methods on E2E",
-        E2E,
-        ("e2e",),
-        rows=rows_of_methods,
-        choices={"methods": all_methods(DECODER, (
+        "Table 3: the methods on E2E", E2E, ("e2e",),
+        rows_of_methods, {"methods": all_methods(DECODER, (
             "frozen", "full", "top2", "bitfit", "houlsby", "pfeiffer", "lin:6", "lin:224", "prefix", "lora",
             "vera", "fourierft", "hut"))},
         seeds=3,
     ),
     "squad": Table(
-        "SQuAD v1.1, of which the paper has Figure 4 alone",
-        SQUAD,
-        ("squad",),
-        rows=rows_of_methods,
-        choices={"methods": ("full", "head", "bitfit", "lora", "hut")},
+        "SQuAD v1.1, of which the paper has Figure 4 alone", SQUAD, ("squad",),
+        rows_of_methods, {"methods": ("full", "head", "bitfit", "lora", "hut")},
     ),
     "table4": Table(
-        "Table 4: where HUT is applied",
-        GLUE,
-        ("cola", "mrpc"),
-        rows=rows_of_table_4,
-        choices={"targets": ("q", "k", "v", "o", "qk", "qv", "qkv", "qkvo")},
+        "Table 4: where HUT is applied", GLUE, ("cola", "mrpc"),
+        rows_of_table_4, {"targets": ("q", "k", "v", "o", "qk", "qv", "qkv", "qkvo")},
         notes=("The paper prints 0.8M parameters for each row, but its rows differ in size, as these do.",),
     ),
     "table5": Table(
-        "Table 5: r, and where",
-        GLUE,
-        ("cola", "mrpc"),
-        rows=rows_of_table_5,
-        choices={"targets": ("v", "qv", "qkvo"), "ranks": RANKS},
-        one_search=True,
+        "Table 5: r, and where", GLUE, ("cola", "mrpc"),
+        rows_of_table_5, {"targets": ("v", "qv", "qkvo"), "ranks": RANKS}, one_search=True,
     ),
     "rank": Table(
-        "What r does",
-        GLUE,
-        ("cola",),
-        rows=rows_of_table_5,
-        choices={"targets": ("qv",), "ranks": RANKS},
-        one_search=True,
+        "What r does", GLUE, ("cola",),
+        rows_of_table_5, {"targets": ("qv",), "ranks": RANKS}, one_search=True,
     ),
     "read": Table(
-        "READ and what it is compared with, on T5",
-        READ,
+        "READ and what it is compared with, on T5", READ,
         ("cola", "mnli", "mrpc", "qnli", "qqp", "sst2", "stsb"),  # GLUE without RTE and WNLI
-        rows=rows_of_methods,
-        choices={"methods": all_methods(T5, ("full", "bitfit", "lora", "houlsby", "prompt", "lst"))},
+        rows_of_methods, {"methods": all_methods(T5, ("full", "bitfit", "lora", "houlsby", "prompt", "lst"))},
         seeds=3,
         notes=(
             "A task's score is the mean of its metrics (MRPC, QQP: accuracy and F1; STS-B: Pearson and "

@@ -22,6 +22,8 @@ from html import escape
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from adapter import Predictor, best_spans, load
@@ -164,27 +166,25 @@ def in_answer(word, span):
 # ---- relations
 
 
+class LastAttention(TorchFunctionMode):
+    """Keeps the queries and keys of the last attention that is computed, (1, n_head, L, d / n_head)."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is F.scaled_dot_product_attention:
+            self.q, self.k, *_ = args
+        return function(*args, **(kwargs or {}))
+
+
 @torch.no_grad()
 def attention_of(model, ids):
     """Attention of the last layer, (n_head, L, L), from each token to each.
 
-    With any method, a block has one module q and one k. Prefix-tuning puts `keys` (m, d) before k's output.
-    They take a part of the attention, so that a row sums to less than 1.
+    The keys of prefix-tuning, which come first, take a part of it, so that a row sums to less than 1.
     """
-    block, found = model.roberta.blocks[-1], {}
-    modules = {name.rpartition(".")[2]: module for name, module in block.named_modules()}
-    prefix = [tensor for name, tensor in block.named_parameters() if name.rpartition(".")[2] == "keys"]
-
-    def keep(name):
-        return modules[name].register_forward_hook(lambda m, i, output: found.update({name: output[0]}))
-
-    hooks = [keep("q"), keep("k")]
-    model.roberta(ids)
-    for hook in hooks:
-        hook.remove()
-    both = found["q"], torch.cat([*prefix, found["k"]])
-    q, k = (t.unflatten(-1, (model.config.num_attention_heads, -1)).transpose(0, 1) for t in both)
-    return (q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])).softmax(-1)[:, :, -ids.shape[1] :]
+    with LastAttention() as last:
+        model.roberta(ids)
+    scores = last.q[0] @ last.k[0].mT / math.sqrt(last.q.shape[-1])
+    return scores.softmax(-1)[:, :, -ids.shape[1] :]
 
 
 def gradient_times_input(model, reading):

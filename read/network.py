@@ -11,12 +11,7 @@ The backward pass goes through the head (and norm), U and the N steps of the RNN
 another one in the RNN. So a classifier needs it at the first token only (or on all tokens' means, where it
 reads a mean), an answer's span at all; GPT-2 stays causal, and runs it on the new token alone when decoding.
 
-Parameters, at width h beside a backbone of width d, N layers (`tests/test_read.py`):
-
-    GRU       3 h (d + h) + 6 h, and U: h d    RoBERTa-large, h = 256: 983,040 + 1,536 + 262,144 = 1,246,720
-    LSTM      4 h (d + h) + 8 h, and U: h d
-    RNN         h (d + h) + 2 h, and U: h d
-    untied    N times the GRU's
+At width h beside a backbone of width d, a GRU has 3 h (d + h) + 6 h parameters, and U h d.
 
 A T5 has a recurrent network on each side, joined by the frozen cross-attention:
 
@@ -29,8 +24,7 @@ A T5 has a recurrent network on each side, joined by the frozen cross-attention:
 |phi^D_N| is ours: the paper's sum has no such factor (`unscaled`). It undoes the division of the inputs by
 their size, so that the correction is in proportion to the stream, however large that has grown. What the
 frozen decoder reads of the encoder is not corrected. No token of the target sees a later one, so READ decodes
-step by step, with the backbone's cache and E. Parameters: two RNNs, Psi and U (h d each) and b (d); T5-base,
-GRU, h = 256: 1,969,920, 0.80 % of 247.58M.
+step by step, with the backbone's cache and E.
 """
 
 import copy
@@ -220,10 +214,9 @@ def apply_read(model, r=WIDTH, cell="gru", start="zero", unscaled=False, drop_la
     """`model`, frozen and with READ beside it: another object, with the same layers.
 
     r          the width of the RNN's state; the paper tries 128 and 256
-    cell       gru, lstm, rnn, or untied
-    start      of U: zero, which is the frozen model; or random, the library's default
-    unscaled   whether a T5's correction is added as Algorithm 1 prints it
     drop_last  blocks that `model` loses, the last of each side: READ-large is T5-large without four
+
+    methods.OPTIONS describes the others.
 
     Raises ValueError, with the model unchanged, for a size, cell or model that does not fit.
     """

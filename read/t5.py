@@ -275,9 +275,8 @@ class T5(Pretrained):
         """As GPT2.generate, without `ngram_scope`: n-grams are counted in the output and its start token."""
 
         def begin(batch):
-            start, device = self.config.decoder_start_token_id, self.word.weight.device
-            history = torch.full((len(batch), 1), start, device=device)
-            return T5Decoder(self, batch, beam_size, max_new_tokens), history
+            decoder = T5Decoder(self, batch, beam_size, max_new_tokens)
+            return decoder, decoder.first
 
         search = max_new_tokens, no_repeat_ngram_size, beam_size, length_penalty
         return decode_all(self, begin, sources, batch_size, *search)
@@ -299,12 +298,12 @@ class T5Decoder:
         self.source = model.encode(ids.to(device), None if kept.all() else kept.to(device))
         self.past, self.crossed = model._caches(self.source, 1 + (max_new_tokens - 1) * beam_size)
         self.source = self.source._replace(memory=None, states=[])  # the caches hold what was needed of them
+        self.first = torch.full((B, 1), model.config.decoder_start_token_id, device=device)
         self.positions = torch.zeros(1, dtype=torch.int64, device=device)
         self.visible = torch.ones(B, 1, 1, dtype=torch.bool, device=device)
 
     def start(self):
-        B, token = len(self.visible), self.model.config.decoder_start_token_id
-        return self._logits(torch.full((B, 1), token, device=self.positions.device))
+        return self._logits(self.first)
 
     def step(self, tokens, parents):
         self.visible = extend_visible(self.visible, parents)

@@ -74,6 +74,23 @@ def test_read_with_other_options_is_what_results_give():
     assert len(lines) == 3
 
 
+def test_the_readmes_table_is_what_results_give():
+    """Would catch: a digit that is changed in the README's table of scores."""
+    text = (publish.ROOT / "README.md").read_text(encoding="utf-8")
+    lines = (line.strip("| ").split(" | ") for line in text.partition("## Results")[2].splitlines())
+    shown = {words[0]: words[1:] for words in lines if len(words) == 6}
+    names = {"HUT": "hut", "LoRA": "lora", "BitFit": "bitfit", "full fine-tuning": "full"}
+    for column, name in enumerate(("table1-mini", "cola", "stsb", "mrpc", "table3-mini")):
+        cells = {c["method"]: c for c in report.read(publish.RESULTS / name / "table.json")["cells"]}
+        score = next(iter(cells["hut"]["mean"]))
+        of = {method: {one["seed"]: one["scores"][score] for one in c["runs"]} for method, c in cells.items()}
+        for label, method in names.items():
+            mean, std = (cells[method][key][score] for key in ("mean", "std"))
+            assert shown[label][column] == number(score, mean, std), (name, label)
+        less = interval(score, difference(of["hut"], of["lora"])).partition(", p")[0]
+        assert shown["HUT − LoRA [95 %]"][column] == less, name
+
+
 @pytest.fixture
 def results(monkeypatch, tmp_path):
     for name in ("RESULTS", "PAGE", "PICTURE"):
