@@ -27,8 +27,8 @@ def hold_out(examples, wanted=None, because="--hold-out", together=lambda exampl
     """(the rest, a part to choose by), always the same. The part has `wanted` examples, or if that is None a
     tenth, or HELD_OUT if more, up to a quarter.
 
-    Examples that are `together` in something stay so: their texts, E2E's meaning, SQuAD's paragraph. Raises
-    UserError if all are.
+    Examples with the same `together` stay on one side: the same text, for E2E the same meaning, for SQuAD the
+    same paragraph. Raises UserError if all have the same.
     """
     groups, held = {}, set()
     for i, example in enumerate(examples):
