@@ -215,9 +215,11 @@ def falls(subject, reading, rng):
     choices, and "like" a measure for random words of which as many are in each text: answers depend on the
     question, which is short, and a measure should do more than prefer it. None without words to mask.
     """
-    words, mask = reading.words, subject.tokenizer.token_to_id("<mask>")
-    if mask is None:
-        raise UserError("--faithfulness: the tokenizer has no <mask>")
+    words, tokenizer = reading.words, subject.tokenizer
+    known = [token for token in map(tokenizer.token_to_id, ("<mask>", "[MASK]")) if token is not None]
+    if not known:
+        raise UserError("--faithfulness: the tokenizer has no <mask> or [MASK]")
+    (mask,) = known
     outside = [i for i, word in enumerate(words) if not in_answer(word, reading.span)]
     if not outside:
         return None
