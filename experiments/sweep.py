@@ -153,6 +153,7 @@ def run_table(args, table):
     plans = {(task, row): sweep.cell(task, row) for task in args.tasks for row in rows}
     settings = {k: value for k, value in vars(args).items() if k not in ("table", "out", "jobs", "list")}
     settings |= {k: settings[k] and without_path(settings[k]) for k in ("model", "data")}
+    settings["rest"] = [re.sub("[^=]*/", "", word) for word in args.rest]
     settings["rows"] = [str(row) for row in rows]
     content = {"table": args.table, "title": table.title, "command": as_given(), "complete": False}
     content |= {"cells": [], "how": how(args, table.script, sweep.begun), "settings": settings}
