@@ -219,7 +219,7 @@ def falls(subject, reading, rng):
     known = [token for token in map(tokenizer.token_to_id, ("<mask>", "[MASK]")) if token is not None]
     if not known:
         raise UserError("--faithfulness: the tokenizer has no <mask> or [MASK]")
-    (mask,) = known
+    mask = known[0]
     outside = [i for i, word in enumerate(words) if not in_answer(word, reading.span)]
     if not outside:
         return None

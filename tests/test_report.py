@@ -22,7 +22,7 @@ def run_folder(folder, seed, scores, finished=True, method="hut", task="cola", *
     args = {"task": task, "method": method, "r": 8, "targets": "qv", "lr": 0.25, "epochs": 2, "seed": seed}
     versions = {"versions": {"torch": "9.8.7"}, "device": "abacus", "threads": 1, "git": None}
     (folder / "args.json").write_text(json.dumps({"args": args, **versions}))
-    score = "matthews"
+    score = "exact_match" if task == "squad" else "matthews"
     rows = [{"epoch": i, "step": i, "train_loss": 0.5, score: s, "lr": 0.1} for i, s in enumerate(scores, 1)]
     rows = [row | {"timing": {"seconds": 40 * row["epoch"], "step_ms": 12.5}} for row in rows]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -309,6 +309,17 @@ def test_runs_are_named_by_folder_and_a_seed_counts_once(call, tmp_path):
         for name, kind in (("a …", "hut"), ("z", "other"))
     )
     assert 'title="last matthews">55.0' in text, "what a phone shows above a number"
+
+
+def test_squad_is_shown_in_hundredths(call, tmp_path):
+    """Would catch: 8325.0 or 0.8 for .8325, in the table, the curves or the figures."""
+    last = {"epoch": 1, "exact_match": 0.8325, "f1": 0.865}
+    run_folder(tmp_path / "runs" / "s", 0, [0.8325], task="squad", last=last)
+    run_folder(tmp_path / "runs" / "t", 0, [0.8], task="squad", method="lora", last=last)
+    out = tmp_path / "report.html"
+    call(tmp_path / "runs", "-o", out)
+    assert rows_of(out)["s"][:3] == ["83.2", "86.5", "83.2"] and "83.2 after epoch 1" in out.read_text()
+    assert not re.search(r"\d{4}\.\d<", out.read_text())
 
 
 def test_methods_that_the_paper_does_not_count(call, tmp_path):

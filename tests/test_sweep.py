@@ -666,11 +666,14 @@ def test_squads_rates_are_chosen_by_f1(call, pretend, tmp_path):
         return (0.855 if near else 0.5), (0.25 if near else 0.75)
 
     ran = pretend(score)
-    assert call("squad", "--model", "m", "--out", tmp_path, "--methods", "hut", "--seeds", 1) == 0
+    more = ["--methods", "hut", "--seeds", 1, "--", "--train-file", "/a/b.json"]
+    assert call("squad", "--model", "m", "--out", tmp_path, *more) == 0
     assert {value(a, "--head-lr") for a in ran if "hut" in a} == {str(best["head"])} and "--task" not in ran[
         -1
     ]
-    (sheet,) = json.loads((tmp_path / "table.json").read_text())["tables"]
+    content = json.loads((tmp_path / "table.json").read_text())
+    (sheet,) = content["tables"]
+    assert content["settings"]["rest"] == ["--train-file", "b.json"]  # no path of the machine
     assert sheet["rows"][0][2:4] == ["85.5", "25.0"] and str(best["hut"]) in sheet["rows"][0]
 
 

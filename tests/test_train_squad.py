@@ -335,6 +335,7 @@ def test_an_adapter_of_another_task_or_base_is_refused(run_squad, command, tmp_p
             "question 0: its 2 tokens leave 14 of 20 for the text: expected more than --doc-stride 14",
         ),
         (["--limit-dev", "0"], "--limit-dev: '0': expected"),
+        (["--limit-de", "5"], "unrecognized arguments: --limit-de 5"),  # a sweep looks for whole names
         (["--max-len", "5"], "--max-len 5: expected 6 to 32"),
         (["--predict", "who?", "text"], "need --adapter"),
         (

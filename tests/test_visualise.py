@@ -6,6 +6,7 @@ import math
 import random
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -238,8 +239,10 @@ def test_the_reddest_words_outside_the_answer_are_masked(loaded, monkeypatch):
     reading = visualise.Reading(("", ""), torch.full((1, 26), 5), words, "", [], answer, outcome)
     reds = {"attention": [*range(12)], "gradient": [5, 4, 3, 2, 99, 99, -1, -1, -1, -1, -1, -1]}
     monkeypatch.setattr(visualise, "relations", lambda *arguments: reds)
+    named, subject.tokenizer = subject.tokenizer, SimpleNamespace(token_to_id={"[MASK]": mask}.get)  # BERT's
     visualise.falls(subject, reading, random.Random(0))
     assert {len(chosen) for chosen in asked[1:]} == {2}  # a twentieth of ten words: one
+    subject.tokenizer = named
     asked.clear()
     monkeypatch.setattr(visualise, "MASKED", 0.2)
     before, fall = visualise.falls(subject, reading, random.Random(0))
